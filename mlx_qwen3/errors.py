@@ -1,0 +1,40 @@
+"""What can go wrong, as a user meets it. Every message names the thing, the values and the remedy.
+
+Qwen3Error              exit code 1
+|- ConfigError          a setting in config.json or generation_config.json: missing, unknown, unsupported
+|- CheckpointError      the files of a checkpoint: missing, truncated, contradictory
+|- SourceError          a SOURCE that is no folder, or that the Hub does not give
+|- PromptError          a prompt or conversation that this model cannot take
+|- OutputError          a place that cannot be written
+`- UsageError           options that contradict each other or the model; exit code 2
+"""
+
+
+class Qwen3Error(Exception):
+    """Base of all errors that are the input's fault and not the program's."""
+
+    exit_code = 1
+
+
+class ConfigError(Qwen3Error):
+    pass
+
+
+class CheckpointError(Qwen3Error):
+    pass
+
+
+class SourceError(Qwen3Error):
+    pass
+
+
+class PromptError(Qwen3Error):
+    pass
+
+
+class OutputError(Qwen3Error):
+    pass
+
+
+class UsageError(Qwen3Error):
+    exit_code = 2

@@ -1,0 +1,65 @@
+"""From a SOURCE, which is a folder, a Hub id or `demo`, to a local folder."""
+
+import re
+from pathlib import Path
+
+from .errors import SourceError
+
+DEMO = Path(__file__).parent / "demo"
+DEFAULT = "Qwen/Qwen3-0.6B"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# What loading and converting read; repositories also hold pictures, other formats and second copies of the weights.
+NEEDED = (
+    "config.json",
+    "generation_config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
+
+
+def resolve(source: str | Path) -> Path:
+    """The local folder of a SOURCE; downloads a Hub id into huggingface_hub's cache, with its progress bar.
+
+    Raises SourceError where there is no such folder or the Hub does not give the files.
+    """
+    folder = DEMO if source == "demo" else Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise SourceError(f"{source} is a file; give the folder that holds config.json and the weights")
+    if not HUB_ID.fullmatch(str(source)):
+        raise SourceError(f"there is no folder {source}; give a folder, a Hub id such as {DEFAULT}, or 'demo'")
+    return _download(str(source))
+
+
+def default_source() -> str:
+    """Qwen3-0.6B where it is already in the local cache, else the demo in the package."""
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = all(
+        isinstance(try_to_load_from_cache(DEFAULT, name), str)
+        for name in ("config.json", "model.safetensors", "tokenizer.json")
+    )
+    return DEFAULT if cached else "demo"
+
+
+def _download(repository: str) -> Path:
+    # Imported here: it takes 0.2 s, and a local folder does not need it.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    local = f"download it elsewhere with `hf download {repository}` and give its folder, or use --model demo"
+    try:
+        return Path(snapshot_download(repository, allow_patterns=list(NEEDED)))
+    except GatedRepoError:
+        raise SourceError(f"{repository} is gated; accept its terms on the Hub, then run `hf auth login`") from None
+    except RepositoryNotFoundError:
+        raise SourceError(f"the Hub has no public model {repository}; check the name, or run `hf auth login`") from None
+    except LocalEntryNotFoundError:
+        raise SourceError(f"{repository} is not in the local cache and the Hub cannot be reached; {local}") from None
+    except (HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise SourceError(f"{repository} could not be downloaded ({reason}); try again, or {local}") from None

@@ -1,0 +1,133 @@
+"""From logits to a token. The order is that of transformers: penalty, temperature, top-k, top-p, min-p."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import mlx.core as mx
+
+from .errors import ConfigError, UsageError
+
+# Settings of generation_config.json that would change the output and are not implemented, with their neutral values.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "num_beams": (1,),
+    "num_beam_groups": (1,),
+    "num_return_sequences": (1,),
+    "penalty_alpha": (0.0,),
+    "typical_p": (1.0,),
+    "top_h": (),
+    "epsilon_cutoff": (0.0,),
+    "eta_cutoff": (0.0,),
+    "diversity_penalty": (0.0,),
+    "encoder_repetition_penalty": (1.0,),
+    "no_repeat_ngram_size": (0,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+    "guidance_scale": (1.0,),
+    "bad_words_ids": (),
+    "sequence_bias": (),
+    "suppress_tokens": ([],),
+    "begin_suppress_tokens": ([],),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+    "exponential_decay_length_penalty": (),
+}
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to choose the next token; the defaults are Qwen3's own for thinking. `temperature=0` is greedy.
+
+    `top_k=0` and `top_p=1` switch their filter off. The same seed and prompt give the same tokens.
+    """
+
+    temperature: float = 0.6
+    top_k: int = 20
+    top_p: float = 0.95
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises UsageError that names the setting."""
+        for name, (valid, expected) in RANGES.items():
+            value = getattr(self, name)
+            number = isinstance(value, int) or (isinstance(value, float) and name not in ("top_k", "seed"))
+            if isinstance(value, bool) or not number or not valid(value):
+                raise UsageError(f"{name} is {value!r}; expected {expected}")
+
+    @classmethod
+    def from_generation_config(cls, raw: Mapping[str, Any], thinking: bool) -> "SamplingParams":
+        """The checkpoint's own settings; Qwen's defaults where it brings none.
+
+        generation_config.json carries the values for thinking only, so a sampling checkpoint is switched to Qwen's
+        other ones where thinking is off. `do_sample: false` is greedy.
+        """
+        for name, neutral in NEUTRAL.items():
+            if raw.get(name) is not None and raw[name] not in neutral:
+                raise ConfigError(f"{name} is {raw[name]!r} in generation_config.json; not supported, remove it")
+        names = {field.name for field in fields(cls)} - {"seed"}
+        settings = {name: value for name, value in raw.items() if name in names and value is not None}
+        if raw and not raw.get("do_sample", False):
+            settings["temperature"] = 0.0
+        elif not thinking:
+            settings |= {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "min_p": 0.0}
+        try:
+            return cls(**settings)
+        except UsageError as error:
+            raise ConfigError(f"generation_config.json: {error}") from None
+
+
+RANGES: dict[str, tuple[Any, str]] = {
+    "temperature": (lambda x: 0 <= x < float("inf"), "a number >= 0 (0 is greedy)"),
+    "top_k": (lambda x: x >= 0, "an integer >= 0 (0 is off)"),
+    "top_p": (lambda x: 0 < x <= 1, "a number in (0, 1] (1 is off)"),
+    "min_p": (lambda x: 0 <= x <= 1, "a number in [0, 1] (0 is off)"),
+    "repetition_penalty": (lambda x: 0 < x < float("inf"), "a number > 0 (1 is off)"),
+    "seed": (lambda x: 0 <= x < 2**64, "an integer in [0, 2^64)"),
+}
+
+
+def sample(logits: mx.array, params: SamplingParams, key: mx.array) -> mx.array:
+    """One token id per row, (B,), from logits (B, V) whose repetition penalty is applied."""
+    if params.temperature == 0:
+        return mx.argmax(logits, axis=-1)
+    logits = logits.astype(mx.float32) / params.temperature
+    if params.top_k == 0 and params.top_p == 1 and params.min_p == 0:
+        return mx.random.categorical(logits, key=key)
+    values, ids = candidates(logits, params.top_k)
+    values = min_p(top_p(values, params.top_p), params.min_p)
+    choice = mx.random.categorical(values, key=key)
+    return mx.take_along_axis(ids, choice[:, None], axis=-1)[:, 0]
+
+
+def candidates(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
+    """The k largest logits of each row, largest first, and their ids, (B, k); all where k is 0.
+
+    Partitioned before they are sorted: the later filters then work on k values and not on the vocabulary.
+    """
+    if not 0 < k < logits.shape[-1]:
+        ids = mx.argsort(-logits, axis=-1)
+        return mx.take_along_axis(logits, ids, axis=-1), ids
+    ids = mx.argpartition(-logits, k - 1, axis=-1)[:, :k]
+    values = mx.take_along_axis(logits, ids, axis=-1)
+    order = mx.argsort(-values, axis=-1)
+    return mx.take_along_axis(values, order, axis=-1), mx.take_along_axis(ids, order, axis=-1)
+
+
+def top_p(values: mx.array, p: float) -> mx.array:
+    """Keep the fewest values, sorted from the largest, whose probabilities reach p; the rest become -inf."""
+    before = mx.cumsum(mx.softmax(values, axis=-1), axis=-1, inclusive=False)
+    return mx.where(before < p, values, -mx.inf)
+
+
+def min_p(values: mx.array, p: float) -> mx.array:
+    """Keep the values with at least p times the probability of the first, the largest; the rest become -inf."""
+    probabilities = mx.softmax(values, axis=-1)
+    return mx.where(probabilities >= p * probabilities[:, :1], values, -mx.inf)
+
+
+def penalize(logits: mx.array, seen: mx.array, penalty: float) -> mx.array:
+    """Repetition penalty (arXiv 1909.05858): logits (B, V) of tokens already `seen` (B, V) bool move down."""
+    return mx.where(seen, mx.where(logits > 0, logits / penalty, logits * penalty), logits)

@@ -1,0 +1,326 @@
+"""Which tensor of a checkpoint is which parameter: names and shapes as data, every tensor accounted for.
+
+The parts of this file are those of Hugging Face without `model.`: `layers.0.self_attn.q_proj`. A checkpoint holds a
+part by itself (Hugging Face, mlx-lm) or as rows of a fused matrix (native); `read_parts` finds it either way.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_unflatten
+
+from .checkpoint import FLOATS, NAMES, StoredTensor, join, read_tensors
+from .config import Quantization, Qwen3Config
+from .errors import CheckpointError, ConfigError, UsageError
+from .model import ConcatLinear, Qwen3
+
+# fused module -> the Hugging Face modules whose rows it stacks, in this order
+NAME_MAP = {
+    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+}
+LEAVES = ("weight", "scales", "biases")
+DTYPES = {"bf16": mx.bfloat16, "fp16": mx.float16, "fp32": mx.float32}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One Hugging Face module: its tensors by leaf name, and how they are packed."""
+
+    name: str
+    leaves: Mapping[str, StoredTensor]
+    quantization: Quantization | None
+
+
+@dataclass(frozen=True)
+class Module:
+    """One module of a layout: a single part, or the parts whose rows it stacks."""
+
+    name: str
+    parts: tuple[Part, ...]
+
+    @property
+    def quantization(self) -> Quantization | None:
+        return self.parts[0].quantization
+
+    def tensors(self) -> Iterator[tuple[str, tuple[StoredTensor, ...]]]:
+        """(parameter name, the tensors to stack along the rows)."""
+        for leaf in self.parts[0].leaves:
+            yield f"{self.name}.{leaf}", join([part.leaves[leaf] for part in self.parts])
+
+
+def fusions(config: Qwen3Config) -> dict[str, tuple[str, ...]]:
+    """NAME_MAP for every layer, in full names."""
+    return {
+        f"layers.{layer}.{fused}": tuple(f"layers.{layer}.{name}" for name in names)
+        for layer in range(config.num_hidden_layers)
+        for fused, names in NAME_MAP.items()
+    }
+
+
+def part_shapes(config: Qwen3Config) -> dict[str, tuple[int, ...]]:
+    """Weight shape of every part, in the order of the forward pass."""
+    hidden, inner, D = config.hidden_size, config.intermediate_size, config.head_dim
+    q, kv = config.num_attention_heads * D, config.num_key_value_heads * D
+    block = {
+        "input_layernorm": (hidden,),
+        "self_attn.q_proj": (q, hidden),
+        "self_attn.k_proj": (kv, hidden),
+        "self_attn.v_proj": (kv, hidden),
+        "self_attn.q_norm": (D,),
+        "self_attn.k_norm": (D,),
+        "self_attn.o_proj": (hidden, q),
+        "post_attention_layernorm": (hidden,),
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+    }
+    shapes: dict[str, tuple[int, ...]] = {"embed_tokens": (config.vocab_size, hidden)}
+    for layer in range(config.num_hidden_layers):
+        shapes |= {f"layers.{layer}.{name}": shape for name, shape in block.items()}
+    shapes["norm"] = (hidden,)
+    return shapes if config.tie_word_embeddings else {**shapes, "lm_head": (config.vocab_size, hidden)}
+
+
+def read_parts(folder: Path, config: Qwen3Config) -> dict[str, Part]:
+    """Every part of the checkpoint in `folder`, checked against the config; reads headers only.
+
+    Raises CheckpointError for a tensor that is missing, not expected, or of another shape or dtype, and ConfigError
+    where head_dim contradicts the tensors.
+    """
+    tensors = _without_prefix(read_tensors(folder))
+    _check_head_dim(tensors, config)
+    shapes = part_shapes(config)
+    located, claimed = _locate(tensors, shapes, fusions(config))
+    if config.tie_word_embeddings:
+        claimed |= duplicate_head(tensors)
+    if missing := [f"{name}.weight" for name, leaves in located.items() if "weight" not in leaves]:
+        raise CheckpointError(f"{folder} lacks {_some(missing)}; {_remedy(missing, config)}")
+    if extra := sorted(tensors.keys() - claimed):
+        raise CheckpointError(
+            f"{folder} holds {_some(extra)}, which a Qwen3 with this config.json does not have; "
+            "config.json and weights are of different models"
+        )
+    parts = {name: Part(name, leaves, _packing(name, leaves, config)) for name, leaves in located.items()}
+    for part in parts.values():
+        _check_leaves(part, shapes[part.name])
+    return parts
+
+
+def native_modules(parts: Mapping[str, Part], config: Qwen3Config, dtype: mx.Dtype | None = None) -> list[Module]:
+    """The parts as the native layout stacks them, for tensors kept in their dtypes or cast to `dtype`.
+
+    Parts that cannot share one matrix, because packing or dtype differ, stay by themselves.
+    """
+    whole = {names[0]: Module(fused, tuple(parts[name] for name in names)) for fused, names in fusions(config).items()}
+    modules: list[Module] = []
+    stacked: set[str] = set()
+    for name, part in parts.items():
+        if name in whole and len({_stacking_key(member, dtype) for member in whole[name].parts}) == 1:
+            modules.append(whole[name])
+            stacked |= {member.name for member in whole[name].parts}
+        elif name not in stacked:
+            modules.append(Module(name, (part,)))
+    return modules
+
+
+def load_model(folder: Path, dtype: str | mx.Dtype | None = None) -> Qwen3:
+    """The model of a checkpoint folder in any supported layout, its weights evaluated.
+
+    `dtype` (bf16, fp16, fp32) is that of the computation and of all weights that are not packed. The default is the
+    checkpoint's own on a GPU and float32 on a CPU, where MLX multiplies bf16 matrices 2.5 to 6 times slower.
+    Raises ConfigError, CheckpointError, or UsageError for another dtype.
+    """
+    config = Qwen3Config.from_folder(folder)
+    parts = read_parts(folder, config)
+    compute = parse_dtype(dtype) or (mx.float32 if mx.default_device().type == mx.cpu else checkpoint_dtype(parts))
+    modules = native_modules(parts, config, compute)
+    model = Qwen3(config)
+    places = _shape_modules(model, modules, config)
+    reader = _Reader()
+    parameters = []
+    for module in modules:
+        for name, tensors in module.tensors():
+            path = name.replace(module.name, places.get(module.name, module.name), 1)
+            parameters.append((path, reader.read(tensors, compute)))
+    model.load_weights(parameters, strict=True)
+    return model
+
+
+def parse_dtype(dtype: str | mx.Dtype | None) -> mx.Dtype | None:
+    """bf16, fp16 and fp32 as MLX dtypes; raises UsageError for another one."""
+    if dtype is None:
+        return None
+    named = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if named not in FLOATS:
+        raise UsageError(f"dtype is {dtype!r}; expected {', '.join(DTYPES)}")
+    return named
+
+
+def checkpoint_dtype(parts: Mapping[str, Part]) -> mx.Dtype:
+    """The dtype of the largest floating-point tensor; in a quantized checkpoint the one it was made from."""
+    floats = [leaf for part in parts.values() for leaf in part.leaves.values() if leaf.dtype in FLOATS]
+    return max(floats, key=lambda leaf: leaf.nbytes).dtype
+
+
+def cast(array: mx.array, dtype: mx.Dtype, name: str) -> mx.array:
+    """To another float dtype; packed integers stay. Raises CheckpointError where float16 cannot hold a value."""
+    if array.dtype not in FLOATS or array.dtype == dtype:
+        return array
+    result = array.astype(dtype)
+    if dtype == mx.float16 and mx.any(mx.isinf(result) & ~mx.isinf(array)).item():
+        largest = mx.max(mx.abs(array)).item()
+        raise CheckpointError(f"{name} reaches {largest:g}, past float16's 65504; use bf16 or fp32")
+    return result
+
+
+def duplicate_head(tensors: Mapping[str, StoredTensor]) -> set[str]:
+    """The names of an lm_head that repeats the embedding it is tied to, as 0.6B and 1.7B ship it.
+
+    Raises CheckpointError where its values differ: tied and untied would then be two models.
+    """
+    names = {f"lm_head.{leaf}" for leaf in LEAVES} & tensors.keys()
+    for name in names:
+        head, embedding = tensors[name], tensors.get(name.replace("lm_head", "embed_tokens"))
+        if embedding is None or not _same_bytes(head, embedding):
+            raise CheckpointError(
+                f"tie_word_embeddings is true, but {name} differs from the embedding; "
+                "set it to false in config.json to use lm_head, or remove lm_head"
+            )
+    return names
+
+
+def _same_bytes(a: StoredTensor, b: StoredTensor) -> bool:
+    same_form = (a.dtype, a.shape) == (b.dtype, b.shape)
+    return same_form and all(x == y for x, y in zip(a.chunks(), b.chunks(), strict=True))
+
+
+class _Reader:
+    """Reads tensors through MLX, which loads a file's arrays lazily, straight into the memory they stay in."""
+
+    def __init__(self) -> None:
+        self._files: dict[Path, dict[str, mx.array]] = {}
+
+    def read(self, tensors: tuple[StoredTensor, ...], dtype: mx.Dtype) -> mx.array:
+        arrays = [cast(self._take(tensor), dtype, tensor.name) for tensor in tensors]
+        array = arrays[0] if len(arrays) == 1 else mx.concatenate(arrays)
+        mx.eval(array)
+        del arrays
+        mx.clear_cache()  # or the parts just stacked stay allocated beside the whole: two copies of the weights
+        return array
+
+    def _take(self, tensor: StoredTensor) -> mx.array:
+        if tensor.path not in self._files:
+            self._files[tensor.path] = mx.load(str(tensor.path))  # type: ignore[assignment]
+        array = self._files[tensor.path].pop(tensor.name)
+        return array if array.shape == tensor.shape else array[tensor.first_row : tensor.first_row + tensor.shape[0]]
+
+
+def _without_prefix(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    plain: dict[str, StoredTensor] = {}
+    for name, tensor in tensors.items():
+        if (short := name.removeprefix("model.")) in plain:
+            raise CheckpointError(f"{short} is stored with and without the prefix 'model.'; remove one of them")
+        plain[short] = tensor
+    return plain
+
+
+def _locate(
+    tensors: Mapping[str, StoredTensor], shapes: Mapping[str, tuple[int, ...]], fused: Mapping[str, tuple[str, ...]]
+) -> tuple[dict[str, dict[str, StoredTensor]], set[str]]:
+    """(the leaves found for every part, the names of the tensors they lie in)."""
+    located: dict[str, dict[str, StoredTensor]] = {
+        name: {leaf: tensors[f"{name}.{leaf}"] for leaf in LEAVES if f"{name}.{leaf}" in tensors} for name in shapes
+    }
+    claimed = {f"{name}.{leaf}" for name, leaves in located.items() for leaf in leaves}
+    for whole, names in fused.items():
+        if any(located[name] for name in names):
+            continue
+        heights = [shapes[name][0] for name in names]
+        for leaf in LEAVES:
+            if (tensor := tensors.get(f"{whole}.{leaf}")) is None:
+                continue
+            if tensor.shape[:1] != (sum(heights),):
+                raise CheckpointError(
+                    f"{tensor.name} has shape {list(tensor.shape)}, but config.json gives {sum(heights)} rows"
+                )
+            claimed.add(f"{whole}.{leaf}")
+            for name, first, height in zip(names, accumulate(heights, initial=0), heights, strict=False):
+                located[name][leaf] = tensor.rows(first, height)
+    return located, claimed
+
+
+def _packing(name: str, leaves: Mapping[str, StoredTensor], config: Qwen3Config) -> Quantization | None:
+    if "scales" not in leaves:
+        return None
+    packing = config.quantization_of(name)
+    if packing is None:
+        raise ConfigError(f"{name}.scales is stored, but config.json has no quantization for {name}")
+    return packing
+
+
+def _check_leaves(part: Part, shape: tuple[int, ...]) -> None:
+    """Every leaf that the packing asks for, with its shape and dtype, and no other."""
+    expected: dict[str, tuple[tuple[int, ...], tuple[mx.Dtype, ...]]] = {"weight": (shape, FLOATS)}
+    if packing := part.quantization:
+        groups = (*shape[:-1], shape[-1] // packing.group_size)
+        expected["weight"] = ((*shape[:-1], shape[-1] * packing.bits // 32), (mx.uint32,))
+        expected["scales"] = (groups, FLOATS if packing.mode == "affine" else (mx.uint8,))
+        if packing.mode == "affine":
+            expected["biases"] = (groups, FLOATS)
+    if part.leaves.keys() != expected.keys():
+        raise CheckpointError(f"{part.name} has {sorted(part.leaves)}, expected {sorted(expected)} by its quantization")
+    for leaf, (wanted, dtypes) in expected.items():
+        tensor = part.leaves[leaf]
+        if tensor.shape != wanted:
+            raise CheckpointError(
+                f"{tensor.name} has shape {list(tensor.shape)}, but config.json gives {list(wanted)}; "
+                "config.json and weights are of different models"
+            )
+        if tensor.dtype not in dtypes:
+            names = ", ".join(NAMES[dtype] for dtype in dtypes)
+            raise CheckpointError(f"{tensor.name} has dtype {NAMES[tensor.dtype]}; expected {names}")
+
+
+def _check_head_dim(tensors: Mapping[str, StoredTensor], config: Qwen3Config) -> None:
+    for name in ("q_norm", "k_norm"):
+        tensor = tensors.get(f"layers.0.self_attn.{name}.weight")
+        if tensor is not None and tensor.shape != (config.head_dim,):
+            raise ConfigError(
+                f"head_dim is {config.head_dim} in config.json, but {tensor.name} has shape {list(tensor.shape)}; "
+                f"set head_dim to what the weights say"
+            )
+
+
+def _stacking_key(part: Part, dtype: mx.Dtype | None) -> tuple[object, ...]:
+    dtypes = {leaf: dtype if dtype and tensor.dtype in FLOATS else tensor.dtype for leaf, tensor in part.leaves.items()}
+    return part.quantization, *sorted((leaf, NAMES[value]) for leaf, value in dtypes.items())
+
+
+def _shape_modules(model: Qwen3, modules: list[Module], config: Qwen3Config) -> dict[str, str]:
+    """Give every module of the model the form of its weights; returns model paths of parts that stay alone."""
+    packings = {module.name: module.quantization for module in modules}
+    places: dict[str, str] = {}
+    for fused, names in fusions(config).items():
+        if fused not in packings:
+            shapes = part_shapes(config)
+            parts = ConcatLinear([nn.Linear(shapes[name][1], shapes[name][0], bias=False) for name in names])
+            model.update_modules(tree_unflatten([(fused, parts)]))
+            places |= {name: f"{fused}.parts.{index}" for index, name in enumerate(names)}
+    by_path = {places.get(name, name): packing for name, packing in packings.items()}
+    nn.quantize(model, class_predicate=lambda path, _: asdict(packing) if (packing := by_path.get(path)) else False)
+    return places
+
+
+def _some(names: list[str]) -> str:
+    return f"{names[0]} and {len(names) - 1} more tensors" if len(names) > 1 else names[0]
+
+
+def _remedy(missing: list[str], config: Qwen3Config) -> str:
+    if missing == ["lm_head.weight"]:
+        return "tie_word_embeddings is false, so the output needs its own matrix; download the checkpoint again"
+    return f"config.json gives {config.num_hidden_layers} layers; download the checkpoint again"

@@ -1,0 +1,83 @@
+"""Checkpoints for the tests, every weight random: Hugging Face initialises norms to 1, which hides swapped norms."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+# head_dim != hidden / heads, fewer kv heads, a prime vocabulary, and no two sizes alike
+TINY: dict[str, Any] = {
+    "model_type": "qwen3",
+    "architectures": ["Qwen3ForCausalLM"],
+    "vocab_size": 151,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 20,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "max_position_embeddings": 40960,
+    "tie_word_embeddings": True,
+    "attention_bias": False,
+    "use_sliding_window": False,
+    "torch_dtype": "float32",
+    "eos_token_id": 3,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 10240}
+
+
+def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Hugging Face names and shapes, written out by hand and not taken from the package."""
+    hidden, inner, D = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    H, K = config["num_attention_heads"], config["num_key_value_heads"]
+    result: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config["vocab_size"], hidden)}
+    for i in range(config["num_hidden_layers"]):
+        result |= {
+            f"model.layers.{i}.input_layernorm.weight": (hidden,),
+            f"model.layers.{i}.self_attn.q_proj.weight": (H * D, hidden),
+            f"model.layers.{i}.self_attn.k_proj.weight": (K * D, hidden),
+            f"model.layers.{i}.self_attn.v_proj.weight": (K * D, hidden),
+            f"model.layers.{i}.self_attn.q_norm.weight": (D,),
+            f"model.layers.{i}.self_attn.k_norm.weight": (D,),
+            f"model.layers.{i}.self_attn.o_proj.weight": (hidden, H * D),
+            f"model.layers.{i}.post_attention_layernorm.weight": (hidden,),
+            f"model.layers.{i}.mlp.gate_proj.weight": (inner, hidden),
+            f"model.layers.{i}.mlp.up_proj.weight": (inner, hidden),
+            f"model.layers.{i}.mlp.down_proj.weight": (hidden, inner),
+        }
+    result["model.norm.weight"] = (hidden,)
+    if not config["tie_word_embeddings"]:
+        result["lm_head.weight"] = (config["vocab_size"], hidden)
+    return result
+
+
+def random_weights(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
+    """float32 tensors by Hugging Face name; logits come out at magnitudes near 6."""
+    rng = np.random.default_rng(seed)
+    weights = {}
+    for name, shape in shapes(config).items():
+        if len(shape) == 1:
+            value = rng.uniform(0.5, 1.5, shape)
+        else:
+            value = rng.normal(0, 1.0 if "embed" in name else shape[1] ** -0.5, shape)
+        weights[name] = value.astype(np.float32)
+    weights["model.norm.weight"] *= np.float32(1.0 / np.sqrt(config["hidden_size"]))
+    if "lm_head.weight" in weights:
+        weights["lm_head.weight"] *= np.float32(np.sqrt(config["hidden_size"]))
+    return weights
+
+
+def write_checkpoint(
+    folder: Path, config: dict[str, Any] | None = None, weights: dict[str, np.ndarray] | None = None, **changes: Any
+) -> Path:
+    """A Hugging Face folder; `changes` to the config, where None removes a key."""
+    config = {key: value for key, value in {**TINY, **(config or {}), **changes}.items() if value is not None}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(random_weights(config) if weights is None else weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
