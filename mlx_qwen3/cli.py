@@ -95,21 +95,20 @@ def generate_command(
     model = weights.load_model(folder, dtype)
     collector = generation.Collector(model, request)
     show = _Printer() if not as_json else None
-    interrupted = False
     try:
         for step in generation.run(model, tokenizer, request):
             collector.add(step)
             if show:
                 show.step(step.text, step.thinking)
     except KeyboardInterrupt:
-        interrupted = True
+        collector.interrupt()
     result = collector.result()
     if show:
         show.end()
-        click.echo(_statistics(result, interrupted), err=True)
+        click.echo(_statistics(result), err=True)
     else:
         click.echo(json.dumps({**asdict(result), "model": source}, ensure_ascii=False))
-    if interrupted:
+    if result.finish_reason == "interrupted":
         raise KeyboardInterrupt
 
 
@@ -167,12 +166,11 @@ class _Printer:
         self._last = text
 
 
-def _statistics(result: Any, interrupted: bool) -> str:
-    ended = "interrupted" if interrupted else result.finish_reason
+def _statistics(result: Any) -> str:
     return (
         f"{result.prompt_tokens} prompt tokens, {result.prefill_tps:.1f} tok/s | "
         f"{result.generation_tokens} generated, {result.decode_tps:.1f} tok/s | first after {result.ttft_s:.2f} s | "
-        f"peak {result.peak_memory_gb:.2f} GB | {result.dtype} | {ended}"
+        f"peak {result.peak_memory_gb:.2f} GB | {result.dtype} | {result.finish_reason}"
     )
 
 

@@ -68,12 +68,20 @@ class OutputTensor:
                 yield chunk if run.dtype == self.dtype else _cast_bytes(chunk, run, self.dtype)
 
 
-def convert(source: str | Path, out: str | Path, *, dtype: str | None = None, layout: str = "native") -> Certificate:
+def convert(
+    source: str | Path,
+    out: str | Path,
+    *,
+    dtype: str | None = None,
+    layout: str = "native",
+    shard_bytes: int = SHARD_BYTES,
+) -> Certificate:
     """Write the checkpoint `source` (any SOURCE) to the new folder `out`.
 
     `layout` native: fused qkv and gate_up, for this package; hf: the names of Hugging Face, for transformers and
     mlx-lm. `dtype` (bf16, fp16, fp32) casts what is not packed; by default every tensor keeps its own, and native
-    to hf gives back the tensors of the source bit for bit. `out` appears whole or not at all.
+    to hf gives back the tensors of the source bit for bit. Files hold at most `shard_bytes` of tensors, or one
+    tensor. `out` appears whole or not at all.
     Raises UsageError, SourceError, ConfigError, CheckpointError or OutputError.
     """
     if layout not in LAYOUTS:
@@ -87,7 +95,7 @@ def convert(source: str | Path, out: str | Path, *, dtype: str | None = None, la
     tensors = _native(parts, config, target) if layout == "native" else _hf(parts, target, repeats_head)
     result_dtype = target or checkpoint_dtype(parts)
     with _new_folder(out) as staging:
-        size = _write_shards(staging, tensors, "mlx" if layout == "native" else "pt")
+        size = _write_shards(staging, tensors, shard_bytes, "mlx" if layout == "native" else "pt")
         _write_json(staging / "config.json", _config(raw, layout, result_dtype, parts, repeats_head))
         for name in CARRIED:
             if (folder / name).exists():
@@ -124,11 +132,11 @@ def _cast_bytes(chunk: bytes, tensor: StoredTensor, dtype: mx.Dtype) -> bytes:
     return np.array(result.view(mx.uint32 if dtype.size == 4 else mx.uint16)).tobytes()
 
 
-def _write_shards(folder: Path, tensors: list[OutputTensor], format_name: str) -> int:
-    """One file, or numbered files of at most SHARD_BYTES with an index; returns the bytes of all tensors."""
+def _write_shards(folder: Path, tensors: list[OutputTensor], limit: int, format_name: str) -> int:
+    """One file, or numbered files of at most `limit` bytes with an index; returns the bytes of all tensors."""
     shards: list[list[OutputTensor]] = [[]]
     for tensor in tensors:
-        if shards[-1] and sum(other.nbytes for other in shards[-1]) + tensor.nbytes > SHARD_BYTES:
+        if shards[-1] and sum(other.nbytes for other in shards[-1]) + tensor.nbytes > limit:
             shards.append([])
         shards[-1].append(tensor)
     if len(shards) == 1:

@@ -158,18 +158,18 @@ class Result:
     `tokens` are all that were generated, the end token with them. `peak_memory_gb` is MLX's, in 10^9 bytes.
     """
 
-    prompt_tokens: int
-    dtype: str
-    sampling: dict[str, Any]
     text: str = ""
     thinking: str = ""
     tokens: list[int] = field(default_factory=list)
     finish_reason: str | None = None
+    prompt_tokens: int = 0
     generation_tokens: int = 0
     ttft_s: float = 0.0
     prefill_tps: float = 0.0
     decode_tps: float = 0.0
     peak_memory_gb: float = 0.0
+    dtype: str = ""
+    sampling: dict[str, Any] = field(default_factory=dict)
 
 
 class Collector:
@@ -190,6 +190,10 @@ class Collector:
         self._result.text += step.text
         self._result.thinking += step.thinking
         self._result.finish_reason = step.finish_reason
+
+    def interrupt(self) -> None:
+        """Note that the user ended the reply."""
+        self._result.finish_reason = "interrupted"
 
     def result(self) -> Result:
         """What was gathered so far."""
@@ -288,11 +292,11 @@ def _render(
 ) -> tuple[str, list[int]]:
     """The prompt as text and as ids."""
     messages: list[Any] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    if messages and all(isinstance(item, int) for item in messages):
+    if all(isinstance(item, int) for item in messages):  # also an empty prompt, which check_prompt refuses
         if tools is not None or thinking is not None:
             raise UsageError("tools and thinking are settings of the chat template, which a raw prompt does not pass")
         return tokenizer.decode(messages), messages
-    if not messages or not all(isinstance(item, Mapping) and isinstance(item.get("role"), str) for item in messages):
+    if not all(isinstance(item, Mapping) and isinstance(item.get("role"), str) for item in messages):
         raise PromptError("a prompt is a string, a list of messages with a role each, or a list of token ids")
     text = tokenizer.apply_chat_template(messages, tools=tools, enable_thinking=thinking)
     return text, tokenizer.encode(text)

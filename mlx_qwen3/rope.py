@@ -11,8 +11,8 @@ from .config import Qwen3Config, Yarn
 class RoPE:
     """Rotates queries and keys by their positions.
 
-    The wavelengths are computed here and not by `mx.fast.rope`, in float32 and in the order of transformers: at
-    position 40,000 one unit in the last place of a frequency turns the head by 0.002 radians.
+    The frequencies are computed here and not by `mx.fast.rope`, with the roundings of transformers: at position
+    40,000 one unit in the last place of a float32 frequency turns a pair by 0.002 radians.
     """
 
     def __init__(self, config: Qwen3Config):
@@ -26,22 +26,24 @@ class RoPE:
 
 def inverse_frequencies(dims: int, theta: float, yarn: Yarn | None) -> np.ndarray:
     """Radians per position, (dims / 2,) float32."""
-    wavelengths = np.float32(theta) ** (np.arange(0, dims, 2, dtype=np.float32) / np.float32(dims))
-    plain = 1 / wavelengths
+    exponents = np.arange(0, dims, 2, dtype=np.float32) / np.float32(dims)
+    # NumPy's float32 power is one unit off in the last place for a fifth of them.
+    periods = (theta ** exponents.astype(np.float64)).astype(np.float32)
+    plain = 1 / periods
     if yarn is None:
         return plain
-    # Dimensions that turn often within the original context keep their speed, slow ones are stretched by `factor`.
+    # Pairs that turn often within the original context keep their speed, slow ones are stretched by `factor`.
     low, high = _correction_range(dims, theta, yarn)
-    ramp = np.clip((np.arange(dims // 2, dtype=np.float32) - low) / (high - low), 0, 1).astype(np.float32)
+    ramp = np.clip((np.arange(dims // 2, dtype=np.float32) - np.float32(low)) / np.float32(high - low), 0, 1)
     keep = 1 - ramp
-    return 1 / (np.float32(yarn.factor) * wavelengths) * (1 - keep) + plain * keep
+    return 1 / (np.float32(yarn.factor) * periods) * (1 - keep) + plain * keep
 
 
 def _correction_range(dims: int, theta: float, yarn: Yarn) -> tuple[float, float]:
-    def dimension(turns: float) -> float:
+    def pair(turns: float) -> float:
         return dims * math.log(yarn.original_max_position_embeddings / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
-    low, high = dimension(yarn.beta_fast), dimension(yarn.beta_slow)
+    low, high = pair(yarn.beta_fast), pair(yarn.beta_slow)
     if yarn.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dims - 1)

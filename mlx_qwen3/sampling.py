@@ -118,6 +118,8 @@ def candidates(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
 
 def top_p(values: mx.array, p: float) -> mx.array:
     """Keep the fewest values, sorted from the largest, whose probabilities reach p; the rest become -inf."""
+    if p == 1:  # off: rounding in the sum must not cut the tail
+        return values
     before = mx.cumsum(mx.softmax(values, axis=-1), axis=-1, inclusive=False)
     return mx.where(before < p, values, -mx.inf)
 

@@ -156,7 +156,7 @@ def parse_dtype(dtype: str | mx.Dtype | None) -> mx.Dtype | None:
     if dtype is None:
         return None
     named = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if named not in FLOATS:
+    if named is None or named not in FLOATS:
         raise UsageError(f"dtype is {dtype!r}; expected {', '.join(DTYPES)}")
     return named
 

@@ -1,0 +1,69 @@
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from checkpoints import TINY, write_checkpoint
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers reads it: no test reaches the network
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A float32 checkpoint of two layers, tied."""
+    return write_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def untied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("untied"), tie_word_embeddings=False)
+
+
+@pytest.fixture(scope="session")
+def ids() -> np.ndarray:
+    """Token ids (2, 37)."""
+    return np.random.default_rng(1).integers(0, TINY["vocab_size"], (2, 37))
+
+
+@pytest.fixture
+def torch_model() -> Callable[..., Any]:
+    """transformers' Qwen3ForCausalLM of a folder; skips where torch is not installed."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    transformers.utils.logging.disable_progress_bar()
+
+    def load(folder: Path, dtype: str = "float32") -> Any:
+        return transformers.Qwen3ForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+
+    return load
+
+
+@pytest.fixture
+def torch_states() -> Callable[..., tuple[list[np.ndarray], np.ndarray]]:
+    """Of a transformers model and ids (B, L): states after the embedding and each layer, and logits, as float32."""
+    torch = pytest.importorskip("torch")
+
+    def run(model: Any, ids: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+        states: list[Any] = []
+        watched = [model.model.embed_tokens, *model.model.layers]
+        hooks = [m.register_forward_hook(lambda _m, _in, out: states.append(out)) for m in watched]
+        with torch.no_grad():
+            logits = model(torch.tensor(ids)).logits
+        for hook in hooks:
+            hook.remove()
+        return [state.float().numpy() for state in states], logits.float().numpy()
+
+    return run
+
+
+def as_numpy(array: mx.array) -> np.ndarray:
+    return np.array(array.astype(mx.float32))
+
+
+def relative(ours: Any, theirs: np.ndarray) -> float:
+    """Norm of the difference over the norm of the reference."""
+    ours = as_numpy(ours) if isinstance(ours, mx.array) else ours
+    return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))

@@ -1,0 +1,141 @@
+"""The filters against transformers' own, the choice against its probabilities."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_qwen3.errors import ConfigError, UsageError
+from mlx_qwen3.sampling import SamplingParams, candidates, min_p, penalize, sample, top_p
+
+QWEN_THINKING = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "eos_token_id": [3]}
+
+
+def logits(rows: int = 3, vocabulary: int = 500, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 3, (rows, vocabulary)).astype(np.float32)
+
+
+def kept(scores: np.ndarray, k: int, p: float, m: float) -> np.ndarray:
+    """Which ids survive our filters, (B, V) bool."""
+    values, ids = candidates(mx.array(scores), k)
+    survives = np.array(min_p(top_p(values, p), m)) > -np.inf
+    result = np.zeros(scores.shape, bool)
+    np.put_along_axis(result, np.array(ids), survives, axis=-1)
+    return result
+
+
+@pytest.mark.parametrize("k", [0, 1, 20, 499, 500, 600])
+@pytest.mark.parametrize("p", [0.01, 0.5, 0.8, 0.95, 1.0])
+@pytest.mark.parametrize("m", [0.0, 0.05, 0.5, 1.0])
+def test_the_filters_keep_what_transformers_keeps(k, p, m):
+    torch = pytest.importorskip("torch")
+    from transformers.generation import logits_process as theirs
+
+    warpers = [theirs.TopKLogitsWarper(k)] if k else []
+    warpers += [theirs.TopPLogitsWarper(p)] if p < 1 else []
+    warpers += [theirs.MinPLogitsWarper(m)] if m else []
+    scores = logits()
+    expected = theirs.LogitsProcessorList(warpers)(torch.zeros(3, 1, dtype=torch.long), torch.tensor(scores))
+    np.testing.assert_array_equal(kept(scores, k, p, m), np.isfinite(expected.numpy()))
+
+
+@pytest.mark.parametrize("penalty", [1.3, 0.8])
+def test_the_penalty_is_that_of_transformers(penalty):
+    torch = pytest.importorskip("torch")
+    from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
+
+    scores, history = logits(), np.random.default_rng(1).integers(0, 500, (3, 40))
+    expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor(history), torch.tensor(scores))
+    seen = np.zeros(scores.shape, bool)
+    np.put_along_axis(seen, history, True, axis=-1)
+    ours = penalize(mx.array(scores), mx.array(seen), penalty)
+    np.testing.assert_allclose(np.array(ours), expected.numpy(), rtol=1e-6)
+
+
+def test_temperature_comes_before_top_p():
+    """At 0.1 the first of these holds more than 0.9 by itself; at 1 it does not."""
+    row = mx.array([[2.0, 1.5, 1.0, 0.5]])
+    draws = [sample(row, SamplingParams(0.1, 0, 0.9), mx.random.key(seed)).item() for seed in range(50)]
+    assert set(draws) == {0}
+    draws = [sample(row, SamplingParams(1.0, 0, 0.9), mx.random.key(seed)).item() for seed in range(50)]
+    assert len(set(draws)) > 1
+
+
+@pytest.mark.parametrize(
+    "params", [SamplingParams(0.7, 5, 0.9, 0.05), SamplingParams(1.3, 0, 1.0), SamplingParams(0.9, 3, 1.0)]
+)
+def test_tokens_come_with_their_probabilities(params):
+    row = np.array([[1.0, 2.0, 0.5, 3.0, 2.5, -1.0]], np.float32)
+    scores = np.where(kept(row / params.temperature, params.top_k, params.top_p, params.min_p), row, -np.inf)
+    expected = np.exp(scores[0] / params.temperature)
+    expected /= expected.sum()
+    draws = 20_000
+    drawn = np.array(sample(mx.array(row.repeat(draws, axis=0)), params, mx.random.key(0)))
+    shares = np.bincount(drawn, minlength=6) / draws
+    # Five standard deviations of a share; the key is fixed, so this cannot flicker.
+    assert np.abs(shares - expected).max() < 5 * np.sqrt(0.25 / draws)
+    assert not shares[expected == 0].any()
+
+
+def test_zero_temperature_is_greedy():
+    scores = logits()
+    chosen = sample(mx.array(scores), SamplingParams(temperature=0), mx.random.key(0))
+    np.testing.assert_array_equal(np.array(chosen), scores.argmax(-1))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("temperature", float("inf")),
+        ("temperature", "1"),
+        ("top_k", -1),
+        ("top_k", 2.5),
+        ("top_k", True),
+        ("top_p", 0.0),
+        ("top_p", 1.01),
+        ("min_p", -0.01),
+        ("min_p", 1.5),
+        ("repetition_penalty", 0.0),
+        ("seed", -1),
+    ],
+)
+def test_a_value_out_of_range_is_named(setting, value):
+    with pytest.raises(UsageError, match=f"{setting} is {value!r}; expected"):
+        SamplingParams(**{setting: value})
+
+
+def test_defaults_come_from_generation_config():
+    raw = {**QWEN_THINKING, "min_p": 0.1, "repetition_penalty": 1.05}
+    assert SamplingParams.from_generation_config(raw, thinking=True) == SamplingParams(0.6, 20, 0.95, 0.1, 1.05)
+
+
+def test_without_thinking_they_are_qwens_other_ones():
+    assert SamplingParams.from_generation_config(QWEN_THINKING, thinking=False) == SamplingParams(0.7, 20, 0.8, 0.0)
+
+
+def test_without_the_file_they_are_qwens():
+    assert SamplingParams.from_generation_config({}, thinking=True) == SamplingParams(0.6, 20, 0.95, 0.0)
+    assert SamplingParams.from_generation_config({}, thinking=False) == SamplingParams(0.7, 20, 0.8, 0.0)
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+def test_a_checkpoint_that_does_not_sample_is_greedy(thinking):
+    assert SamplingParams.from_generation_config({"do_sample": False}, thinking).temperature == 0
+    assert SamplingParams.from_generation_config({"eos_token_id": 3}, thinking).temperature == 0
+
+
+@pytest.mark.parametrize(("setting", "value"), [("num_beams", 4), ("typical_p", 0.9), ("no_repeat_ngram_size", 3)])
+def test_settings_that_cannot_be_honoured_are_named(setting, value):
+    with pytest.raises(ConfigError, match=f"{setting} is {value}"):
+        SamplingParams.from_generation_config({**QWEN_THINKING, setting: value}, thinking=True)
+
+
+def test_their_neutral_values_are_fine():
+    raw = {**QWEN_THINKING, "num_beams": 1, "typical_p": 1.0, "no_repeat_ngram_size": 0, "bad_words_ids": None}
+    assert SamplingParams.from_generation_config(raw, thinking=True) == SamplingParams()
+
+
+def test_a_bad_value_in_the_file_names_the_file():
+    with pytest.raises(ConfigError, match=r"generation_config\.json: top_p is 2"):
+        SamplingParams.from_generation_config({**QWEN_THINKING, "top_p": 2}, thinking=True)
