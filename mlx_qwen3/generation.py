@@ -235,8 +235,8 @@ def prepare(
         )
     if "" in stop:
         raise UsageError("a stop string is empty; it would stop every reply before it begins")
-    text, ids = _render(tokenizer, prompt, tools, thinking)
-    opens = tokenizer.opens_thinking(text)
+    ids = _encode(tokenizer, prompt, tools, thinking)
+    opens = tokenizer.opens_thinking(ids)
     if thinking is not None and not tokenizer.can_switch_thinking and thinking != opens:
         raise UsageError(f"this checkpoint's chat template cannot switch thinking {'on' if thinking else 'off'}")
     max_tokens = max(1, config.context_length - len(ids)) if max_tokens is None else max_tokens
@@ -287,16 +287,14 @@ def generate(model: Qwen3, tokenizer: Tokenizer, prompt: Prompt, **options: Any)
     return collector.result()
 
 
-def _render(
+def _encode(
     tokenizer: Tokenizer, prompt: Prompt, tools: Sequence[Mapping[str, Any]] | None, thinking: bool | None
-) -> tuple[str, list[int]]:
-    """The prompt as text and as ids."""
+) -> list[int]:
     messages: list[Any] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     if all(isinstance(item, int) for item in messages):  # also an empty prompt, which check_prompt refuses
         if tools is not None or thinking is not None:
             raise UsageError("tools and thinking are settings of the chat template, which a raw prompt does not pass")
-        return tokenizer.decode(messages), messages
+        return messages
     if not all(isinstance(item, Mapping) and isinstance(item.get("role"), str) for item in messages):
         raise PromptError("a prompt is a string, a list of messages with a role each, or a list of token ids")
-    text = tokenizer.apply_chat_template(messages, tools=tools, enable_thinking=thinking)
-    return text, tokenizer.encode(text)
+    return tokenizer.encode(tokenizer.apply_chat_template(messages, tools=tools, enable_thinking=thinking))

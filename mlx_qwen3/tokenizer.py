@@ -84,9 +84,11 @@ class Tokenizer:
     def can_switch_thinking(self) -> bool:
         return any("enable_thinking" in source for source in self._templates.values())
 
-    def opens_thinking(self, prompt: str) -> bool:
-        """True where the prompt itself ends inside a think block, as that of Qwen3-Thinking-2507 does."""
-        return prompt.rfind(THINK) > prompt.rfind(END_THINK)
+    def opens_thinking(self, prompt: Sequence[int]) -> bool:
+        """True where a prompt's last turn is inside a think block, as Qwen3-Thinking-2507's template leaves it."""
+        opening, closing = map(self._backend.token_to_id, (THINK, END_THINK))
+        last = next((i for i in reversed(prompt) if i in (opening, closing) or i in self.stop_ids), None)
+        return last is not None and last == opening
 
     def _template(self, name: str) -> jinja2.Template:
         if name not in self._templates:

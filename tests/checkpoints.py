@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tokenizers
 from safetensors.numpy import save_file
 
 # head_dim != hidden / heads, fewer kv heads, a prime vocabulary, and no two sizes alike
@@ -81,3 +82,41 @@ def write_checkpoint(
     (folder / "config.json").write_text(json.dumps(config))
     save_file(random_weights(config) if weights is None else weights, folder / "model.safetensors", {"format": "pt"})
     return folder
+
+
+# Qwen's tokens that matter here: (text, whether the tokenizer calls it special)
+ADDED = (
+    ("<|endoftext|>", True),
+    ("<|im_start|>", True),
+    ("<|im_end|>", True),
+    ("<think>", False),
+    ("</think>", False),
+)
+VOCABULARY = 307  # prime; 256 bytes and the added tokens fill the first 261 rows, the rest is padding
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+
+
+def write_tokenizer(folder: Path, template: str = TEMPLATE, **generation_config: Any) -> Path:
+    """A byte-level tokenizer without merges, one token a byte, with a ChatML template."""
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(dict(zip(byte_letters(), range(256), strict=True)), []))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    for text, special in ADDED:
+        backend.add_tokens([tokenizers.AddedToken(text, special=special, normalized=False)])
+    backend.save(str(folder / "tokenizer.json"))
+    settings = {"chat_template": template, "eos_token": "<|im_end|>", "tokenizer_class": "Qwen2Tokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    defaults = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "eos_token_id": [258, 256]}
+    (folder / "generation_config.json").write_text(json.dumps(defaults | generation_config))
+    return folder
+
+
+def byte_letters() -> list[str]:
+    """The letters that byte-level tokenizers write for the bytes 0 to 255."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = iter(range(256, 512))
+    return [chr(byte) if byte in plain else chr(next(others)) for byte in range(256)]
