@@ -26,12 +26,12 @@ def resolve(source: str | Path) -> Path:
     Raises SourceError where there is no such folder or the Hub does not give the files.
     """
     folder = DEMO if source == "demo" else Path(source).expanduser()
-    if folder.is_dir():
+    if folder.is_dir() and source != "":  # an empty path would be the current folder
         return folder
     if folder.exists():
         raise SourceError(f"{source} is a file; give the folder that holds config.json and the weights")
     if not HUB_ID.fullmatch(str(source)):
-        raise SourceError(f"there is no folder {source}; give a folder, a Hub id such as {DEFAULT}, or 'demo'")
+        raise SourceError(f"there is no folder {str(source)!r}; give a folder, a Hub id such as {DEFAULT}, or 'demo'")
     return _download(str(source))
 
 
@@ -49,17 +49,28 @@ def default_source() -> str:
 def _download(repository: str) -> Path:
     # Imported here: it takes 0.2 s, and a local folder does not need it.
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     local = f"download it elsewhere with `hf download {repository}` and give its folder, or use --model demo"
     try:
-        return Path(snapshot_download(repository, allow_patterns=list(NEEDED)))
+        folder = Path(snapshot_download(repository, allow_patterns=list(NEEDED)))
+    except HFValidationError as error:
+        raise SourceError(f"there is no folder {repository}, and the Hub has no such name ({error})") from None
     except GatedRepoError:
         raise SourceError(f"{repository} is gated; accept its terms on the Hub, then run `hf auth login`") from None
     except RepositoryNotFoundError:
         raise SourceError(f"the Hub has no public model {repository}; check the name, or run `hf auth login`") from None
     except LocalEntryNotFoundError:
         raise SourceError(f"{repository} is not in the local cache and the Hub cannot be reached; {local}") from None
-    except (HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # not all are OSError: a connection that breaks is an error of the HTTP library
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SourceError(f"{repository} could not be downloaded ({reason}); try again, or {local}") from None
+    # A cache that another program began has no list of files by which huggingface_hub could tell.
+    if missing := [n for n in ("config.json", "model*.safetensors", "tokenizer.json") if not any(folder.glob(n))]:
+        raise SourceError(f"{repository} has no {missing[0]} on the Hub or in the offline cache; {local}")
+    return folder

@@ -15,10 +15,10 @@ class MarkerScanner:
     def feed(self, text: str) -> tuple[str, bool]:
         """(text that is before any marker, whether a marker follows it); what comes after that stays in `held`."""
         text = self.held + text
-        found = [(at, marker) for marker in self._markers if (at := text.find(marker)) >= 0]
+        found = [(at + len(marker), at) for marker in self._markers if (at := text.find(marker)) >= 0]
         if found:
-            at, marker = min(found)
-            self.held = text[at + len(marker) :]
+            end, at = min(found)  # the first to be complete, however the text was cut
+            self.held = text[end:]
             return text[:at], True
         keep = max((_overlap(text, marker) for marker in self._markers), default=0)
         self.held = text[len(text) - keep :]

@@ -176,7 +176,7 @@ ERRORS = {
     "raw and system": (["--prompt", "x", "--raw", "--system", "y"], None, 2, "--system belongs to the chat template"),
     "raw and thinking": (["--prompt", "x", "--raw", "--no-think"], None, 2, "--no-think belongs to the chat template"),
     "empty stop": (["--prompt", "x", "--stop", ""], None, 2, "a stop string is empty"),
-    "no such model": (["--prompt", "x", "--model", "/nowhere"], None, 1, "there is no folder /nowhere"),
+    "no such model": (["--prompt", "x", "--model", "/nowhere"], None, 1, "there is no folder '/nowhere'"),
     "empty prompt": (["--prompt", "", "--raw"], None, 1, "the prompt is empty"),
     "long prompt": (["--prompt", "x" * 41_000], None, 1, "which fill the context of 40960"),
     "truncated": (["--prompt", "x"], truncated, 1, "model.safetensors is not a whole safetensors file"),

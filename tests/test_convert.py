@@ -186,7 +186,7 @@ def test_a_file_in_place_of_the_parent_folder(tiny, tmp_path):
     [
         ({"layout": "gguf"}, UsageError, "layout is 'gguf'; expected native or hf"),
         ({"dtype": "int4"}, UsageError, "dtype is 'int4'"),
-        ({"source": "/nowhere"}, SourceError, "there is no folder /nowhere"),
+        ({"source": "/nowhere"}, SourceError, "there is no folder '/nowhere'"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_written(tiny, tmp_path, options, error, message):
