@@ -2,6 +2,10 @@
 
 from pathlib import Path
 
+from . import blas
+
+blas.preload()  # before the first import of MLX
+
 from .convert import Certificate, convert
 from .errors import Qwen3Error
 from .generation import Result, Step, generate, stream
@@ -33,5 +37,6 @@ def load(source: str | Path, dtype: str | None = None) -> tuple[Qwen3, Tokenizer
     `dtype`: bf16, fp16 or fp32; the default is the checkpoint's on a GPU and float32 on a CPU.
     Raises a subclass of Qwen3Error that names what is wrong and the remedy.
     """
+    blas.check()
     folder = resolve(source)
     return load_model(folder, dtype), Tokenizer(folder)

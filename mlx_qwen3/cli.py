@@ -37,10 +37,27 @@ class Commands(click.Group):
         sys.exit(code or 0)
 
 
+def _show_version(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if not wanted:
+        return
+    from importlib.metadata import version
+
+    import mlx.core as mx
+
+    from . import __version__, blas
+
+    device = str(mx.default_device()).removeprefix("Device(").split(",")[0]
+    click.echo(f"mlx-qwen3 {__version__}, MLX {version('mlx')} on {device}, BLAS {blas.in_use or 'of MLX'}")
+    context.exit()
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="mlx-qwen3", message="%(prog)s %(version)s")
+@click.option("--version", is_flag=True, callback=_show_version, expose_value=False, is_eager=True, help="Versions.")
 def cli() -> None:
     """Qwen3 on MLX. SOURCE is a checkpoint folder, a Hub id such as Qwen/Qwen3-0.6B, or `demo`."""
+    from . import blas
+
+    blas.check()
 
 
 @cli.command("generate")
@@ -71,7 +88,7 @@ def generate_command(
     **sampling: Any,
 ) -> None:
     """Reply to a prompt; the text streams to stdout."""
-    from . import generation, hub, weights
+    from . import blas, generation, hub, weights
     from .config import Qwen3Config
     from .tokenizer import Tokenizer
 
@@ -92,6 +109,8 @@ def generate_command(
         thinking=thinking,
         stop=stop,
     )
+    if advice := blas.advice():
+        click.echo(f"note: {advice}", err=True)
     model = weights.load_model(folder, dtype)
     collector = generation.Collector(model, request)
     show = _Printer() if not as_json else None
@@ -161,6 +180,7 @@ class _Printer:
             self._thinking = False
 
     def _write(self, text: str) -> None:
+        self._last = ""  # where Ctrl-C falls in between, the line counts as open
         sys.stdout.write(text)
         sys.stdout.flush()
         self._last = text

@@ -1,0 +1,75 @@
+"""The BLAS that is loaded before MLX. Each case is a process of its own, since a library cannot be unloaded."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="MLX brings a fast BLAS on macOS")
+# A small BLAS: sgemm that only says that it was called, which is all that shows whose it is.
+SOURCE = """
+#include <stdio.h>
+void cblas_sgemm(int o, int a, int b, int m, int n, int k, float x, void *A, int s, void *B, int t, float y, float *C,
+                 int u) { fputs("called\\n", stderr); for (int i = 0; i < m * n; i++) C[i] = 7; }
+"""
+PRODUCT = "import mlx_qwen3, mlx.core as mx; print((mx.ones((32, 32)) @ mx.ones((32, 32)))[0, 0].item())"
+
+
+def run(program, **environment):
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, cwd=ROOT, text=True)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("blas")
+    (folder / "blas.c").write_text(SOURCE)
+    path = folder / "libopenblas.so"
+    build = ["cc", "-shared", "-fPIC", str(folder / "blas.c"), "-o", str(path)]
+    if subprocess.run(build, capture_output=True, check=False).returncode:
+        pytest.skip("no C compiler")
+    return path
+
+
+def test_the_library_of_the_variable_multiplies(library):
+    result = run(PRODUCT, MLX_QWEN3_BLAS=str(library))
+    assert (result.stdout, "called" in result.stderr) == ("7.0\n", True)
+
+
+def test_none_leaves_the_one_of_mlx(library):
+    assert run(PRODUCT, MLX_QWEN3_BLAS="none").stdout == "32.0\n"
+
+
+def test_a_library_that_packages_install_is_found(library):
+    """`mkl` puts its library into PREFIX/lib, `cmeel-openblas` deeper."""
+    program = f"import sys; sys.prefix = {str(library.parent.parent / 'prefix')!r}; {PRODUCT}"
+    for folder in ("lib", "lib/python3.11/site-packages/cmeel.prefix/lib"):
+        place = library.parent.parent / "prefix" / folder
+        place.mkdir(parents=True)
+        (place / "libopenblas.so.0").write_bytes(library.read_bytes())
+        assert run(program).stdout == "7.0\n"
+        (place / "libopenblas.so.0").unlink()
+
+
+@pytest.mark.parametrize("arguments", [["generate", "--prompt", "x"], ["convert", "a", "b"]])
+def test_a_library_that_cannot_be_loaded_is_named(arguments):
+    program = f"from mlx_qwen3.cli import cli; cli({arguments!r})"
+    result = run(program, MLX_QWEN3_BLAS="/nowhere/libblas.so")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "MLX_QWEN3_BLAS is '/nowhere/libblas.so', which cannot be loaded" in result.stderr
+
+
+def test_the_version_shows_what_is_in_use(library):
+    program = "from mlx_qwen3.cli import cli; cli(['--version'])"
+    assert str(library) in run(program, MLX_QWEN3_BLAS=str(library)).stdout
+    assert run(program, MLX_QWEN3_BLAS="none").stdout.endswith("BLAS of MLX\n")
+
+
+def test_advice_only_where_it_helps(library):
+    program = "from mlx_qwen3 import blas; blas.in_use = None; print(blas.advice())"
+    assert "pip install 'mlx-qwen3[mkl]'" in run(program).stdout
+    assert run(program, MLX_QWEN3_BLAS="none").stdout == "None\n"
+    assert run("from mlx_qwen3 import blas; print(blas.advice())", MLX_QWEN3_BLAS=str(library)).stdout == "None\n"
