@@ -4,8 +4,6 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from .errors import PromptError
-
 STEP = 256  # tokens by which a buffer grows; a write inside the buffer is in place
 
 
@@ -17,11 +15,13 @@ class KVCache:
     """
 
     def __init__(self, layers: int, batch: int = 1, padding: Sequence[int] | None = None):
-        if padding is not None and len(padding) != batch:
-            raise ValueError(f"padding has {len(padding)} rows, the batch {batch}")
+        padding = [0] * batch if padding is None else list(padding)
+        if len(padding) != batch or min(padding) < 0:
+            raise ValueError(f"padding is {padding}; expected {batch} numbers of tokens, one for each row of the batch")
         self.batch = batch
         self.offset = 0
-        self._padding = mx.array(list(padding)) if padding is not None and any(padding) else None
+        self._most_padding = max(padding)
+        self._padding = mx.array(padding) if any(padding) else None
         self._keys: list[mx.array | None] = [None] * layers
         self._values: list[mx.array | None] = [None] * layers
 
@@ -42,7 +42,8 @@ class KVCache:
         queries = mx.arange(self.offset, self.offset + length)[:, None]
         keys = mx.arange(self.offset + length)
         visible = (keys <= queries) & (keys >= self._padding[:, None, None, None])
-        # A padding query sees itself: a row that sees nothing is 0 / 0, and its NaN would reach the values.
+        # A padding query sees itself: a softmax over nothing is 0 / 0, and where a kernel lets that be NaN it would
+        # reach every later layer through the values.
         return visible | (keys == queries)
 
     def update(self, layer: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
@@ -61,8 +62,8 @@ class KVCache:
 
     def trim(self, length: int) -> None:
         """Forget the last `length` tokens."""
-        if not 0 <= length <= self.offset:
-            raise PromptError(f"cannot trim {length} tokens from a cache of {self.offset}")
+        if not 0 <= length <= max(0, self.offset - self._most_padding):
+            raise ValueError(f"cannot trim {length} of {self.offset} tokens, {self._most_padding} of them padding")
         self.offset -= length
 
 

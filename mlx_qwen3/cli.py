@@ -1,5 +1,6 @@
 """The command line: parse, call, turn errors into one line."""
 
+import io
 import json
 import os
 import sys
@@ -17,6 +18,7 @@ class Commands(click.Group):
     """A group whose every failure is one line on stderr: exit code 2 for usage, 1 for the rest, never a traceback."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        _open_standard_streams()
         try:
             code = super().main(*args, **{**kwargs, "standalone_mode": False})
             sys.stdout.flush()
@@ -29,6 +31,8 @@ class Commands(click.Group):
         except BrokenPipeError:  # the reader, `head` say, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = 1
+        except OSError as error:  # a full disk behind stdout, say
+            code = _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
         except Exception as error:
             if os.environ.get("MLX_QWEN3_TRACEBACK"):
                 raise
@@ -90,11 +94,13 @@ def generate_command(
     """Reply to a prompt; the text streams to stdout."""
     from . import blas, generation, hub, weights
     from .config import Qwen3Config
+    from .sampling import SamplingParams
     from .tokenizer import Tokenizer
 
-    if raw and (system is not None or thinking is not None):
-        option = "--system" if system is not None else "--think" if thinking else "--no-think"
-        raise UsageError(f"{option} belongs to the chat template, which --raw leaves out; drop one of them")
+    # What no model could honour is told before one is downloaded.
+    _check_raw(raw, system, thinking)
+    generation.check_options(max_tokens, stop)
+    SamplingParams(**{name: value for name, value in sampling.items() if value is not None})
     text = _read_stdin() if prompt == "-" else prompt
     source = source or _default_source(hub)
     folder = hub.resolve(source)
@@ -111,22 +117,11 @@ def generate_command(
     )
     if advice := blas.advice():
         click.echo(f"note: {advice}", err=True)
-    model = weights.load_model(folder, dtype)
-    collector = generation.Collector(model, request)
-    show = _Printer() if not as_json else None
-    try:
-        for step in generation.run(model, tokenizer, request):
-            collector.add(step)
-            if show:
-                show.step(step.text, step.thinking)
-    except KeyboardInterrupt:
-        collector.interrupt()
-    result = collector.result()
-    if show:
-        show.end()
-        click.echo(_statistics(result), err=True)
-    else:
+    result = _reply(weights.load_model(folder, dtype), tokenizer, request, None if as_json else _Printer())
+    if as_json:
         click.echo(json.dumps({**asdict(result), "model": source}, ensure_ascii=False))
+    else:
+        click.echo(_statistics(result), err=True)
     if result.finish_reason == "interrupted":
         raise KeyboardInterrupt
 
@@ -151,6 +146,30 @@ def convert_command(source: str, out: str, dtype: str | None, layout: str, as_js
     else:
         size = f"{certificate.bytes / 1e9:.3f} GB in {certificate.tensors} tensors"
         click.echo(f"{source} -> {out}: {certificate.layout}, {certificate.dtype}, {size}", err=True)
+
+
+def _check_raw(raw: bool, system: str | None, thinking: bool | None) -> None:
+    if raw and (system is not None or thinking is not None):
+        option = "--system" if system is not None else "--think" if thinking else "--no-think"
+        raise UsageError(f"{option} belongs to the chat template, which --raw leaves out; drop one of them")
+
+
+def _reply(model: Any, tokenizer: Any, request: Any, show: "_Printer | None") -> Any:
+    """Run a request to its end or to Ctrl-C, shown as it is made."""
+    from . import generation
+
+    collector = generation.Collector(model, request)
+    try:
+        for step in generation.run(model, tokenizer, request):
+            collector.add(step)
+            if show:
+                show.step(step.text, step.thinking)
+    except KeyboardInterrupt:
+        collector.interrupt()
+    finally:
+        if show:
+            show.end()
+    return collector.result()
 
 
 class _Printer:
@@ -199,6 +218,16 @@ def _default_source(hub: Any) -> str:
     if source == "demo":
         click.echo(f"using the demo model in the package; --model {hub.DEFAULT} downloads the real one", err=True)
     return source
+
+
+def _open_standard_streams() -> None:
+    """A closed stdout takes nothing but is no error; a character that its encoding lacks becomes a question mark."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - stays open as long as the process
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _read_stdin() -> str:

@@ -22,7 +22,8 @@ FIXED: dict[str, Any] = {
 }
 # Settings that inference does not read.
 INERT = frozenset(
-    """_attn_implementation _name_or_path architectures attention_dropout auto_map bos_token_id chunk_size_feed_forward
+    """_attn_implementation _attn_implementation_autoset _name_or_path architectures attention_dropout auto_map
+    bos_token_id chunk_size_feed_forward num_labels pretraining_tp tokenizer_class
     dtype eos_token_id id2label initializer_range label2id max_window_layers output_attentions output_hidden_states
     pad_token_id problem_type return_dict sliding_window torch_dtype torchscript transformers_version
     unsloth_fixed unsloth_version use_cache use_return_dict""".split()
@@ -36,6 +37,7 @@ YARN_KEYS = frozenset(
     """factor original_max_position_embeddings attention_factor beta_fast beta_slow mscale mscale_all_dim
     truncate""".split()
 )
+PACKING_KEYS = frozenset({"mode", "bits", "group_size"})
 QUANTIZATION_MODES: dict[str, dict[str, tuple[int, ...]]] = {
     "affine": {"bits": (2, 3, 4, 5, 6, 8), "group_size": (32, 64, 128)},
     "mxfp4": {"bits": (4,), "group_size": (32,)},
@@ -136,7 +138,9 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist; a checkpoint folder needs {path.name}") from None
-    except ValueError as error:
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); download it again") from None
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}); download it again") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a JSON object; download it again")
@@ -156,9 +160,12 @@ def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
     if (model_type := raw.get("model_type")) != "qwen3":
         raise ConfigError(f"model_type is {model_type!r}; this package runs 'qwen3' (dense Qwen3) and nothing else")
     for key, supported in FIXED.items():
-        if raw.get(key, supported) != supported:
+        if raw.get(key) not in (None, supported):
             raise ConfigError(f"{key} is {raw[key]!r}; only {supported!r} is supported, as in every Qwen3 release")
-    for index, kind in enumerate(raw.get("layer_types") or ()):
+    kinds, layers = raw.get("layer_types"), raw.get("num_hidden_layers")
+    if kinds is not None and (not isinstance(kinds, list) or len(kinds) != layers):
+        raise ConfigError(f"layer_types is {kinds!r}; expected one for each of num_hidden_layers {layers!r}")
+    for index, kind in enumerate(kinds or ()):
         if kind != "full_attention":
             raise ConfigError(f"layer_types[{index}] is {kind!r}; only 'full_attention' is supported")
     for key in raw.keys() - READ - INERT - FIXED.keys():
@@ -167,7 +174,7 @@ def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
                 f"{key} is {raw[key]!r}, a setting unknown for qwen3; "
                 "remove it from config.json if it does not change the forward pass"
             )
-    ours = raw.get("mlx_qwen3") or {}
+    ours = _object(raw, "mlx_qwen3")
     if ours and ours.get("format") != FORMAT:
         raise ConfigError(f"mlx_qwen3.format is {ours.get('format')!r}; this version reads {FORMAT}; convert again")
 
@@ -191,9 +198,17 @@ def _count(raw: Mapping[str, Any], key: str) -> int:
 
 def _number(raw: Mapping[str, Any], key: str) -> float:
     value = _required(raw, key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e300:
         raise ConfigError(f"{key} is {value!r}; expected a positive number")
     return float(value)
+
+
+def _object(raw: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """A setting that is an object, {} where it is absent or null."""
+    value = raw.get(key)
+    if value is not None and not isinstance(value, dict):
+        raise ConfigError(f"{key} is {value!r}; expected an object")
+    return value or {}
 
 
 def _flag(raw: Mapping[str, Any], key: str) -> bool:
@@ -207,9 +222,7 @@ def _rope(raw: Mapping[str, Any]) -> tuple[float, Yarn | None]:
     """(rope_theta, yarn) from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (4)."""
     settings: dict[str, Any] = {}
     top = {key: raw[key] for key in ("rope_theta",) if key in raw}
-    for place in (raw.get("rope_parameters") or {}, raw.get("rope_scaling") or {}, top):
-        if not isinstance(place, dict):
-            raise ConfigError(f"rope settings are {place!r}; expected an object")
+    for place in (_object(raw, "rope_parameters"), _object(raw, "rope_scaling"), top):
         for key, value in place.items():
             key = "rope_type" if key == "type" else key
             if value is not None and settings.setdefault(key, value) != value:
@@ -219,8 +232,9 @@ def _rope(raw: Mapping[str, Any]) -> tuple[float, Yarn | None]:
     del settings["rope_theta"]
     if settings.pop("partial_rotary_factor", 1.0) != 1.0:
         raise ConfigError("partial_rotary_factor is not 1.0; Qwen3 rotates the whole head")
+    settings.pop("attn_factor", None)  # in DeepSeek-R1-0528-Qwen3-8B; transformers reads attention_factor only
     known = {"default": frozenset[str](), "yarn": YARN_KEYS}
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         raise ConfigError(f"rope_type is {kind!r}; supported are 'default' and 'yarn'")
     if unknown := settings.keys() - known[kind]:
         key = min(unknown)
@@ -254,20 +268,22 @@ def _yarn(settings: Mapping[str, Any]) -> Yarn:
 
 def _quantization(raw: Mapping[str, Any]) -> tuple[Quantization | None, dict[str, Quantization | None]]:
     """From `mlx_qwen3.quantization` (native) or `quantization` (mlx-lm, which writes a second copy)."""
-    settings = (raw.get("mlx_qwen3") or {}).get("quantization") or raw.get("quantization")
-    if other := raw.get("quantization_config"):
+    settings = _object(_object(raw, "mlx_qwen3"), "quantization") or _object(raw, "quantization")
+    if other := _object(raw, "quantization_config"):
         if method := other.get("quant_method"):
             modes = ", ".join(QUANTIZATION_MODES)
             raise ConfigError(f"quant_method is {method!r}; supported is what mlx-lm writes: {modes}")
+        if settings and settings != other:
+            raise ConfigError(f"quantization is {settings!r}, but quantization_config {other!r}; remove the wrong one")
         settings = settings or other
     if not settings:
         return None, {}
     overrides = {
         name.removeprefix("model."): _packing(value, name) if value else None
         for name, value in settings.items()
-        if isinstance(value, dict | bool)
+        if name not in PACKING_KEYS
     }
-    default = {key: value for key, value in settings.items() if not isinstance(value, dict | bool)}
+    default = {key: value for key, value in settings.items() if key in PACKING_KEYS}
     return _packing(default, "quantization") if default else None, overrides
 
 
@@ -275,11 +291,11 @@ def _packing(settings: Any, where: str) -> Quantization:
     if not isinstance(settings, dict):
         raise ConfigError(f"{where} is {settings!r}; expected an object with mode, bits and group_size")
     mode = settings.get("mode", "affine")  # mlx-lm wrote no mode while affine was the only one
-    if mode not in QUANTIZATION_MODES:
+    if not isinstance(mode, str) or mode not in QUANTIZATION_MODES:
         raise ConfigError(f"{where}.mode is {mode!r}; supported: {', '.join(QUANTIZATION_MODES)}")
-    for key in settings.keys() - {"mode", "bits", "group_size"}:
+    for key in settings.keys() - PACKING_KEYS:
         raise ConfigError(f"{where}.{key} is {settings[key]!r}, a quantization setting that is not supported")
     for key, supported in QUANTIZATION_MODES[mode].items():
-        if settings.get(key) not in supported:
+        if not _is_int(settings.get(key)) or settings[key] not in supported:
             raise ConfigError(f"{where}.{key} is {settings.get(key)!r}; {mode} has {', '.join(map(str, supported))}")
     return Quantization(mode, settings["bits"], settings["group_size"])

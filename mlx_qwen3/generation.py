@@ -5,11 +5,12 @@ B batch, L tokens, V vocabulary
 
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from .cache import KVCache
 from .config import Qwen3Config
@@ -46,7 +47,7 @@ def decode(
     """
     ids, padding = _left_padded(prompts)
     cache = model.make_cache(len(prompts), padding)
-    vocabulary = min(vocabulary or model.config.vocab_size, model.config.vocab_size)
+    vocabulary = model.config.vocab_size if vocabulary is None else min(vocabulary, model.config.vocab_size)
     key = mx.random.key(sampling.seed)
     seen = _seen(prompts, vocabulary) if sampling.repetition_penalty != 1 else None
     logits = prefill(model, ids, cache)
@@ -67,7 +68,7 @@ def generate_batch(
     prompts: Sequence[Sequence[int]],
     *,
     max_tokens: int,
-    stop_ids: Sequence[int] | frozenset[int] | set[int] = (),
+    stop_ids: Collection[int] = (),
     sampling: SamplingParams | None = None,
     vocabulary: int | None = None,
 ) -> list[list[int]]:
@@ -95,8 +96,7 @@ def check_prompt(ids: Sequence[int], max_tokens: int, config: Qwen3Config) -> No
     """Raises PromptError where prompt and answer do not fit the context, or an id is not of the vocabulary."""
     if not ids:
         raise PromptError("the prompt is empty; give at least one token")
-    if max_tokens < 1:
-        raise UsageError(f"max_tokens is {max_tokens}; expected 1 or more")
+    check_options(max_tokens, ())
     context = config.context_length
     if len(ids) >= context:
         raise PromptError(f"the prompt has {len(ids)} tokens, which fill the context of {context}; shorten it")
@@ -119,10 +119,11 @@ def _left_padded(prompts: Sequence[Sequence[int]]) -> tuple[mx.array, list[int]]
 
 
 def _seen(prompts: Sequence[Sequence[int]], vocabulary: int) -> mx.array:
-    rows = [
-        mx.put_along_axis(mx.zeros(vocabulary, mx.bool_), mx.array(list(p)), mx.array(True), axis=0) for p in prompts
-    ]
-    return mx.stack(rows)
+    """Which ids every prompt holds, (B, vocabulary) bool."""
+    seen = np.zeros((len(prompts), vocabulary), bool)
+    for row, prompt in zip(seen, prompts, strict=True):
+        row[[token for token in prompt if token < vocabulary]] = True
+    return mx.array(seen)
 
 
 # The text layer
@@ -220,29 +221,40 @@ def prepare(
     sampling: SamplingParams | None = None,
     max_tokens: int | None = None,
     thinking: bool | None = None,
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
     tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> Request:
     """Render, encode and check a prompt; needs no weights, so that a bad one fails before they are read.
 
     A string is one user message, a list of messages a conversation, a list of ids the prompt as it is. The defaults:
-    the checkpoint's sampling, `max_tokens` to the end of the context, thinking as the template has it.
+    the checkpoint's sampling, `max_tokens` by generation_config or to the end of the context, thinking as the template
+    has it.
     Raises PromptError, or UsageError for a setting that this checkpoint cannot honour.
     """
     if tokenizer.size > config.vocab_size:
         raise PromptError(
             f"the tokenizer has {tokenizer.size} ids, the model {config.vocab_size}; one is of another model"
         )
-    if "" in stop:
-        raise UsageError("a stop string is empty; it would stop every reply before it begins")
+    stop = check_options(max_tokens, stop)
     ids = _encode(tokenizer, prompt, tools, thinking)
     opens = tokenizer.opens_thinking(ids)
     if thinking is not None and not tokenizer.can_switch_thinking and thinking != opens:
         raise UsageError(f"this checkpoint's chat template cannot switch thinking {'on' if thinking else 'off'}")
-    max_tokens = max(1, config.context_length - len(ids)) if max_tokens is None else max_tokens
+    if max_tokens is None:
+        max_tokens = _default_limit(tokenizer.generation_config, len(ids), config.context_length)
     check_prompt(ids, max_tokens, config)
     sampling = sampling or default_sampling(tokenizer, thinking)
-    return Request(ids, sampling, max_tokens, tuple(stop), opens)
+    return Request(ids, sampling, max_tokens, stop, opens)
+
+
+def check_options(max_tokens: int | None, stop: str | Sequence[str]) -> tuple[str, ...]:
+    """The stop strings as a tuple. Raises UsageError for what no prompt and no model could honour."""
+    stop = (stop,) if isinstance(stop, str) else tuple(stop)
+    if "" in stop:
+        raise UsageError("a stop string is empty; it would stop every reply before it begins")
+    if max_tokens is not None and max_tokens < 1:
+        raise UsageError(f"max_tokens is {max_tokens}; expected 1 or more")
+    return stop
 
 
 def default_sampling(tokenizer: Tokenizer, thinking: bool | None = None, **changes: Any) -> SamplingParams:
@@ -285,6 +297,16 @@ def generate(model: Qwen3, tokenizer: Tokenizer, prompt: Prompt, **options: Any)
     for step in run(model, tokenizer, request):
         collector.add(step)
     return collector.result()
+
+
+def _default_limit(generation_config: Mapping[str, Any], prompt: int, context: int) -> int:
+    """New tokens that max_new_tokens, else max_length, of generation_config.json and the context leave room for."""
+    limits = [context - prompt]
+    if (new := generation_config.get("max_new_tokens")) is not None:
+        limits.append(new)
+    elif (length := generation_config.get("max_length")) is not None:
+        limits.append(length - prompt)
+    return max(1, min(limits))
 
 
 def _encode(

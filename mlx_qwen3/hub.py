@@ -25,10 +25,14 @@ def resolve(source: str | Path) -> Path:
 
     Raises SourceError where there is no such folder or the Hub does not give the files.
     """
-    folder = DEMO if source == "demo" else Path(source).expanduser()
-    if folder.is_dir() and source != "":  # an empty path would be the current folder
+    try:
+        folder = DEMO if source == "demo" else Path(source).expanduser()
+        is_folder, exists = folder.is_dir(), folder.exists()
+    except (OSError, RuntimeError, ValueError):  # a name too long, a home that is unknown, a null byte
+        is_folder = exists = False
+    if is_folder and source != "":  # an empty path would be the current folder
         return folder
-    if folder.exists():
+    if exists and source != "":
         raise SourceError(f"{source} is a file; give the folder that holds config.json and the weights")
     if not HUB_ID.fullmatch(str(source)):
         raise SourceError(f"there is no folder {str(source)!r}; give a folder, a Hub id such as {DEFAULT}, or 'demo'")

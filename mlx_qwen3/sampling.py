@@ -25,19 +25,26 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "min_length": (0,),
     "min_new_tokens": (0,),
     "guidance_scale": (1.0,),
-    "bad_words_ids": (),
-    "sequence_bias": (),
+    "bad_words_ids": ([],),
+    "sequence_bias": ([], {}),
     "suppress_tokens": ([],),
     "begin_suppress_tokens": ([],),
     "forced_bos_token_id": (),
     "forced_eos_token_id": (),
     "exponential_decay_length_penalty": (),
+    "stop_strings": ([],),
+    "max_time": (),
+    "dola_layers": (),
+    "force_words_ids": ([],),
+    "constraints": ([],),
+    "watermarking_config": (),
 }
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to choose the next token; the defaults are Qwen3's own for thinking. `temperature=0` is greedy.
+    """How to choose the next token; the defaults are Qwen3's own for thinking. `temperature=0` is greedy, and so is
+    one below 1e-6, where float32 has no probabilities left to tell apart.
 
     `top_k=0` and `top_p=1` switch their filter off. The same seed and prompt give the same tokens.
     """
@@ -91,9 +98,10 @@ RANGES: dict[str, tuple[Any, str]] = {
 
 def sample(logits: mx.array, params: SamplingParams, key: mx.array) -> mx.array:
     """One token id per row, (B,), from logits (B, V) whose repetition penalty is applied."""
-    if params.temperature == 0:
+    if params.temperature < 1e-6:
         return mx.argmax(logits, axis=-1)
-    logits = logits.astype(mx.float32) / params.temperature
+    logits = logits.astype(mx.float32)
+    logits = (logits - mx.max(logits, axis=-1, keepdims=True)) / params.temperature  # a low one must not overflow
     if params.top_k == 0 and params.top_p == 1 and params.min_p == 0:
         return mx.random.categorical(logits, key=key)
     values, ids = candidates(logits, params.top_k)
@@ -121,7 +129,7 @@ def top_p(values: mx.array, p: float) -> mx.array:
     if p == 1:  # off: rounding in the sum must not cut the tail
         return values
     before = mx.cumsum(mx.softmax(values, axis=-1), axis=-1, inclusive=False)
-    return mx.where(before < p, values, -mx.inf)
+    return mx.where(before < max(p, 1e-30), values, -mx.inf)  # the first stays, even where p is 0 in float32
 
 
 def min_p(values: mx.array, p: float) -> mx.array:

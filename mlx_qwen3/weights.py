@@ -4,6 +4,7 @@ The parts of this file are those of Hugging Face without `model.`: `layers.0.sel
 part by itself (Hugging Face, mlx-lm) or as rows of a fused matrix (native); `read_parts` finds it either way.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import accumulate
@@ -23,6 +24,24 @@ NAME_MAP = {
     "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
 }
+# part -> shape of its weight, in the settings of config.json
+SHAPES: dict[str, tuple[str, ...]] = {
+    "embed_tokens": ("vocab_size", "hidden_size"),
+    "input_layernorm": ("hidden_size",),
+    "self_attn.q_proj": ("num_attention_heads * head_dim", "hidden_size"),
+    "self_attn.k_proj": ("num_key_value_heads * head_dim", "hidden_size"),
+    "self_attn.v_proj": ("num_key_value_heads * head_dim", "hidden_size"),
+    "self_attn.q_norm": ("head_dim",),
+    "self_attn.k_norm": ("head_dim",),
+    "self_attn.o_proj": ("hidden_size", "num_attention_heads * head_dim"),
+    "post_attention_layernorm": ("hidden_size",),
+    "mlp.gate_proj": ("intermediate_size", "hidden_size"),
+    "mlp.up_proj": ("intermediate_size", "hidden_size"),
+    "mlp.down_proj": ("hidden_size", "intermediate_size"),
+    "norm": ("hidden_size",),
+    "lm_head": ("vocab_size", "hidden_size"),
+}
+OUTSIDE = ("embed_tokens", "norm", "lm_head")  # of the layers
 LEAVES = ("weight", "scales", "biases")
 DTYPES = {"bf16": mx.bfloat16, "fp16": mx.float16, "fp32": mx.float32}
 
@@ -64,26 +83,16 @@ def fusions(config: Qwen3Config) -> dict[str, tuple[str, ...]]:
 
 def part_shapes(config: Qwen3Config) -> dict[str, tuple[int, ...]]:
     """Weight shape of every part, in the order of the forward pass."""
-    hidden, inner, D = config.hidden_size, config.intermediate_size, config.head_dim
-    q, kv = config.num_attention_heads * D, config.num_key_value_heads * D
-    block = {
-        "input_layernorm": (hidden,),
-        "self_attn.q_proj": (q, hidden),
-        "self_attn.k_proj": (kv, hidden),
-        "self_attn.v_proj": (kv, hidden),
-        "self_attn.q_norm": (D,),
-        "self_attn.k_norm": (D,),
-        "self_attn.o_proj": (hidden, q),
-        "post_attention_layernorm": (hidden,),
-        "mlp.gate_proj": (inner, hidden),
-        "mlp.up_proj": (inner, hidden),
-        "mlp.down_proj": (hidden, inner),
-    }
-    shapes: dict[str, tuple[int, ...]] = {"embed_tokens": (config.vocab_size, hidden)}
+
+    def shape(name: str) -> tuple[int, ...]:
+        return tuple(math.prod(getattr(config, key) for key in size.split(" * ")) for size in SHAPES[name])
+
+    block = [name for name in SHAPES if name not in OUTSIDE]
+    shapes = {"embed_tokens": shape("embed_tokens")}
     for layer in range(config.num_hidden_layers):
-        shapes |= {f"layers.{layer}.{name}": shape for name, shape in block.items()}
-    shapes["norm"] = (hidden,)
-    return shapes if config.tie_word_embeddings else {**shapes, "lm_head": (config.vocab_size, hidden)}
+        shapes |= {f"layers.{layer}.{name}": shape(name) for name in block}
+    shapes["norm"] = shape("norm")
+    return shapes if config.tie_word_embeddings else {**shapes, "lm_head": shape("lm_head")}
 
 
 def read_parts(folder: Path, config: Qwen3Config) -> dict[str, Part]:
@@ -128,13 +137,14 @@ def native_modules(parts: Mapping[str, Part], config: Qwen3Config, dtype: mx.Dty
     return modules
 
 
-def load_model(folder: Path, dtype: str | mx.Dtype | None = None) -> Qwen3:
+def load_model(folder: str | Path, dtype: str | mx.Dtype | None = None) -> Qwen3:
     """The model of a checkpoint folder in any supported layout, its weights evaluated.
 
     `dtype` (bf16, fp16, fp32) is that of the computation and of all weights that are not packed. The default is the
     checkpoint's own on a GPU and float32 on a CPU, where MLX multiplies bf16 matrices 2.5 to 6 times slower.
     Raises ConfigError, CheckpointError, or UsageError for another dtype.
     """
+    folder = Path(folder)
     config = Qwen3Config.from_folder(folder)
     parts = read_parts(folder, config)
     compute = parse_dtype(dtype) or (mx.float32 if mx.default_device().type == mx.cpu else checkpoint_dtype(parts))
@@ -278,8 +288,8 @@ def _check_leaves(part: Part, shape: tuple[int, ...]) -> None:
         tensor = part.leaves[leaf]
         if tensor.shape != wanted:
             raise CheckpointError(
-                f"{tensor.name} has shape {list(tensor.shape)}, but config.json gives {list(wanted)}; "
-                "config.json and weights are of different models"
+                f"{tensor.name} has shape {list(tensor.shape)}, but config.json gives {list(wanted)} "
+                f"by [{', '.join(SHAPES[_kind(part.name)])}]; config.json and weights are of different models"
             )
         if tensor.dtype not in dtypes:
             names = ", ".join(NAMES[dtype] for dtype in dtypes)
@@ -287,13 +297,17 @@ def _check_leaves(part: Part, shape: tuple[int, ...]) -> None:
 
 
 def _check_head_dim(tensors: Mapping[str, StoredTensor], config: Qwen3Config) -> None:
-    for name in ("q_norm", "k_norm"):
-        tensor = tensors.get(f"layers.0.self_attn.{name}.weight")
-        if tensor is not None and tensor.shape != (config.head_dim,):
+    for name, tensor in tensors.items():
+        if name.endswith(("q_norm.weight", "k_norm.weight")) and tensor.shape != (config.head_dim,):
             raise ConfigError(
                 f"head_dim is {config.head_dim} in config.json, but {tensor.name} has shape {list(tensor.shape)}; "
                 f"set head_dim to what the weights say"
             )
+
+
+def _kind(name: str) -> str:
+    """layers.3.mlp.up_proj -> mlp.up_proj"""
+    return name.split(".", 2)[-1] if name.startswith("layers.") else name
 
 
 def _stacking_key(part: Part, dtype: mx.Dtype | None) -> tuple[object, ...]:
@@ -322,5 +336,5 @@ def _some(names: list[str]) -> str:
 
 def _remedy(missing: list[str], config: Qwen3Config) -> str:
     if missing == ["lm_head.weight"]:
-        return "tie_word_embeddings is false, so the output needs its own matrix; download the checkpoint again"
-    return f"config.json gives {config.num_hidden_layers} layers; download the checkpoint again"
+        return "tie_word_embeddings is false, so the output needs a matrix of its own; the checkpoint is incomplete"
+    return f"config.json gives {config.num_hidden_layers} layers; the checkpoint is incomplete or of another model"

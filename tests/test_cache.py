@@ -7,7 +7,6 @@ from checkpoints import TINY, YARN, write_checkpoint
 from conftest import as_numpy
 
 from mlx_qwen3.cache import STEP, KVCache
-from mlx_qwen3.errors import PromptError
 from mlx_qwen3.weights import load_model
 
 TOLERANCE = 2e-5  # measured 5e-6: attention over one query adds up in another order than over many
@@ -49,7 +48,7 @@ def test_trim_and_continue_equals_fresh(model, ids, cut):
 def test_trim_keeps_to_what_is_there(model, ids, length):
     cache = model.make_cache(batch=2)
     feed(model, ids, [37], cache)
-    with pytest.raises(PromptError, match=f"cannot trim {length} tokens from a cache of 37"):
+    with pytest.raises(ValueError, match=f"cannot trim {length} of 37 tokens, 0 of them padding"):
         cache.trim(length)
 
 
@@ -72,9 +71,24 @@ def test_left_padded_rows_equal_the_rows_alone(model, ids, splits):
         assert np.abs(together[row, pad:] - alone[0]).max() < TOLERANCE
 
 
-def test_padding_is_finite_everywhere(model, ids):
-    """A query that sees no key divides 0 by 0; its NaN would reach every later layer."""
-    assert np.isfinite(feed(model, ids, [37], model.make_cache(2, [36, 3]))).all()
+def test_every_query_sees_a_key():
+    """Where a kernel lets a softmax over nothing be NaN, it would reach every later layer."""
+    assert np.array(KVCache(1, 2, [36, 3]).mask(37)).any(axis=-1).all()
+
+
+def test_trim_and_continue_with_padding(model, ids):
+    cache = model.make_cache(2, [0, 12])
+    feed(model, ids, [37], cache)
+    cache.trim(20)
+    again = feed(model, ids[:, 17:], [20], cache)
+    assert np.abs(again[1] - as_numpy(model(mx.array(ids[1:, 12:])))[0, 5:]).max() < TOLERANCE
+
+
+def test_trim_does_not_reach_into_the_padding(model, ids):
+    cache = model.make_cache(2, [0, 12])
+    feed(model, ids, [37], cache)
+    with pytest.raises(ValueError, match="cannot trim 26 of 37 tokens, 12 of them padding"):
+        cache.trim(26)
 
 
 def test_a_step_writes_in_place(model):
@@ -94,6 +108,7 @@ def test_a_step_writes_in_place(model):
     assert mx.get_peak_memory() - before < 0.1 * sum(array.nbytes for array in cache.arrays)
 
 
-def test_padding_needs_a_number_for_every_row():
-    with pytest.raises(ValueError, match="padding has 1 rows, the batch 2"):
-        KVCache(layers=1, batch=2, padding=[3])
+@pytest.mark.parametrize("padding", [[3], [0, -3], []])
+def test_padding_is_a_number_for_every_row(padding):
+    with pytest.raises(ValueError, match="expected 2 numbers of tokens, one for each row of the batch"):
+        KVCache(layers=1, batch=2, padding=padding)

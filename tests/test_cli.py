@@ -202,6 +202,54 @@ def test_an_error_is_one_line_with_its_exit_code(arguments, spoil, code, message
     assert message in error
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"), [(["--top-p", "7"], "top_p is 7.0"), (["--max-tokens", "0"], "max_tokens is 0")]
+)
+def test_bad_options_are_told_before_a_download(arguments, message):
+    result = run(*GENERATE, "--prompt", "x", "--model", "Qwen/Nonexistent", *arguments)
+    assert (result.returncode, message in result.stderr.decode()) == (2, True)
+
+
+CLOSED = {
+    "stdin": ("--prompt - <&-", 1, "the prompt is empty"),
+    "stdout": ("--prompt x --max-tokens 2 >&-", 0, "2 generated"),
+    "full": ("--prompt x --max-tokens 2 >/dev/full", 1, "No space left on device"),
+}
+
+
+@pytest.mark.parametrize(("redirection", "code", "message"), CLOSED.values(), ids=CLOSED.keys())
+def test_streams_that_are_closed_or_full(chat, redirection, code, message):
+    if redirection.endswith("/dev/full") and not Path("/dev/full").exists():
+        pytest.skip("/dev/full is Linux's")
+    command = f"{sys.executable} {ROOT / 'generate.py'} --raw --model '{chat}' {redirection}"
+    result = run("sh", "-c", command)
+    assert (result.returncode, result.stderr.count(b"\n")) == (code, 1)
+    assert message in result.stderr.decode()
+
+
+def test_a_terminal_without_unicode_gets_question_marks(chat):
+    """Random weights write bytes that are no characters, which come out as U+FFFD."""
+    environment = {**QUIET, "PYTHONIOENCODING": "ascii"}
+    result = run(*GENERATE, "--prompt", "hi", "--model", chat, "--max-tokens", "40", "--seed", "1", env=environment)
+    assert result.returncode == 0
+    assert b"?" in result.stdout
+
+
+def test_an_error_in_mid_reply_ends_the_line(chat):
+    program = """
+import sys
+from mlx_qwen3 import cli, generation
+def run(*_):
+    yield generation.Step(1, "", "hm")
+    raise RuntimeError("out of memory")
+generation.run = run
+cli.cli(sys.argv[1:])
+"""
+    result = run(sys.executable, "-c", program, "generate", "--prompt", "hi", "--model", chat, cwd=ROOT)
+    assert (result.returncode, result.stdout) == (1, b"<think>\nhm\n</think>\n\n")
+    assert b"out of memory" in result.stderr
+
+
 def test_input_that_is_no_text(chat):
     result = run(*GENERATE, "--prompt", "-", "--model", chat, input=b"\xff\xfe")
     assert result.returncode == 2

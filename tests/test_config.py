@@ -91,6 +91,22 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "awq": ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "quant_method is 'awq'"),
     "bits": ({"quantization": {"bits": 7, "group_size": 64}}, "quantization.bits is 7; affine has 2, 3, 4, 5, 6, 8"),
     "mode": ({"quantization": {"mode": "int4", "bits": 4, "group_size": 64}}, "quantization.mode is 'int4'"),
+    "bits true": ({"quantization": {"bits": True, "group_size": 64}}, "quantization.bits is True"),
+    "bits 4.0": ({"quantization": {"bits": 4.0, "group_size": 64}}, "quantization.bits is 4.0"),
+    "two quantizations": (
+        {"quantization": {"bits": 4, "group_size": 64}, "quantization_config": {"bits": 8, "group_size": 64}},
+        "quantization is .*4.* but quantization_config .*8",
+    ),
+    "quantization of another type": ({"quantization": [1]}, r"quantization is \[1\]; expected an object"),
+    "rope of another type": ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn'; expected an object"),
+    "rope type of another type": ({"rope_scaling": {"rope_type": ["yarn"]}}, r"rope_type is \['yarn'\]"),
+    "ours of another type": ({"mlx_qwen3": "x"}, "mlx_qwen3 is 'x'; expected an object"),
+    "layer types of another type": (
+        {"layer_types": 5},
+        "layer_types is 5; expected one for each of num_hidden_layers 2",
+    ),
+    "too few layer types": ({"layer_types": ["full_attention"]}, "layer_types is .*num_hidden_layers 2"),
+    "epsilon": ({"rms_norm_eps": 10**400}, "rms_norm_eps is 1000.*expected a positive number"),
     "our format": ({"mlx_qwen3": {"format": 99}}, "mlx_qwen3.format is 99"),
 }
 
@@ -100,6 +116,30 @@ def test_refused_in_one_line_that_names_the_key_and_the_value(changes, message):
     with pytest.raises(ConfigError, match=message) as error:
         Qwen3Config.from_hf(config(**changes))
     assert "\n" not in str(error.value)
+
+
+INERT = {
+    "_attn_implementation_autoset": True,
+    "tokenizer_class": "Qwen2Tokenizer",
+    "pretraining_tp": 1,
+    "num_labels": 2,
+}
+
+
+@pytest.mark.parametrize("setting", INERT)
+def test_settings_that_inference_does_not_read(setting):
+    assert Qwen3Config.from_hf(config(**{setting: INERT[setting]})) == Qwen3Config.from_hf(TINY)
+
+
+@pytest.mark.parametrize("setting", ["attention_bias", "use_sliding_window", "layer_types"])
+def test_null_is_absent(setting):
+    assert Qwen3Config.from_hf(config(**{setting: None})) == Qwen3Config.from_hf(TINY)
+
+
+def test_deepseeks_key_of_yarn_is_read_as_transformers_reads_it():
+    """DeepSeek-R1-0528-Qwen3-8B has attn_factor, which transformers ignores: its factor is 0.1 ln(4) + 1."""
+    yarn = Qwen3Config.from_hf(config(rope_scaling={**YARN, "attn_factor": 0.8782488562869419})).yarn
+    assert yarn.attention_factor == pytest.approx(1.1386294)
 
 
 @pytest.mark.parametrize("key", ["logit_softcap", "pruned_heads"])

@@ -135,14 +135,10 @@ def padding_visible(model, patch):
     patch.setattr(KVCache, "mask", lambda c, length: "causal" if length > 1 else None)
 
 
-def padding_counted(model, patch):
-    patch.setattr(KVCache, "positions", property(lambda c: c.offset))
-    patch.setattr(RoPE, "__call__", absolute(RoPE.__call__))
-
-
-def absolute(rotate):
-    """Relative positions hide a shift of a whole row, so shift the queries alone, as a cached rotation would."""
-    return lambda self, x, offset: rotate(self, x, offset + (6 if x.shape[1] == 6 else 0))
+def queries_shifted_against_keys(model, patch):
+    """A shift of both is invisible, since RoPE is relative."""
+    rotate = RoPE.__call__
+    patch.setattr(RoPE, "__call__", lambda self, x, offset: rotate(self, x, offset + (x.shape[1] == 6)))
 
 
 def no_activation(model, patch):
@@ -183,7 +179,7 @@ MUTATIONS = [
     swap_q_and_k_rows,
     drop_a_layers_cache,
     padding_visible,
-    padding_counted,
+    queries_shifted_against_keys,
     no_activation,
     post_norm,
     norm_over_all_heads,

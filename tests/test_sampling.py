@@ -1,5 +1,7 @@
 """The filters against transformers' own, the choice against its probabilities."""
 
+import re
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -76,9 +78,20 @@ def test_tokens_come_with_their_probabilities(params):
     assert not shares[expected == 0].any()
 
 
-def test_zero_temperature_is_greedy():
-    scores = logits()
-    chosen = sample(mx.array(scores), SamplingParams(temperature=0), mx.random.key(0))
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(temperature=0),
+        SamplingParams(temperature=1e-300),
+        SamplingParams(temperature=1e-5),
+        SamplingParams(top_k=1),
+        SamplingParams(top_k=0, top_p=1e-300),
+    ],
+    ids=str,
+)
+def test_the_limits_of_every_setting_are_greedy(params):
+    scores = logits() * 50  # far apart, and past float32 when divided by a low temperature
+    chosen = sample(mx.array(scores), params, mx.random.key(0))
     np.testing.assert_array_equal(np.array(chosen), scores.argmax(-1))
 
 
@@ -106,8 +119,13 @@ def test_a_value_out_of_range_is_named(setting, value):
 
 
 def test_defaults_come_from_generation_config():
-    raw = {**QWEN_THINKING, "min_p": 0.1, "repetition_penalty": 1.05}
-    assert SamplingParams.from_generation_config(raw, thinking=True) == SamplingParams(0.6, 20, 0.95, 0.1, 1.05)
+    raw = {"do_sample": True, "temperature": 0.9, "top_k": 7, "top_p": 0.7, "min_p": 0.1, "repetition_penalty": 1.05}
+    assert SamplingParams.from_generation_config(raw, thinking=True) == SamplingParams(0.9, 7, 0.7, 0.1, 1.05)
+
+
+def test_without_thinking_every_filter_is_qwens():
+    raw = {"do_sample": True, "temperature": 0.9, "top_k": 7, "top_p": 0.7, "min_p": 0.1}
+    assert SamplingParams.from_generation_config(raw, thinking=False) == SamplingParams(0.7, 20, 0.8, 0.0)
 
 
 def test_without_thinking_they_are_qwens_other_ones():
@@ -125,9 +143,12 @@ def test_a_checkpoint_that_does_not_sample_is_greedy(thinking):
     assert SamplingParams.from_generation_config({"eos_token_id": 3}, thinking).temperature == 0
 
 
-@pytest.mark.parametrize(("setting", "value"), [("num_beams", 4), ("typical_p", 0.9), ("no_repeat_ngram_size", 3)])
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("num_beams", 4), ("typical_p", 0.9), ("no_repeat_ngram_size", 3), ("stop_strings", ["x"]), ("max_time", 3)],
+)
 def test_settings_that_cannot_be_honoured_are_named(setting, value):
-    with pytest.raises(ConfigError, match=f"{setting} is {value}"):
+    with pytest.raises(ConfigError, match=f"{setting} is {re.escape(repr(value))}"):
         SamplingParams.from_generation_config({**QWEN_THINKING, setting: value}, thinking=True)
 
 
