@@ -11,6 +11,7 @@ import mlx.nn as nn
 from .cache import KVCache
 from .config import Qwen3Config
 from .rope import RoPE
+from .watch import watch
 
 
 class ConcatLinear(nn.Module):
@@ -45,14 +46,25 @@ class Attention(nn.Module):
     def __call__(self, x: mx.array, cache: KVCache, mask: mx.array | str | None) -> mx.array:
         B, L, _ = x.shape
         H, K, D = self.heads, self.kv_heads, self.head_dim
-        q, k, v = mx.split(self.qkv_proj(x), [H * D, (H + K) * D], axis=-1)
-        q = self.q_norm(q.reshape(B, L, H, D)).transpose(0, 2, 1, 3)  # norm over D, then (B, H, L, D)
-        k = self.k_norm(k.reshape(B, L, K, D)).transpose(0, 2, 1, 3)
-        v = v.reshape(B, L, K, D).transpose(0, 2, 1, 3)
+        qkv = self.qkv_proj(x)
+        watch("qkv", qkv)
+        q, k, v = mx.split(qkv, [H * D, (H + K) * D], axis=-1)
+        watch("split", q, k, v)
+        q, k, v = q.reshape(B, L, H, D), k.reshape(B, L, K, D), v.reshape(B, L, K, D)
+        watch("heads", q, k, v)
+        q, k = self.q_norm(q), self.k_norm(k)  # over D
+        watch("qk_norm", q, k)
+        q, k, v = q.transpose(0, 2, 1, 3), k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)  # (B, heads, L, D)
+        watch("transpose", q, k, v)
         q, k = self.rope(q, cache.positions), self.rope(k, cache.positions)
+        watch("rope", q, k)
         k, v = cache.update(self.layer, k, v)  # (B, K, S, D)
+        watch("cache", k, v)
         out = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.scale, mask=mask)
-        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(B, L, H * D))
+        watch("attention", out)
+        out = out.transpose(0, 2, 1, 3).reshape(B, L, H * D)
+        watch("merge", out)
+        return self.o_proj(out)
 
 
 class MLP(nn.Module):
@@ -62,8 +74,12 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:
-        gate, up = mx.split(self.gate_up_proj(x), 2, axis=-1)
-        return self.down_proj(nn.silu(gate) * up)
+        gate_up = self.gate_up_proj(x)
+        watch("gate_up", gate_up)
+        gate, up = mx.split(gate_up, 2, axis=-1)
+        activation = nn.silu(gate) * up
+        watch("activation", activation)
+        return self.down_proj(activation)
 
 
 class Block(nn.Module):
@@ -75,8 +91,20 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def __call__(self, x: mx.array, cache: KVCache, mask: mx.array | str | None) -> mx.array:
-        x = x + self.self_attn(self.input_layernorm(x), cache, mask)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        watch("input", x)
+        normed = self.input_layernorm(x)
+        watch("input_norm", normed)
+        change = self.self_attn(normed, cache, mask)
+        watch("o_proj", change)
+        x = x + change
+        watch("residual", x)
+        normed = self.post_attention_layernorm(x)
+        watch("post_norm", normed)
+        change = self.mlp(normed)
+        watch("down", change)
+        x = x + change
+        watch("output", x)
+        return x
 
 
 class Qwen3(nn.Module):
@@ -123,9 +151,13 @@ class Qwen3(nn.Module):
     def hidden(self, ids: mx.array, cache: KVCache | None = None) -> mx.array:
         """The normalised hidden states (B, L, hidden) from which `logits` projects."""
         *_, x = self.residuals(ids, cache)
-        return self.norm(x)
+        x = self.norm(x)
+        watch("final_norm", x)
+        return x
 
     def logits(self, hidden: mx.array) -> mx.array:
         """(B, L, hidden) -> (B, L, V). The largest product of the model: give it only the positions you need."""
         head = self.embed_tokens.as_linear if self.config.tie_word_embeddings else self.lm_head
-        return head(hidden)
+        logits = head(hidden)
+        watch("logits", logits)
+        return logits
