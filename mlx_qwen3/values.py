@@ -11,7 +11,8 @@ from .config import Quantization
 def stored(tensor: StoredTensor) -> mx.array:
     """The tensor, or the run of its rows, in its own dtype. Lazy: nothing is read before the array is evaluated."""
     # The file is opened each time: arrays of a kept dict would stay evaluated in it, until all weights are there.
-    array = mx.load(str(tensor.path))[tensor.name]  # type: ignore[index, call-overload]
+    file: dict[str, mx.array] = mx.load(str(tensor.path))  # type: ignore[assignment]
+    array = file[tensor.name]
     return array if array.shape == tensor.shape else array[tensor.first_row : tensor.first_row + tensor.shape[0]]
 
 

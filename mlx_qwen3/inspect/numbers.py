@@ -92,7 +92,8 @@ class Collector:
         if visible is not None:
             where = grouped(mx.broadcast_to(visible, scores.shape), SCORES.head_axis)
         self._add((layer, SCORES.name), grouped(scores, SCORES.head_axis), where)
-        entropy = -mx.where(weights > 0, weights * mx.log(weights), mx.where(mx.isnan(weights), weights, 0)).sum(-1)
+        # 0 log 0 is 0; a NaN stays one
+        entropy = -mx.where(weights == 0, 0, weights * mx.log(mx.where(weights == 0, 1, weights))).sum(-1)
         for step, values in ((ENTROPY, entropy), (FIRST_TOKEN, weights[..., 0])):
             self._add((layer, step.name), grouped(values, step.head_axis))
 

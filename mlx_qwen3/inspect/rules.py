@@ -56,6 +56,7 @@ class Rules:
 class Verdict:
     level: str
     reasons: tuple[str, ...] = ()
+    outside: tuple[str, ...] = ()  # the statistics that the reasons are about; nan and inf among them
 
 
 def load_rules(path: Path | None = None) -> Rules:
@@ -88,18 +89,23 @@ def units(model: Qwen3, layer: int, rules: Rules) -> dict[str, float]:
 
 def judge(name: str, statistics: Statistics, rules: Rules, sizes: Mapping[str, float]) -> Verdict:
     """NaN and infinite values are always a fault; a quantity without a rule has no other."""
-    faults = [f"{count} {word}" for count, word in ((statistics.nan, "NaN"), (statistics.inf, "infinite")) if count]
+    counts = (("nan", statistics.nan, "NaN"), ("inf", statistics.inf, "infinite"))
+    faults = [(name, f"{count} {word}") for name, count, word in counts if count]
     rule = rules.quantities.get(name)
     if rule is None:
-        return Verdict(ABNORMAL if faults else NORMAL, tuple(faults))
+        return _verdict(ABNORMAL, faults)
     unit = sizes.get(rule.unit, 1.0) if rule.unit else 1.0
     for statistic, value, side, bound in _outside(statistics, rule.limit, unit, absolute="abs_max"):
         word = MEANING.get((statistic, side), rule.meaning if statistic == "abs_max" else "")
-        faults.append(_reason(statistic, value, side, bound) + (f" ({word})" if word else ""))
-    if faults:
-        return Verdict(ABNORMAL, tuple(faults))
-    remarks = [_reason(*outside) for outside in _outside(statistics, rule.normal, unit)]
-    return Verdict(UNUSUAL if remarks else NORMAL, tuple(remarks))
+        faults.append((statistic, _reason(statistic, value, side, bound) + (f" ({word})" if word else "")))
+    remarks = [(outside[0], _reason(*outside)) for outside in _outside(statistics, rule.normal, unit)]
+    return _verdict(ABNORMAL, faults) if faults else _verdict(UNUSUAL, remarks)
+
+
+def _verdict(level: str, reasons: list[tuple[str, str]]) -> Verdict:
+    if not reasons:
+        return Verdict(NORMAL)
+    return Verdict(level, tuple(reason for _, reason in reasons), tuple(statistic for statistic, _ in reasons))
 
 
 def _outside(

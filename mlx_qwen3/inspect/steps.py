@@ -83,16 +83,11 @@ HIDDEN: tuple[Step, ...] = (K_SHARED, V_SHARED, SCORES, SOFTMAX)
 
 AFTER_LAYERS = ("final_norm", "logits")  # events outside the layers
 FLOW: tuple[Step, ...] = tuple(
-    step
-    for event, steps in EVENTS.items()
-    for step in (*steps, *(HIDDEN if event == "cache" else ()))
+    step for event, steps in EVENTS.items() for step in (*steps, *(HIDDEN if event == "cache" else ()))
 )
 # Of which statistics are kept: views would repeat them
 NUMBERS: tuple[Step, ...] = tuple(
-    step
-    for shown in FLOW
-    for step in ((shown, ENTROPY, FIRST_TOKEN) if shown is SCORES else (shown,))
-    if not step.view
+    step for shown in FLOW for step in ((shown, ENTROPY, FIRST_TOKEN) if shown is SCORES else (shown,)) if not step.view
 )
 
 
@@ -101,6 +96,6 @@ def sharing(heads: int, kv_heads: int) -> str:
     group = heads // kv_heads
     if group == 1:
         return "every query head has a key/value head of its own"
-    pairs = [f"{i * group}-{(i + 1) * group - 1} share {i}" for i in range(kv_heads)]
+    pairs = [f"{i * group}-{(i + 1) * group - 1} read kv head {i}" for i in range(kv_heads)]
     shown = pairs if kv_heads <= 3 else [*pairs[:2], "...", pairs[-1]]
     return f"query heads {', '.join(shown)}"

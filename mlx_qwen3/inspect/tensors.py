@@ -89,8 +89,8 @@ def _outliers(statistics: Sequence[Statistics], rule: Mapping[str, float]) -> di
     for index, z in _far(means / max(float(np.median(rms)), 1e-30), rule["ratio"] - 1, rule["z"]):
         found[index].append(f"mean {means[index]:.3g}, median of the layers {np.median(means):.3g}, z {z:.0f}")
     zeros = np.array([s.zeros for s in statistics])
-    for index in np.flatnonzero((zeros >= rule["zeros"]) & (np.median(zeros) < rule["zeros"] / 10)):
-        found[int(index)].append(f"{zeros[index]:.0%} zeros, median of the layers {np.median(zeros):.1%}")
+    for index in map(int, np.flatnonzero((zeros >= rule["zeros"]) & (np.median(zeros) < rule["zeros"] / 10))):
+        found[index].append(f"{zeros[index]:.0%} zeros, median of the layers {np.median(zeros):.1%}")
     return found
 
 
