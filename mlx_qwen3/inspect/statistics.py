@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
+SQUARABLE = 1e15  # magnitude up to which sums of squares stay in float32
 PIECE = 1 << 22  # elements looked at at once: bounds the memory of the intermediate arrays to some 100 MB
 
 
@@ -98,29 +99,36 @@ def pooled(parts: list[Statistics]) -> Statistics:
 
 def _moments(x: mx.array, where: mx.array | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(finite, NaN, infinite and zero counts), (min, max), mean and sum of squared distances from it, per group."""
-    inside = mx.ones_like(x, dtype=mx.bool_) if where is None else where
-    nan, inf = mx.isnan(x) & inside, mx.isinf(x) & inside
-    finite = inside & ~(nan | inf)
-    low, high = (
-        mx.where(finite, x, math.inf).min(axis=(1, 2)),
-        mx.where(finite, x, -math.inf).max(axis=(1, 2)),
-    )
-    counts = mx.stack([_count(finite), _count(nan), _count(inf), _count(finite & (x == 0))])
-    # Squares of numbers past 1e19 leave float32; a power of two moves them back without rounding.
-    largest = mx.maximum(mx.abs(low), mx.abs(high))
-    unit = mx.where((largest > 1e15) & mx.isfinite(largest), 2.0**64, 1.0)
-    x = mx.where(finite, x / unit[:, None, None], 0)
-    n = mx.maximum(counts[0], 1)
-    mean = _sum(x) / n
-    m2 = _sum(mx.where(finite, mx.square(x - mean[:, None, None]), 0))
-    mx.eval(counts, low, high, unit, mean, m2)
-    scale = np.array(unit, np.float64)
+    n = mx.array(x.shape[1] * x.shape[2]) if where is None else _count(where)
+    nan = inf = mx.array(0)
+    finite, unit = where, mx.array(1.0)
+    # A finite sum has finite terms: only arrays with something odd in them are looked through for it.
+    seen = _only(x, where, 0)
+    if not mx.all(mx.isfinite(_sum(seen)) & (mx.abs(seen).max(axis=(1, 2)) <= SQUARABLE)).item():
+        inside = mx.ones_like(x, dtype=mx.bool_) if where is None else where
+        nan, inf = _count(mx.isnan(x) & inside), _count(mx.isinf(x) & inside)
+        finite = inside & mx.isfinite(x)
+        n = _count(finite)
+        # Squares leave float32 past 1e19; a power of two moves them back without rounding.
+        largest = mx.abs(_only(x, finite, 0)).max(axis=(1, 2), keepdims=True)
+        unit = mx.where(largest > SQUARABLE, 2.0**64, 1.0)
+    low, high = _only(x, finite, math.inf).min(axis=(1, 2)), _only(x, finite, -math.inf).max(axis=(1, 2))
+    zeros = _count((x == 0) if finite is None else (x == 0) & finite)
+    x = _only(x, finite, 0) / unit
+    mean = _sum(x) / mx.maximum(n, 1)
+    m2 = _sum(_only(mx.square(x - mean[:, None, None]), finite, 0))
+    counts = [np.broadcast_to(np.array(count, np.float64), low.shape) for count in (n, nan, inf, zeros)]
+    scale = np.array(unit, np.float64).reshape(-1)
     return (
-        np.array(counts, np.float64),
+        np.stack(counts),
         np.stack([np.array(low, np.float64), np.array(high, np.float64)]),
         np.array(mean, np.float64) * scale,
         np.array(m2, np.float64) * scale**2,
     )
+
+
+def _only(x: mx.array, where: mx.array | None, other: float) -> mx.array:
+    return x if where is None else mx.where(where, x, other)
 
 
 def _sum(x: mx.array) -> mx.array:

@@ -167,6 +167,10 @@ def verdict_lines(report: Report) -> list[str]:
 
 def forecast(report: Report) -> str:
     """Whether float16, which ends at 65504, would hold every weight and every step."""
+    odd = [key for key, statistics in report.numbers.overall.items() if statistics.nan or statistics.inf]
+    if odd:
+        where = f"{place(odd[0][0])}, {odd[0][1]}"
+        return f"fp16: no forecast: numbers are not finite already in {report.dtype}, first in {where}"
     largest, margin = report.rules.settings["fp16"]["largest"], report.rules.settings["fp16"]["margin"]
     top = report.peaks[0]
     where = f"{number(top.value)} in {place(top.layer)}, {top.step}"
