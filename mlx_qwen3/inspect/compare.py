@@ -15,7 +15,8 @@ from ..attention import score_blocks, softmax
 from ..config import Qwen3Config
 from ..errors import UsageError
 from ..model import Qwen3
-from .probe import ScoreBlock, probing
+from ..watch import watching
+from .probe import Probe, ScoreBlock
 from .rules import Rules
 from .steps import FLOW, SCORES, SOFTMAX, Step
 
@@ -79,7 +80,7 @@ def tolerance(rules: Rules, *models: Qwen3, same_weights: bool = False) -> float
     for model in models:
         found.append(bounds[str(model.norm.weight.dtype).removeprefix("mlx.core.")])
         if not same_weights:
-            found += [bounds[str(bits)] for bits in _bits(model)]
+            found += [bounds[packing] for packing in _packings(model)]
     return max(found)
 
 
@@ -106,9 +107,10 @@ def steps_of(model: Qwen3, ids: mx.array) -> Iterator[LayerSteps]:
     cache = model.make_cache(ids.shape[0])
     residuals = model.residuals(ids, cache)
     x = next(residuals)
+    probe = Probe(model, cache, _Keeper())
     for _ in model.layers:
-        keeper = _Keeper()
-        with probing(model, cache, keeper):
+        probe.visitor = keeper = _Keeper()
+        with watching(probe):
             x = next(residuals)
         mx.eval(x)
         yield keeper.kept
@@ -198,5 +200,7 @@ def _numpy(x: Any) -> np.ndarray:
     return np.array(x.astype(mx.float32)) if isinstance(x, mx.array) else x.float().numpy()
 
 
-def _bits(model: Qwen3) -> set[int]:
-    return {module.bits for _, module in model.named_modules() if hasattr(module, "bits")}
+def _packings(model: Qwen3) -> set[str]:
+    """How modules are packed, as the rules name it: the bits of affine packings, else the mode."""
+    packed = [module for _, module in model.named_modules() if hasattr(module, "bits")]
+    return {str(module.bits) if module.mode == "affine" else module.mode for module in packed}

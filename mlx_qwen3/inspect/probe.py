@@ -27,13 +27,16 @@ ScoreBlock = tuple[int, mx.array, mx.array, mx.array | None]  # first query, sco
 @contextmanager
 def probing(model: Qwen3, cache: KVCache, visitor: Visitor) -> Iterator[None]:
     """Show the visitor the forward passes that are made inside with this model and cache. They stay as they are."""
-    with watching(_Probe(model, cache, visitor)):
+    with watching(Probe(model, cache, visitor)):
         yield
 
 
-class _Probe:
+class Probe:
+    """A listener for `watching` that counts the layers; one probe sees a whole pass, its visitor may change."""
+
     def __init__(self, model: Qwen3, cache: KVCache, visitor: Visitor):
-        self._model, self._cache, self._visitor = model, cache, visitor
+        self._model, self._cache = model, cache
+        self.visitor = visitor
         self._layer = -1
         self._q: mx.array | None = None
 
@@ -42,7 +45,7 @@ class _Probe:
             self._layer = (self._layer + 1) % len(self._model.layers)
         layer = None if event in AFTER_LAYERS else self._layer
         for step, array in zip(EVENTS[event], arrays, strict=True):
-            self._visitor.step(layer, step, array)
+            self.visitor.step(layer, step, array)
         if event == "rope":
             self._q = arrays[0]
         elif event == "cache":
@@ -58,4 +61,4 @@ class _Probe:
             for start, scores, visible in score_blocks(q, k, scale=scale, mask=mask):
                 yield start, scores, softmax(scores), visible
 
-        self._visitor.scores(self._layer, q, blocks, k.shape[2])
+        self.visitor.scores(self._layer, q, blocks, k.shape[2])

@@ -22,7 +22,10 @@ SETTINGS = {
     "unit": ("smallest", "largest"),
     "outliers": ("z", "ratio", "zeros", "layers"),
     "fp16": ("largest", "margin"),
-    "compare": ("float32", "float16", "bfloat16", "8", "6", "5", "4", "3", "2", "growth"),
+    "compare": (
+        *("float32", "float16", "bfloat16", "growth"),
+        *("8", "6", "5", "4", "3", "2", "mxfp8", "mxfp4", "nvfp4"),
+    ),
 }
 # What leaving a limit means, by statistic and side
 MEANING = {
