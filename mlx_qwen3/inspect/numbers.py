@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from ..generation import PREFILL_CHUNK
+from ..generation import prefill_chunk
 from ..model import Qwen3
 from .probe import ScoreBlock, probing
 from .statistics import Accumulator, Statistics, grouped
@@ -33,12 +33,12 @@ class Numbers:
     attention_map: np.ndarray  # (cells, cells) of the first row: mean over a cell's queries, sum over its keys
 
 
-def measure(model: Qwen3, ids: mx.array, *, layer: int = 0, head: int = 0, chunk: int = PREFILL_CHUNK) -> Numbers:
+def measure(model: Qwen3, ids: mx.array, *, layer: int = 0, head: int = 0, chunk: int | None = None) -> Numbers:
     """Run token ids (B, L) through the model as `generate` does, in passes of `chunk` tokens, and watch.
 
     `layer` and `head` choose the attention map. Memory is that of one pass and one block of scores.
     """
-    B, L = ids.shape
+    (B, L), chunk = ids.shape, chunk or prefill_chunk()
     collector = Collector(L, layer, head)
     cache = model.make_cache(B)
     with probing(model, cache, collector):

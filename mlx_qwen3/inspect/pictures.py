@@ -63,7 +63,9 @@ def _heat_map(figure: "Figure", axes: Any, report: Report, statistic: str, title
             values[layer, column] = np.nan if value is None else abs(value)
     logarithms = np.log10(np.maximum(values, 1e-6))  # NaN stays NaN, and is drawn grey
     axes.set_facecolor("#bbbbbb")
-    image = axes.imshow(logarithms, aspect="auto", cmap="viridis", vmin=-3, vmax=max(2.0, np.nanmax(logarithms)))
+    image = axes.imshow(
+        logarithms, aspect="auto", cmap="viridis", vmin=-3, vmax=np.nan_to_num(logarithms, nan=0).max(initial=2)
+    )
     for layer in range(layers):
         for column, step in enumerate(LAYER_STEPS):
             _mark(axes, report, layer, column, step, statistic)
