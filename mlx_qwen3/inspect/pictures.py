@@ -115,6 +115,7 @@ def _depth(axes: Any, report: Report) -> None:
     axes.set_yscale("log")
     axes.set_title("residual stream over depth")
     axes.set_xlabel("after layer (-1: the embedding)")
+    axes.set_ylabel("magnitude, logarithmic")
     axes.grid(alpha=0.3, which="both")
     _layer_ticks(axes.xaxis, layers)
     axes.legend()

@@ -187,7 +187,7 @@ def number(value: float | None) -> str:
     if value is None:
         return "-"
     if value == 0 or math.isinf(value):
-        return f"{value:g}"
+        return f"{value + 0.0:g}"  # -0 reads as a mistake
     if 1e3 <= abs(value) < 1e5:
         return f"{value:.0f}"
     return f"{value:.3g}" if 1e-3 <= abs(value) < 1e5 else f"{value:.2e}"

@@ -17,6 +17,10 @@ from .rules import Rules
 from .statistics import Statistics, grouped, pooled, summarize
 
 LAYER = re.compile(r"\blayers\.(\d+)\.")
+BLOCK = (
+    "input_layernorm qkv_proj q_proj k_proj v_proj q_norm k_norm o_proj "
+    "post_attention_layernorm gate_up_proj gate_proj up_proj down_proj"
+).split()
 Z_OF_MAD = 0.6745  # the median absolute deviation of a normal distribution, in standard deviations
 
 
@@ -43,7 +47,7 @@ class TensorRow:
 
 
 def read_rows(folder: Path, config: Qwen3Config, rules: Rules) -> list[TensorRow]:
-    """A row for every tensor in the files, in the order of the names with layers counted.
+    """A row for every tensor in the files, in the order of the forward pass.
 
     Raises CheckpointError or ConfigError where the checkpoint is not whole.
     """
@@ -156,7 +160,9 @@ def _kind(name: str) -> str:
 
 
 def _order(tensor: StoredTensor) -> tuple[object, ...]:
-    """The embedding first, then the layers by number, in the order of the files, then the rest."""
+    """The embedding first, then layer by layer in the order of the forward pass, then the rest."""
     found = LAYER.search(tensor.name)
-    place = 1 if found else (0 if "embed_tokens" in tensor.name else 2)
-    return place, int(found[1]) if found else 0, tensor.path.name, tensor.start
+    if not found:
+        return (0 if "embed_tokens" in tensor.name else 2), 0, 0, tensor.name
+    place = next((index for index, part in enumerate(BLOCK) if f".{part}." in tensor.name), len(BLOCK))
+    return 1, int(found[1]), place, LEAVES.index(tensor.name.rpartition(".")[2])
