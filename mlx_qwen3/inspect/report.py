@@ -17,7 +17,7 @@ from ..tokenizer import Tokenizer
 from ..weights import load_model
 from .compare import Comparison, Difference, check_same_shape, compare, reference_steps, steps_of, tolerance
 from .numbers import Key, Numbers, measure
-from .rules import ABNORMAL, Rules, Verdict, judge, load_rules, units
+from .rules import ABNORMAL, Rules, Verdict, judge, load_rules, typical, units
 from .steps import NUMBERS
 from .tensors import TensorRow, read_rows
 
@@ -136,9 +136,10 @@ def inspect(source: str | Path, options: Options) -> Report:
     model = load_model(folder, options.dtype)
     numbers = measure(model, ids, layer=options.layer, head=options.head)
     sizes = [units(model, layer, rules) for layer in range(config.num_hidden_layers)]
-    verdicts = {key: judge(key[1], s, rules, _sizes(sizes, key)) for key, s in numbers.overall.items()}
+    known = {key: _sizes(numbers, sizes, rules, key) for key in numbers.overall}
+    verdicts = {key: judge(key[1], s, rules, known[key]) for key, s in numbers.overall.items()}
     head_verdicts = {
-        key: [judge(key[1], s, rules, _sizes(sizes, key)) for s in heads]
+        key: [judge(key[1], s, rules, known[key]) for s in heads]
         for key, heads in (numbers.heads if options.heads else {}).items()
     }
     comparison = _compare(model, folder, other, ids, rules, options) if options.against else None
@@ -226,8 +227,13 @@ def _compare(
     return compare(steps_of(model, ids), steps_of(second, ids), layers, str(options.against), bound, growth)
 
 
-def _sizes(sizes: Sequence[Mapping[str, float]], key: Key) -> Mapping[str, float]:
-    return {} if key[0] is None else sizes[key[0]]
+def _sizes(numbers: Numbers, units: Sequence[Mapping[str, float]], rules: Rules, key: Key) -> Mapping[str, float]:
+    """In which one quantity of one layer is judged."""
+    layer, step = key
+    if layer is None:
+        return {}
+    layers = [numbers.overall[(i, step)] for i in range(len(units)) if (i, step) in numbers.overall]
+    return {**units[layer], "layers": typical(layers, rules)}
 
 
 def _peaks(rows: Sequence[TensorRow], numbers: Numbers) -> Iterator[Peak]:

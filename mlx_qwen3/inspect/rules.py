@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from .steps import NUMBERS
 DEFAULT = Path(__file__).with_name("rules.json")
 STATISTICS = ("mean", "std", "rms", "min", "max", "abs_max")
 NORMAL, UNUSUAL, ABNORMAL = "normal", "unusual", "abnormal"
-UNITS = ("q_norm", "k_norm", "qk_norm")
+UNITS = ("q_norm", "k_norm", "qk_norm", "layers")
+FEW = 4  # layers below which a median says nothing about one of them
 SETTINGS = {
-    "unit": ("smallest", "largest"),
+    "unit": ("smallest", "largest", "layers"),
     "outliers": ("z", "ratio", "zeros", "layers"),
     "fp16": ("largest", "margin"),
     "compare": (
@@ -40,11 +41,12 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class Rule:
-    """The ranges of one quantity, by statistic; `unit` names the norm weights in whose size they are given."""
+    """The ranges of one quantity, by statistic, and the sizes in which they are given."""
 
     normal: Mapping[str, Range]
     limit: Mapping[str, Range]
     unit: str | None
+    limit_unit: str | None
     meaning: str  # of an abs_max past its limit
 
 
@@ -90,6 +92,14 @@ def units(model: Qwen3, layer: int, rules: Rules) -> dict[str, float]:
     return {"q_norm": q, "k_norm": k, "qk_norm": q * k}
 
 
+def typical(layers: Sequence[Statistics], rules: Rules) -> float:
+    """Half the std of the median layer, 1 to `unit.layers` of the rules: 1 up to a std of 2, the end of normal."""
+    found = sorted(statistics.std for statistics in layers if statistics.std is not None)
+    if len(found) < FEW:
+        return 1.0
+    return min(max(found[(len(found) - 1) // 2] / 2, 1.0), rules.settings["unit"]["layers"])
+
+
 def judge(name: str, statistics: Statistics, rules: Rules, sizes: Mapping[str, float]) -> Verdict:
     """NaN and infinite values are always a fault; a quantity without a rule has no other."""
     counts = (("nan", statistics.nan, "NaN"), ("inf", statistics.inf, "infinite"))
@@ -97,8 +107,8 @@ def judge(name: str, statistics: Statistics, rules: Rules, sizes: Mapping[str, f
     rule = rules.quantities.get(name)
     if rule is None:
         return _verdict(ABNORMAL, faults)
-    unit = sizes.get(rule.unit, 1.0) if rule.unit else 1.0
-    for statistic, value, side, bound in _outside(statistics, rule.limit, unit, absolute="abs_max"):
+    unit, limit_unit = (sizes.get(name, 1.0) if name else 1.0 for name in (rule.unit, rule.limit_unit))
+    for statistic, value, side, bound in _outside(statistics, rule.limit, limit_unit, absolute="abs_max"):
         word = MEANING.get((statistic, side), rule.meaning if statistic == "abs_max" else "")
         faults.append((statistic, _reason(statistic, value, side, bound) + (f" ({word})" if word else "")))
     remarks = [(outside[0], _reason(*outside)) for outside in _outside(statistics, rule.normal, unit)]
@@ -161,10 +171,12 @@ def _shaped(raw: Mapping[str, Any], where: Path) -> None:
 def _rule(name: str, entry: Any, where: Path) -> Rule:
     if not isinstance(entry, dict):
         raise UsageError(f"{where}: {name} is {entry!r}; expected an object with normal and limit")
-    _known(entry, {"normal", "limit", "unit", "meaning"}, where, f"key of {name}")
+    _known(entry, {"normal", "limit", "unit", "limit_unit", "meaning"}, where, f"key of {name}")
     unit = entry.get("unit")
-    if unit is not None and unit not in UNITS:
-        raise UsageError(f"{where}: unit of {name} is {unit!r}; expected {', '.join(UNITS)}")
+    limit_unit = entry.get("limit_unit", unit)
+    for key, value in (("unit", unit), ("limit_unit", limit_unit)):
+        if value is not None and value not in UNITS:
+            raise UsageError(f"{where}: {key} of {name} is {value!r}; expected {', '.join(UNITS)}")
     ranges = {}
     for level in ("normal", "limit"):
         given = entry.get(level, {})
@@ -172,7 +184,7 @@ def _rule(name: str, entry: Any, where: Path) -> Rule:
             raise UsageError(f"{where}: {name}.{level} is {given!r}; expected statistics and their ranges")
         _known(given, set(STATISTICS), where, f"statistic of {name}.{level}")
         ranges[level] = {key: _range(value, f"{name}.{level}.{key}", where) for key, value in given.items()}
-    return Rule(ranges["normal"], ranges["limit"], unit, str(entry.get("meaning", "")))
+    return Rule(ranges["normal"], ranges["limit"], unit, limit_unit, str(entry.get("meaning", "")))
 
 
 def _range(value: Any, name: str, where: Path) -> Range:
