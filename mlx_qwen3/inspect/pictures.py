@@ -72,7 +72,7 @@ def _heat_map(figure: "Figure", axes: Any, report: Report, statistic: str, title
     axes.set_title(f"{title}\nred box: past its limit   orange dot: outside the normal range   grey: NaN", fontsize=10)
     axes.set_xticks(range(len(LAYER_STEPS)), LAYER_STEPS, rotation=60, ha="right", rotation_mode="anchor")
     axes.set_ylabel("layer")
-    _layer_ticks(axes.yaxis, layers)
+    _ticks(axes.yaxis, layers, 40)
     bar = figure.colorbar(image, ax=axes, pad=0.01)
     ticks = [tick for tick in range(-6, 40) if image.norm.vmin <= tick <= image.norm.vmax]
     bar.set_ticks(ticks, labels=[f"{10.0**tick:g}" for tick in ticks])
@@ -117,7 +117,7 @@ def _depth(axes: Any, report: Report) -> None:
     axes.set_xlabel("after layer (-1: the embedding)")
     axes.set_ylabel("magnitude, logarithmic")
     axes.grid(alpha=0.3, which="both")
-    _layer_ticks(axes.xaxis, layers)
+    _ticks(axes.xaxis, layers, 16)
     axes.legend()
 
 
@@ -135,9 +135,11 @@ def _first_token(figure: "Figure", axes: Any, report: Report) -> None:
     axes.set_title("mean weight on the first token (attention sink)")
     axes.set_xlabel("query head")
     axes.set_ylabel("layer")
-    _layer_ticks(axes.yaxis, layers)
+    _ticks(axes.yaxis, layers, 40)
+    _ticks(axes.xaxis, heads, 16)
     figure.colorbar(image, ax=axes, pad=0.02, label="weight")
 
 
-def _layer_ticks(axis: Any, layers: int) -> None:
-    axis.set_ticks(range(0, layers, 1 if layers <= 40 and axis.axis_name == "y" else 2 if layers <= 40 else 4))
+def _ticks(axis: Any, count: int, most: int) -> None:
+    """Whole numbers from 0, at most about `most` of them."""
+    axis.set_ticks(range(0, count, -(-count // most)))
