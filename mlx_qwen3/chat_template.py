@@ -27,6 +27,10 @@ class ChatTemplate:
         }
 
     @property
+    def exists(self) -> bool:
+        return bool(self._sources)
+
+    @property
     def can_switch_thinking(self) -> bool:
         return any("enable_thinking" in source for source in self._sources.values())
 

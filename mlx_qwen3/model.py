@@ -11,6 +11,7 @@ import mlx.nn as nn
 from .cache import KVCache
 from .config import Qwen3Config
 from .rope import RoPE
+from .watch import watch
 
 
 class ConcatLinear(nn.Module):
@@ -45,14 +46,14 @@ class Attention(nn.Module):
     def __call__(self, x: mx.array, cache: KVCache, mask: mx.array | str | None) -> mx.array:
         B, L, _ = x.shape
         H, K, D = self.heads, self.kv_heads, self.head_dim
-        q, k, v = mx.split(self.qkv_proj(x), [H * D, (H + K) * D], axis=-1)
-        q = self.q_norm(q.reshape(B, L, H, D)).transpose(0, 2, 1, 3)  # norm over D, then (B, H, L, D)
-        k = self.k_norm(k.reshape(B, L, K, D)).transpose(0, 2, 1, 3)
-        v = v.reshape(B, L, K, D).transpose(0, 2, 1, 3)
-        q, k = self.rope(q, cache.positions), self.rope(k, cache.positions)
-        k, v = cache.update(self.layer, k, v)  # (B, K, S, D)
-        out = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.scale, mask=mask)
-        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(B, L, H * D))
+        q, k, v = watch("split", *mx.split(watch("qkv", self.qkv_proj(x)), [H * D, (H + K) * D], axis=-1))
+        q, k, v = watch("heads", q.reshape(B, L, H, D), k.reshape(B, L, K, D), v.reshape(B, L, K, D))
+        q, k = watch("qk_norm", self.q_norm(q), self.k_norm(k))  # over D
+        q, k, v = watch("transpose", *(x.transpose(0, 2, 1, 3) for x in (q, k, v)))  # (B, heads, L, D)
+        q, k = watch("rope", self.rope(q, cache.positions), self.rope(k, cache.positions))
+        k, v = watch("cache", *cache.update(self.layer, k, v))  # (B, K, S, D)
+        out = watch("attention", mx.fast.scaled_dot_product_attention(q, k, v, scale=self.scale, mask=mask))
+        return self.o_proj(watch("merge", out.transpose(0, 2, 1, 3).reshape(B, L, H * D)))
 
 
 class MLP(nn.Module):
@@ -62,8 +63,8 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:
-        gate, up = mx.split(self.gate_up_proj(x), 2, axis=-1)
-        return self.down_proj(nn.silu(gate) * up)
+        gate, up = mx.split(watch("gate_up", self.gate_up_proj(x)), 2, axis=-1)
+        return self.down_proj(watch("activation", nn.silu(gate) * up))
 
 
 class Block(nn.Module):
@@ -75,8 +76,10 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def __call__(self, x: mx.array, cache: KVCache, mask: mx.array | str | None) -> mx.array:
-        x = x + self.self_attn(self.input_layernorm(x), cache, mask)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        y = watch("input_norm", self.input_layernorm(watch("input", x)))
+        x = watch("residual", x + watch("o_proj", self.self_attn(y, cache, mask)))
+        y = watch("post_norm", self.post_attention_layernorm(x))
+        return watch("output", x + watch("down", self.mlp(y)))
 
 
 class Qwen3(nn.Module):
@@ -123,9 +126,9 @@ class Qwen3(nn.Module):
     def hidden(self, ids: mx.array, cache: KVCache | None = None) -> mx.array:
         """The normalised hidden states (B, L, hidden) from which `logits` projects."""
         *_, x = self.residuals(ids, cache)
-        return self.norm(x)
+        return watch("final_norm", self.norm(x))
 
     def logits(self, hidden: mx.array) -> mx.array:
         """(B, L, hidden) -> (B, L, V). The largest product of the model: give it only the positions you need."""
         head = self.embed_tokens.as_linear if self.config.tie_word_embeddings else self.lm_head
-        return head(hidden)
+        return watch("logits", head(hidden))

@@ -64,6 +64,10 @@ class Tokenizer:
         return self._template.render(messages, tools, add_generation_prompt, **switch)
 
     @property
+    def has_chat_template(self) -> bool:
+        return self._template.exists
+
+    @property
     def can_switch_thinking(self) -> bool:
         return self._template.can_switch_thinking
 

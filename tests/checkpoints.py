@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import tokenizers
 from safetensors.numpy import save_file
@@ -81,6 +82,31 @@ def write_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     save_file(random_weights(config) if weights is None else weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+PACKABLE = {"hidden_size": 128, "head_dim": 32, "intermediate_size": 192}  # row lengths that groups of 64 divide
+AFFINE_4 = {"mode": "affine", "bits": 4, "group_size": 64}
+
+
+def write_packed(folder: Path, packing: dict[str, Any], changes: dict[str, Any] | None = None, **config: Any) -> Path:
+    """A checkpoint quantized in the layout of mlx-lm; `changes` gives parts of a name their own packing."""
+    config = {**TINY, **PACKABLE, **config}
+    settings: dict[str, Any] = dict(packing)
+    stored: dict[str, mx.array] = {}
+    for name, value in random_weights(config).items():
+        module = name.removesuffix(".weight")
+        own = next((p for part, p in (changes or {}).items() if part in name), packing)
+        if value.ndim == 1:
+            stored[name] = mx.array(value)
+            continue
+        if own != packing:
+            settings[module] = own
+        leaves = ("weight", "scales", "biases")
+        arrays = mx.quantize(mx.array(value), **own)
+        stored |= {f"{module}.{leaf}": array for leaf, array in zip(leaves, arrays, strict=False)}
+    write_checkpoint(folder, {**config, "quantization": settings})
+    mx.save_safetensors(str(folder / "model.safetensors"), stored)
     return folder
 
 

@@ -7,10 +7,19 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mlx_qwen3"
 GROUPS = [
-    {"errors", "config", "blas"},
-    {"model", "cache", "rope", "chat_template", "tokenizer", "sampling", "checkpoint"},
+    {"errors", "config", "blas", "watch"},
+    {"model", "cache", "rope", "chat_template", "tokenizer", "sampling", "checkpoint", "attention"},
     {"weights", "hub", "streaming"},
-    {"generation", "convert"},
+    {"generation", "convert", "values"},
+    {"reference", "inspect.statistics", "inspect.steps"},
+    {"inspect.rules", "inspect.probe"},
+    {"inspect.tensors", "inspect.numbers", "inspect.compare"},
+    {"inspect.report"},
+    {"inspect.tables"},
+    {"inspect.output", "inspect.pictures"},
+    {"inspect.page"},
+    {"inspect.files"},
+    {"inspect"},
     {"__init__"},
     {"cli"},
     {"__main__"},
@@ -25,19 +34,25 @@ WITHIN = {
 }
 ONLY_IN = {
     "click": {"cli"},
-    "torch": set(),
+    "torch": {"reference", "inspect.compare"},
     "transformers": set(),
     "jinja2": {"chat_template"},
     "huggingface_hub": {"hub"},
+    "matplotlib": {"inspect.pictures"},
 }
 
 
 def imports(module: str) -> tuple[set[str], set[str]]:
     """(modules of this package, packages of others) that a module imports anywhere."""
     ours, others = set(), set()
-    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level == 1:
-            ours |= {node.module} if node.module else {alias.name for alias in node.names} - {"__version__"}
+    path = PACKAGE.joinpath(*module.split("."))
+    source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    folders = source.relative_to(PACKAGE).parts[:-1]
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = folders[: len(folders) - node.level + 1]
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            ours |= {".".join((*base, name)) for name in names} - {"__version__"}
         elif isinstance(node, ast.ImportFrom):
             others.add(node.module.split(".")[0])
         elif isinstance(node, ast.Import):
@@ -49,7 +64,12 @@ def group(module: str) -> int:
     return next(level for level, names in enumerate(GROUPS) if module in names)
 
 
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
+
+
+MODULES = sorted(name_of(path) for path in PACKAGE.rglob("*.py"))
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -1,0 +1,21 @@
+"""What flows through the model, and whether it is healthy: `inspect(source, Options(...))` gives a Report."""
+
+from .compare import Comparison, Difference
+from .files import check_files, write_files
+from .output import as_json, render
+from .report import Fault, Options, Report, inspect
+from .rules import load_rules
+
+__all__ = [
+    "Comparison",
+    "Difference",
+    "Fault",
+    "Options",
+    "Report",
+    "as_json",
+    "check_files",
+    "inspect",
+    "load_rules",
+    "render",
+    "write_files",
+]

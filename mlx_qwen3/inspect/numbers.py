@@ -1,0 +1,132 @@
+"""The numbers of a forward pass: shapes, statistics per layer and head, and the attention map of one head."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from ..generation import prefill_chunk
+from ..model import Qwen3
+from .probe import ScoreBlock, probing
+from .statistics import Accumulator, Statistics, grouped
+from .steps import ENTROPY, FIRST_TOKEN, K_SHARED, SCORES, SOFTMAX, V_SHARED, Step
+
+LOGIT_POSITIONS = 128  # of which logits are made at once: 78 MB for the vocabulary of Qwen3
+MAP_CELLS = 192  # along each side of an attention map; longer texts share cells
+
+Key = tuple[int | None, str]  # layer, or None behind the last one, and the step's name
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What a forward pass of B rows of L tokens showed."""
+
+    batch: int
+    length: int
+    shapes: dict[Key, tuple[int, ...]]
+    dtypes: dict[Key, str]
+    overall: dict[Key, Statistics]
+    heads: dict[Key, list[Statistics]]  # of the steps that have heads
+    map_layer: int
+    map_head: int
+    attention_map: np.ndarray  # (cells, cells) of the first row: mean over a cell's queries, sum over its keys
+
+
+def measure(model: Qwen3, ids: mx.array, *, layer: int = 0, head: int = 0, chunk: int | None = None) -> Numbers:
+    """Run token ids (B, L) through the model as `generate` does, in passes of `chunk` tokens, and watch.
+
+    `layer` and `head` choose the attention map. Memory is that of one pass and one block of scores.
+    """
+    (B, L), chunk = ids.shape, chunk or prefill_chunk()
+    collector = Collector(L, layer, head)
+    cache = model.make_cache(B)
+    with probing(model, cache, collector):
+        for start in range(0, L, chunk):
+            hidden = model.hidden(ids[:, start : start + chunk], cache)
+            mx.eval(hidden, cache.arrays)
+            for first in range(0, hidden.shape[1], LOGIT_POSITIONS):
+                mx.eval(model.logits(hidden[:, first : first + LOGIT_POSITIONS]))
+    return collector.result(B)
+
+
+class Collector:
+    """A visitor of the probe that keeps statistics and lets the arrays go."""
+
+    def __init__(self, length: int, map_layer: int, map_head: int):
+        self._length = length
+        self._map_layer, self._map_head = map_layer, map_head
+        self._shapes: dict[Key, tuple[int, ...]] = {}
+        self._dtypes: dict[Key, str] = {}
+        self._sums: dict[Key, Accumulator] = {}
+        self._map = _Map(length)
+        self._queries: dict[int, int] = {}  # how many of each layer have passed
+
+    def step(self, layer: int | None, step: Step, array: mx.array) -> None:
+        self._note(layer, step, array.shape, array.dtype)
+        if not step.view:
+            self._add((layer, step.name), grouped(array, step.head_axis))
+
+    def scores(self, layer: int, q: mx.array, blocks: Callable[[], Iterator[ScoreBlock]], keys: int) -> None:
+        B, H, L, D = q.shape
+        for step in (K_SHARED, V_SHARED):
+            self._note(layer, step, (B, H, keys, D), q.dtype)
+        for step in (SCORES, SOFTMAX):
+            self._note(layer, step, (B, H, L, keys), mx.float32)
+        first = self._queries.get(layer, 0)
+        for start, scores, weights, visible in blocks():
+            self._add_block(layer, scores, weights, visible)
+            if layer == self._map_layer:
+                self._map.add(first + start, weights[0, self._map_head])
+        self._queries[layer] = first + L
+
+    def result(self, batch: int) -> Numbers:
+        overall = {key: sums.overall() for key, sums in self._sums.items()}
+        heads = {key: sums.each() for key, sums in self._sums.items() if sums.groups > 1}
+        attention_map = self._map.cells()
+        place = (self._map_layer, self._map_head)
+        return Numbers(batch, self._length, self._shapes, self._dtypes, overall, heads, *place, attention_map)
+
+    def _add_block(self, layer: int, scores: mx.array, weights: mx.array, visible: mx.array | None) -> None:
+        where = None
+        if visible is not None:
+            where = grouped(mx.broadcast_to(visible, scores.shape), SCORES.head_axis)
+        self._add((layer, SCORES.name), grouped(scores, SCORES.head_axis), where)
+        # 0 log 0 is 0; a NaN stays one
+        entropy = -mx.where(weights == 0, 0, weights * mx.log(mx.where(weights == 0, 1, weights))).sum(-1)
+        for step, values in ((ENTROPY, entropy), (FIRST_TOKEN, weights[..., 0])):
+            self._add((layer, step.name), grouped(values, step.head_axis))
+
+    def _add(self, key: Key, x: mx.array, where: mx.array | None = None) -> None:
+        if key not in self._sums:
+            self._sums[key] = Accumulator(x.shape[0])
+        self._sums[key].add(x, where)
+
+    def _note(self, layer: int | None, step: Step, shape: tuple[int, ...], dtype: mx.Dtype) -> None:
+        """The shape of all passes joined along the tokens: that of one pass where there is one."""
+        key, axis = (layer, step.name), step.token_axis
+        if (before := self._shapes.get(key)) and axis >= 0:
+            shape = (*shape[:axis], before[axis] + shape[axis], *shape[axis + 1 :])
+        self._shapes[key] = tuple(shape)
+        self._dtypes[key] = str(dtype).removeprefix("mlx.core.")
+
+
+class _Map:
+    """Attention weights of one head, averaged into at most MAP_CELLS cells a side."""
+
+    def __init__(self, length: int):
+        self._tokens = -(-length // MAP_CELLS)  # of one cell
+        self._length = length
+        cells = -(-length // self._tokens)
+        self._sums = np.zeros((cells, cells))
+
+    def add(self, first: int, weights: mx.array) -> None:
+        """weights (C, S) of the queries from `first` on."""
+        values = np.array(weights.astype(mx.float32))
+        columns = np.add.reduceat(values, np.arange(0, values.shape[1], self._tokens), axis=1)
+        rows = np.arange(first, first + len(values)) // self._tokens
+        np.add.at(self._sums[:, : columns.shape[1]], rows, columns)
+
+    def cells(self) -> np.ndarray:
+        queries = np.bincount(np.arange(self._length) // self._tokens, minlength=len(self._sums))
+        return self._sums / queries[:, None]

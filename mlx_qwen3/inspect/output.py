@@ -1,0 +1,145 @@
+"""A report as text for the terminal and as JSON for programs."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from textwrap import fill
+from typing import Any
+
+from .report import Report, place
+from .statistics import Statistics
+from .tables import Table, forecast, tables, verdict_lines
+from .tensors import TensorRow, collapsed
+
+
+def render(report: Report, full: bool = False) -> str:
+    """The report as text: what ran, the tables, the verdict."""
+    head = headline(report)
+    blocks = [_text(table) for table in tables(report, full)]
+    return "\n\n".join([head, *blocks, "\n".join(["Verdict", *("  " + line for line in verdict_lines(report))])])
+
+
+def headline(report: Report) -> str:
+    c = report.config
+    return (
+        f"{report.source}: {c.num_hidden_layers} layers, hidden {c.hidden_size}, {c.num_attention_heads} query heads "
+        f"on {c.num_key_value_heads} key/value heads of {c.head_dim}, MLP {c.intermediate_size}, "
+        f"vocabulary {c.vocab_size}\nran {report.tokens}, in {report.dtype} on the {report.device}"
+    )
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """Everything, in types that strict JSON has: what is not finite is null, and counted in nan and inf."""
+    numbers, verdicts = report.numbers, report.verdicts
+    layer_steps = [
+        {
+            "layer": layer,
+            "step": step,
+            "shape": list(numbers.shapes[(layer, step)]),
+            "dtype": numbers.dtypes[(layer, step)],
+        }
+        for layer, step in numbers.shapes
+        if layer in (report.options.layer, None)
+    ]
+    measured = [
+        {
+            "layer": layer,
+            "step": step,
+            **_statistics(statistics),
+            "verdict": verdicts[(layer, step)].level,
+            "reasons": list(verdicts[(layer, step)].reasons),
+        }
+        for (layer, step), statistics in numbers.overall.items()
+    ]
+    return _finite(
+        {
+            "source": report.source,
+            "dtype": report.dtype,
+            "device": report.device,
+            "tokens": report.tokens,
+            "batch": numbers.batch,
+            "length": numbers.length,
+            "weights": _weights(report),
+            "flow": layer_steps,
+            "numbers": measured,
+            "heads": _heads(report),
+            "faults": [asdict(fault) for fault in report.faults],
+            "first_fault": asdict(report.first_fault) if report.first_fault else None,
+            "fp16": {"forecast": forecast(report), "peaks": [asdict(peak) for peak in report.peaks[:20]]},
+            "comparison": _comparison(report),
+            "notes": list(report.rules.notes),
+        }
+    )
+
+
+def _weights(report: Report) -> dict[str, Any]:
+    return {
+        "tensors": [_row(row) for row in report.rows],
+        "collapsed": [_row(row) for row in collapsed(report.rows)],
+        "parameters": sum(row.parameters for row in report.rows),
+        "bytes": sum(row.bytes for row in report.rows),
+    }
+
+
+def _row(row: TensorRow) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "shape": list(row.shape),
+        "dtype": row.dtype,
+        "parameters": row.parameters,
+        "bytes": row.bytes,
+        "layers": list(row.layers),
+        **_statistics(row.statistics),
+        "warnings": list(row.warnings),
+    }
+
+
+def _heads(report: Report) -> list[dict[str, Any]]:
+    return [
+        {"layer": layer, "step": step, "head": head, **_statistics(statistics), "verdict": verdict.level}
+        for (layer, step), verdicts in report.head_verdicts.items()
+        for head, (statistics, verdict) in enumerate(
+            zip(report.numbers.heads[(layer, step)], verdicts, strict=True),
+        )
+    ]
+
+
+def _comparison(report: Report) -> dict[str, Any] | None:
+    if report.comparison is None:
+        return None
+    first = report.comparison.first_outside
+    return {
+        "against": report.comparison.against,
+        "steps": [asdict(difference) | {"outside": difference.outside} for difference in report.comparison.differences],
+        "first_outside": None if first is None else {**asdict(first), "where": place(first.layer)},
+    }
+
+
+def _statistics(statistics: Statistics) -> dict[str, Any]:
+    return asdict(statistics) | {"abs_max": statistics.abs_max}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _text(table: Table) -> str:
+    lines = [list(table.columns), *table.rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(table.columns))]
+    text = [table.title, "  " + _line(lines[0], widths, table.left)]
+    for index, row in enumerate(table.rows):
+        text.append(("! " if index in table.marked else "  ") + _line(row, widths, table.left))
+    return "\n".join([*text, *(fill(note, 118, initial_indent="  ", subsequent_indent="    ") for note in table.notes)])
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], left: int) -> str:
+    last = len(cells) - 1
+    aligned = [
+        cell.ljust(width) if column < left or column == last else cell.rjust(width)
+        for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    ]
+    return "  ".join(aligned).rstrip()

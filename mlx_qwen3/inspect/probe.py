@@ -1,0 +1,64 @@
+"""Watches a model's own forward pass: every step by layer and name, and the scores that fused attention hides."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import mlx.core as mx
+
+from ..attention import score_blocks, softmax
+from ..cache import KVCache
+from ..model import Qwen3
+from ..watch import watching
+from .steps import AFTER_LAYERS, EVENTS, Step
+
+
+class Visitor(Protocol):
+    """What looks at the steps. Layer None is behind the last one. Must not change or keep what it does not need."""
+
+    def step(self, layer: int | None, step: Step, array: mx.array) -> None: ...
+
+    def scores(self, layer: int, q: mx.array, blocks: Callable[[], Iterator["ScoreBlock"]], keys: int) -> None: ...
+
+
+ScoreBlock = tuple[int, mx.array, mx.array, mx.array | None]  # first query, scores, weights, which keys are visible
+
+
+@contextmanager
+def probing(model: Qwen3, cache: KVCache, visitor: Visitor) -> Iterator[None]:
+    """Show the visitor the forward passes that are made inside with this model and cache. They stay as they are."""
+    with watching(Probe(model, cache, visitor)):
+        yield
+
+
+class Probe:
+    """A listener for `watching` that counts the layers; one probe sees a whole pass, its visitor may change."""
+
+    def __init__(self, model: Qwen3, cache: KVCache, visitor: Visitor):
+        self._model, self._cache = model, cache
+        self.visitor = visitor
+        self._layer = -1
+        self._q: mx.array | None = None
+
+    def __call__(self, event: str, *arrays: mx.array) -> None:
+        if event == "input":
+            self._layer = (self._layer + 1) % len(self._model.layers)
+        layer = None if event in AFTER_LAYERS else self._layer
+        for step, array in zip(EVENTS[event], arrays, strict=True):
+            self.visitor.step(layer, step, array)
+        if event == "rope":
+            self._q = arrays[0]
+        elif event == "cache":
+            self._scores(arrays[0])
+
+    def _scores(self, k: mx.array) -> None:
+        q, self._q = self._q, None
+        assert q is not None, "the model shows q before the cache"
+        mask = self._cache.mask(q.shape[2])
+        scale = self._model.layers[self._layer].self_attn.scale
+
+        def blocks() -> Iterator[ScoreBlock]:
+            for start, scores, visible in score_blocks(q, k, scale=scale, mask=mask):
+                yield start, scores, softmax(scores), visible
+
+        self.visitor.scores(self._layer, q, blocks, k.shape[2])

@@ -1,0 +1,250 @@
+"""`inspect` from SOURCE to report: weights, one watched forward pass, verdicts, and a comparison where asked for."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from ..config import Qwen3Config
+from ..errors import HealthError, UsageError
+from ..generation import check_prompt
+from ..hub import resolve
+from ..model import Qwen3
+from ..tokenizer import Tokenizer
+from ..weights import load_model
+from .compare import Comparison, Difference, check_same_shape, compare, reference_steps, steps_of, tolerance
+from .numbers import Key, Numbers, measure
+from .rules import ABNORMAL, Rules, Verdict, judge, load_rules, typical, units
+from .steps import NUMBERS
+from .tensors import TensorRow, read_rows
+
+SEED = 0  # of the random tokens where there is no prompt
+LENGTH = 16  # random tokens by default: the numbers settle with few, and a CPU takes seconds
+TORCH = "torch"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to look at. `prompt` or random tokens of `batch` and `length`; `layer` and `head` for the close-ups."""
+
+    prompt: str | None = None
+    batch: int | None = None
+    length: int | None = None
+    layer: int = 0
+    head: int = 0
+    heads: bool = False
+    dtype: str | None = None
+    rules: Path | None = None
+    against: str | None = None
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A number past its limit, or a weight that is not finite; `layer` is None outside the layers."""
+
+    layer: int | None
+    step: str
+    reasons: tuple[str, ...]
+    head: int | None = None
+
+    def __str__(self) -> str:
+        head = "" if self.head is None else f", head {self.head}"
+        return f"{place(self.layer)}, {self.step}{head}: {'; '.join(self.reasons)}"
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The largest magnitude of a step, for float16."""
+
+    layer: int | None
+    step: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Report:
+    source: str
+    config: Qwen3Config
+    options: Options
+    rules: Rules
+    dtype: str
+    device: str
+    tokens: str  # what went through the model, in words
+    rows: tuple[TensorRow, ...]
+    numbers: Numbers
+    verdicts: Mapping[Key, Verdict]
+    head_verdicts: Mapping[Key, Sequence[Verdict]]
+    units: Sequence[Mapping[str, float]]  # per layer: the size that QK-norm gives
+    peaks: tuple[Peak, ...]  # the largest first
+    comparison: Comparison | None
+
+    scale: float  # of q.k in the chosen layer
+
+    @property
+    def faults(self) -> list[Fault]:
+        """In the order of the forward pass, and of the files before it."""
+        found = [
+            Fault(row.layers[0] if row.layers else None, row.name, _not_finite(row)) for row in self.rows if row.sick
+        ]
+        for layer in (*range(self.config.num_hidden_layers), None):
+            for step in NUMBERS:
+                key = (layer, step.name)
+                if key in self.verdicts and self.verdicts[key].level == ABNORMAL:
+                    found.append(Fault(layer, step.name, self.verdicts[key].reasons))
+                for head, verdict in enumerate(self.head_verdicts.get(key, ())):
+                    if verdict.level == ABNORMAL:
+                        found.append(Fault(layer, step.name, verdict.reasons, head))
+        return found
+
+    @property
+    def first_fault(self) -> Fault | None:
+        """The first of the forward pass, else the first of the weights that it did not reach."""
+        faults = self.faults
+        steps = {step.name for step in NUMBERS}
+        return next((fault for fault in faults if fault.step in steps), faults[0] if faults else None)
+
+    @property
+    def complaint(self) -> str | None:
+        """One line for what is wrong, None where nothing is."""
+        if fault := self.first_fault:
+            return f"first fault in {fault}"
+        if self.comparison and (outside := self.comparison.first_outside):
+            return describe(outside, self.comparison.against)
+        return None
+
+    def raise_for_fault(self) -> None:
+        """Raises HealthError where a limit or the bound of a comparison was left."""
+        if self.complaint:
+            raise HealthError(self.complaint)
+
+
+def inspect(source: str | Path, options: Options) -> Report:
+    """Look at the checkpoint `source` (any SOURCE): its tensors, and one forward pass of the model it makes.
+
+    Raises a Qwen3Error for options that do not fit, and for a source that cannot be loaded.
+    """
+    rules = load_rules(options.rules)
+    folder = resolve(source)
+    config = Qwen3Config.from_folder(folder)
+    _check(options, config)
+    other = _other_folder(options.against, config, str(source))
+    ids, tokens = _tokens(folder, config, options)
+    rows = read_rows(folder, config, rules)
+    model = load_model(folder, options.dtype)
+    numbers = measure(model, ids, layer=options.layer, head=options.head)
+    sizes = [units(model, layer, rules) for layer in range(config.num_hidden_layers)]
+    known = {key: _sizes(numbers, sizes, rules, key) for key in numbers.overall}
+    verdicts = {key: judge(key[1], s, rules, known[key]) for key, s in numbers.overall.items()}
+    head_verdicts = {
+        key: [judge(key[1], s, rules, known[key]) for s in heads]
+        for key, heads in (numbers.heads if options.heads else {}).items()
+    }
+    comparison = _compare(model, folder, other, ids, rules, options) if options.against else None
+    return Report(
+        source=str(source),
+        config=config,
+        options=options,
+        rules=rules,
+        dtype=str(model.norm.weight.dtype).removeprefix("mlx.core."),
+        device=str(mx.default_device().type).removeprefix("DeviceType."),
+        tokens=tokens,
+        rows=tuple(rows),
+        numbers=numbers,
+        verdicts=verdicts,
+        head_verdicts=head_verdicts,
+        units=sizes,
+        peaks=tuple(_peaks(rows, numbers)),
+        comparison=comparison,
+        scale=model.layers[options.layer].self_attn.scale,
+    )
+
+
+def describe(difference: Difference, against: str) -> str:
+    """A difference outside its bound, in words."""
+    where = f"{place(difference.layer)}, {difference.step}"
+    if difference.relative is None:
+        return f"first difference from {against} in {where}: NaN or infinite on one side"
+    return f"first difference from {against} in {where}: {difference.relative:.2g}, bound {difference.bound:.2g}"
+
+
+def place(layer: int | None) -> str:
+    return "behind the layers" if layer is None else f"layer {layer}"
+
+
+def _check(options: Options, config: Qwen3Config) -> None:
+    for name, value, count in (
+        ("layer", options.layer, config.num_hidden_layers),
+        ("head", options.head, config.num_attention_heads),
+    ):
+        if not 0 <= value < count:
+            raise UsageError(f"--{name} is {value}; this model has {name}s 0 to {count - 1}")
+    for name, size in (("batch", options.batch), ("length", options.length)):
+        if size is not None and options.prompt is not None:
+            raise UsageError(f"--{name} is for random tokens, but --prompt brings its own; drop one of them")
+        if size is not None and size < 1:
+            raise UsageError(f"--{name} is {size}; expected 1 or more")
+    if options.length is not None and options.length > config.context_length:
+        raise UsageError(f"--length is {options.length}; the context of this model has {config.context_length} tokens")
+
+
+def _tokens(folder: Path, config: Qwen3Config, options: Options) -> tuple[mx.array, str]:
+    """Token ids (B, L), and in words where they come from."""
+    if options.prompt is None:
+        size = Tokenizer(folder).size if (folder / "tokenizer.json").is_file() else config.vocab_size
+        shape = (options.batch or 1, options.length or LENGTH)
+        ids = np.random.default_rng(SEED).integers(0, min(size, config.vocab_size), shape)
+        return mx.array(ids), f"random tokens [{shape[0]}, {shape[1]}], seed {SEED}"
+    tokenizer = Tokenizer(folder)
+    text, way = options.prompt, "as it is: this checkpoint has no chat template"
+    if tokenizer.has_chat_template:
+        text, way = tokenizer.apply_chat_template([{"role": "user", "content": text}]), "in the chat template"
+    prompt = tokenizer.encode(text)
+    check_prompt(prompt, 1, config)
+    return mx.array([prompt]), f"the prompt {way}, [1, {len(prompt)}] tokens"
+
+
+def _other_folder(against: str | None, config: Qwen3Config, source: str) -> Path | None:
+    if against is None or against == TORCH:
+        return None
+    folder = resolve(against)
+    check_same_shape(config, Qwen3Config.from_folder(folder), source, against)
+    return folder
+
+
+def _compare(
+    model: Qwen3, folder: Path, other: Path | None, ids: mx.array, rules: Rules, options: Options
+) -> Comparison:
+    growth = rules.settings["compare"]["growth"]
+    layers = model.config.num_hidden_layers
+    if other is None:
+        bound = tolerance(rules, model, same_weights=True)
+        return compare(steps_of(model, ids), reference_steps(folder, ids), layers, TORCH, bound, growth)
+    second = load_model(other, options.dtype)
+    bound = tolerance(rules, model, second)
+    return compare(steps_of(model, ids), steps_of(second, ids), layers, str(options.against), bound, growth)
+
+
+def _sizes(numbers: Numbers, units: Sequence[Mapping[str, float]], rules: Rules, key: Key) -> Mapping[str, float]:
+    """In which one quantity of one layer is judged."""
+    layer, step = key
+    if layer is None:
+        return {}
+    layers = [numbers.overall[(i, step)] for i in range(len(units)) if (i, step) in numbers.overall]
+    return {**units[layer], "layers": typical(layers, rules)}
+
+
+def _peaks(rows: Sequence[TensorRow], numbers: Numbers) -> Iterator[Peak]:
+    seen = [(row.layers[0] if row.layers else None, row.name, row.statistics) for row in rows]
+    seen += [(*key, statistics) for key, statistics in numbers.overall.items()]
+    peaks = [
+        Peak(layer, step, math.inf if statistics.inf else statistics.abs_max or 0.0) for layer, step, statistics in seen
+    ]
+    yield from sorted(peaks, key=lambda peak: -peak.value)
+
+
+def _not_finite(row: TensorRow) -> tuple[str, ...]:
+    counts = ((row.statistics.nan, "NaN"), (row.statistics.inf, "infinite"))
+    return tuple(f"{count} {word}" for count, word in counts if count)

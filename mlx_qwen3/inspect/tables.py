@@ -1,0 +1,235 @@
+"""A report as tables of text, which the terminal and the HTML page show."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from .compare import Difference
+from .numbers import Key
+from .report import Report, describe, place
+from .rules import ABNORMAL, NORMAL, Verdict
+from .statistics import Statistics
+from .steps import FLOW, NUMBERS, sharing
+from .tensors import TensorRow, collapsed
+
+COLUMNS = ("mean", "std", "rms", "min", "max", "NaN", "Inf")
+# What the table of layers shows: (heading, step, statistic)
+OVERVIEW = (
+    ("residual rms", "output", "rms"),
+    ("q std", "q_norm", "std"),
+    ("k std", "k_norm", "std"),
+    ("v std", "v_heads", "std"),
+    ("score std", "scores", "std"),
+    ("|score| max", "scores", "abs_max"),
+    ("entropy", "entropy", "mean"),
+    ("on 1st token", "first_token", "mean"),
+    ("|act| max", "activation", "abs_max"),
+)
+COMPARED = (
+    "qkv q_norm k_norm q_rope k_rope scores softmax attention o_proj residual gate_up activation down output"
+).split()
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under columns, the numbers aligned to the right; `marked` rows want a look, `notes` stand below."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[list[str]]
+    left: int = 1  # columns that are text, from the left
+    marked: set[int] = field(default_factory=set)
+    notes: tuple[str, ...] = ()
+
+
+def tables(report: Report, full: bool = False) -> Iterator[Table]:
+    """Everything the report has to show; `full`: every tensor, and the numbers of every layer."""
+    layers = range(report.config.num_hidden_layers)
+    shown: Sequence[int] = layers if full else [report.options.layer]
+    yield weights(report, full)
+    yield flow(report)
+    for layer in shown:
+        yield numbers(report, layer)
+    yield behind(report)
+    if report.options.heads:
+        for layer in shown:
+            yield heads(report, layer)
+    yield overview(report)
+    if report.comparison:
+        yield comparison(report, full)
+
+
+def weights(report: Report, full: bool) -> Table:
+    shown = list(report.rows) if full else collapsed(report.rows)
+    rows = [
+        [row.name, str(list(row.shape)), row.dtype, f"{row.parameters:,}", *_moments(row.statistics), _share(row)]
+        for row in shown
+    ]
+    parameters, size = sum(row.parameters for row in report.rows), sum(row.bytes for row in report.rows)
+    notes = [f"total: {len(report.rows)} tensors, {parameters:,} parameters, {size / 1e9:.3f} GB"]
+    notes += [f"warning: {row.name}: {reason}" for row in report.rows for reason in row.warnings]
+    notes += [f"fault: {row.name} has {row.statistics.nan} NaN, {row.statistics.inf} infinite" for row in _sick(report)]
+    marked = {index for index, row in enumerate(shown) if row.warnings or row.sick}
+    columns = ("tensor", "shape", "dtype", "parameters", *COLUMNS, "zeros")
+    return Table("Weights, as stored", columns, rows, 3, marked, tuple(notes))
+
+
+def flow(report: Report) -> Table:
+    layer, shapes = report.options.layer, report.numbers.shapes
+    rows = []
+    for step in FLOW:
+        key: Key = (layer, step.name) if (layer, step.name) in shapes else (None, step.name)
+        if key not in shapes:  # a changed model may leave a step out
+            continue
+        meaning = step.meaning.format(
+            scale=f"{report.scale:.4g}",
+            sharing=sharing(report.config.num_attention_heads, report.config.num_key_value_heads),
+        )
+        rows.append([step.name, str(list(shapes[key])), step.axes, report.numbers.dtypes[key], meaning])
+    title = f"Shape flow of layer {layer}, and behind the last layer"
+    legend = "B batch, L new tokens, S cached + new, H query heads, K key/value heads, D head_dim, V vocabulary"
+    return Table(title, ("step", "shape", "axes", "dtype", "what happens"), rows, 5, notes=(legend,))
+
+
+def numbers(report: Report, layer: int) -> Table:
+    keys = [key for step in NUMBERS if (key := (layer, step.name)) in report.verdicts]
+    return _statistics_table(report, f"Numbers of layer {layer}", keys, _size_notes(report, layer))
+
+
+def behind(report: Report) -> Table:
+    keys = [key for step in NUMBERS if (key := (None, step.name)) in report.verdicts]
+    return _statistics_table(report, "Numbers behind the last layer", keys, ())
+
+
+def heads(report: Report, layer: int) -> Table:
+    rows: list[list[str]] = []
+    marked = set()
+    for step in NUMBERS:
+        for head, verdict in enumerate(report.head_verdicts.get((layer, step.name), ())):
+            if verdict.level == ABNORMAL:
+                marked.add(len(rows))
+            statistics = report.numbers.heads[(layer, step.name)][head]
+            rows.append([step.name, str(head), *_moments(statistics), _verdict(verdict)])
+    columns = ("step", "head", *COLUMNS, "verdict")
+    return Table(f"Numbers of layer {layer} per head", columns, rows, 1, marked)
+
+
+def overview(report: Report) -> Table:
+    rows, marked = [], set()
+    for layer in range(report.config.num_hidden_layers):
+        values = [
+            number(getattr(report.numbers.overall[(layer, step)], statistic))
+            if (layer, step) in report.numbers.overall
+            else "-"
+            for _, step, statistic in OVERVIEW
+        ]
+        own = [(key, verdict) for key, verdict in report.verdicts.items() if key[0] == layer]
+        faults = [f"{key[1]} {verdict.level}" for key, verdict in own if verdict.level == ABNORMAL]
+        unusual = [key[1] for key, verdict in own if verdict.level not in (NORMAL, ABNORMAL)]
+        if faults:
+            marked.add(layer)
+        words = faults or ([f"unusual: {', '.join(unusual)}"] if unusual else [NORMAL])
+        rows.append([str(layer), *values, "; ".join(words)])
+    columns = ("layer", *(heading for heading, _, _ in OVERVIEW), "verdict")
+    return Table("All layers", columns, rows, 0, marked, (*report.rules.notes,))
+
+
+def comparison(report: Report, full: bool) -> Table:
+    """Relative differences: a row per layer, or with `full` a row per step."""
+    assert report.comparison
+    differences, against = report.comparison.differences, report.comparison.against
+    outside = report.comparison.first_outside
+    verdict = describe(outside, against) if outside else f"every step of every layer is within its bound of {against}"
+    title = f"Relative difference from {against}: ||a - b|| / ||b||"
+    if full:
+        rows = [[place(d.layer), d.step, relative(d), number(d.bound)] for d in differences]
+        marked = {index for index, difference in enumerate(differences) if difference.outside}
+        return Table(title, ("layer", "step", "difference", "bound"), rows, 2, marked, (verdict,))
+    rows, marked = [], set()
+    for layer in range(report.config.num_hidden_layers):
+        own = {difference.step: difference for difference in differences if difference.layer == layer}
+        if any(difference.outside for difference in own.values()):
+            marked.add(layer)
+        bound = number(next(iter(own.values())).bound)
+        rows.append([str(layer), *(relative(own[step]) if step in own else "-" for step in COMPARED), bound])
+    ends = [f"{difference.step} {relative(difference)}" for difference in differences if difference.layer is None]
+    return Table(title, ("layer", *COMPARED, "bound"), rows, 0, marked, (", ".join(ends), verdict))
+
+
+def verdict_lines(report: Report) -> list[str]:
+    """What the numbers come to: faults, and whether float16 would hold them."""
+    faults = report.faults
+    lines = [f"FAULT: first in {report.first_fault}"] if faults else ["no fault: every number is within its limit"]
+    if len(faults) > 1:
+        lines.append(f"{len(faults)} faults in all, in layers {_layers(report)}")
+    return [*lines, forecast(report)]
+
+
+def forecast(report: Report) -> str:
+    """Whether float16, which ends at 65504, would hold every weight and every step."""
+    odd = [key for key, statistics in report.numbers.overall.items() if statistics.nan or statistics.inf]
+    if odd:
+        where = f"{place(odd[0][0])}, {odd[0][1]}"
+        return f"fp16: no forecast: numbers are not finite already in {report.dtype}, first in {where}"
+    largest, margin = report.rules.settings["fp16"]["largest"], report.rules.settings["fp16"]["margin"]
+    top = report.peaks[0]
+    where = f"{number(top.value)} in {place(top.layer)}, {top.step}"
+    if top.value > largest:
+        over = [peak for peak in report.peaks if peak.value > largest]
+        return f"fp16: would overflow past {largest:g} at {len(over)} steps, the largest {where}; use bf16 or fp32"
+    room = largest / top.value if top.value else math.inf
+    word = "fits" if room >= margin else f"fits barely, other texts may overflow (margin wanted: {margin:g} times)"
+    return f"fp16: {word}; the largest magnitude is {where}, {number(room)} times below {largest:g}"
+
+
+def number(value: float | None) -> str:
+    """Three digits and the point where it belongs, or an exponent."""
+    if value is None:
+        return "-"
+    if value == 0 or math.isinf(value):
+        return f"{value + 0.0:g}"  # -0 reads as a mistake
+    if 1e3 <= abs(value) < 1e5:
+        return f"{value:.0f}"
+    return f"{value:.3g}" if 1e-3 <= abs(value) < 1e5 else f"{value:.2e}"
+
+
+def relative(difference: Difference) -> str:
+    mark = "!" if difference.outside else ""
+    return mark + (
+        "nan" if difference.relative is None else f"{difference.relative:.1e}" if difference.relative else "0"
+    )
+
+
+def _statistics_table(report: Report, title: str, keys: Sequence[Key], notes: tuple[str, ...]) -> Table:
+    rows = [[key[1], *_moments(report.numbers.overall[key]), _verdict(report.verdicts[key])] for key in keys]
+    marked = {index for index, key in enumerate(keys) if report.verdicts[key].level == ABNORMAL}
+    return Table(title, ("step", *COLUMNS, "verdict"), rows, 1, marked, notes)
+
+
+def _size_notes(report: Report, layer: int) -> tuple[str, ...]:
+    size = report.units[layer]
+    return (
+        f"judged in the size that QK-norm gives: q {size['q_norm']:.3g}, k {size['k_norm']:.3g}, "
+        f"scores {size['qk_norm']:.3g} (RMS of the norm's weight, and their product)",
+    )
+
+
+def _moments(s: Statistics) -> list[str]:
+    return [*map(number, (s.mean, s.std, s.rms, s.min, s.max)), str(s.nan), str(s.inf)]
+
+
+def _verdict(verdict: Verdict) -> str:
+    return verdict.level if not verdict.reasons else f"{verdict.level}: {'; '.join(verdict.reasons)}"
+
+
+def _share(row: TensorRow) -> str:
+    return f"{row.statistics.zeros:.1%}" if row.statistics.zeros else "0"
+
+
+def _sick(report: Report) -> list[TensorRow]:
+    return [row for row in report.rows if row.sick]
+
+
+def _layers(report: Report) -> str:
+    layers = sorted({fault.layer for fault in report.faults if fault.layer is not None})
+    return ", ".join(map(str, layers)) or "none"

@@ -1,0 +1,168 @@
+"""The weights table: every tensor as it is stored, what its values are like, and which layers differ from the rest."""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ..checkpoint import NAMES, StoredTensor, read_tensors
+from ..config import Quantization, Qwen3Config
+from ..values import unpacked
+from ..weights import LEAVES, Part, read_parts
+from .rules import Rules
+from .statistics import Statistics, grouped, pooled, summarize
+
+LAYER = re.compile(r"\blayers\.(\d+)\.")
+BLOCK = (
+    "input_layernorm qkv_proj q_proj k_proj v_proj q_norm k_norm o_proj "
+    "post_attention_layernorm gate_up_proj gate_proj up_proj down_proj"
+).split()
+Z_OF_MAD = 0.6745  # the median absolute deviation of a normal distribution, in standard deviations
+
+
+@dataclass(frozen=True)
+class TensorRow:
+    """One stored tensor, or the same tensor of several layers. `warnings`: how it differs from the other layers.
+
+    The statistics of a packed weight are those of the values it stands for; its parameters are counted unpacked,
+    and scales, biases and a repeated lm_head count as none.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    parameters: int
+    bytes: int
+    statistics: Statistics
+    layers: tuple[int, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def sick(self) -> bool:
+        return self.statistics.nan + self.statistics.inf > 0
+
+
+def read_rows(folder: Path, config: Qwen3Config, rules: Rules) -> list[TensorRow]:
+    """A row for every tensor in the files, in the order of the forward pass.
+
+    Raises CheckpointError or ConfigError where the checkpoint is not whole.
+    """
+    tensors = read_tensors(folder)
+    packings = _packings(read_parts(folder, config).values())
+    rows = [_row(tensor, tensors, packings, config) for tensor in sorted(tensors.values(), key=_order)]
+    return with_warnings(rows, rules.settings["outliers"])
+
+
+def collapsed(rows: Sequence[TensorRow]) -> list[TensorRow]:
+    """One row for what agrees over layers: the same tensor in the same form, healthy and no outlier."""
+    groups: dict[tuple[object, ...], list[TensorRow]] = defaultdict(list)
+    for row in rows:
+        alone = row.name if row.warnings or row.sick or not row.layers else ""
+        groups[(_kind(row.name), row.shape, row.dtype, alone)].append(row)
+    return [_together(members) for members in groups.values()]
+
+
+def with_warnings(rows: Sequence[TensorRow], rule: Mapping[str, float]) -> list[TensorRow]:
+    """The rows, outliers marked. The rule: rms, largest value or mean lies `z` robust standard deviations from the
+    median of the layers, and by the factor `ratio`; or `zeros` of the values are 0, where the median layer has none.
+    """
+    kinds: dict[str, list[TensorRow]] = defaultdict(list)
+    for row in rows:
+        if row.layers and row.statistics.rms is not None:
+            kinds[_kind(row.name)].append(row)
+    warnings: dict[str, tuple[str, ...]] = {}
+    for members in kinds.values():
+        if len(members) >= rule["layers"]:
+            found = _outliers([row.statistics for row in members], rule)
+            warnings |= {members[index].name: tuple(reasons) for index, reasons in found.items()}
+    return [replace(row, warnings=warnings.get(row.name, ())) for row in rows]
+
+
+def _outliers(statistics: Sequence[Statistics], rule: Mapping[str, float]) -> dict[int, list[str]]:
+    found: dict[int, list[str]] = defaultdict(list)
+    rms = np.array([s.rms for s in statistics])
+    largest = np.array([s.abs_max for s in statistics])
+    for name, values in (("rms", rms), ("largest value", largest)):
+        for index, z in _far(np.log(np.maximum(values, 1e-30)), math.log(rule["ratio"]), rule["z"]):
+            found[index].append(f"{name} {values[index]:.3g}, median of the layers {np.median(values):.3g}, z {z:.0f}")
+    means = np.array([s.mean for s in statistics])
+    for index, z in _far(means / max(float(np.median(rms)), 1e-30), rule["ratio"] - 1, rule["z"]):
+        found[index].append(f"mean {means[index]:.3g}, median of the layers {np.median(means):.3g}, z {z:.0f}")
+    zeros = np.array([s.zeros for s in statistics])
+    for index in map(int, np.flatnonzero((zeros >= rule["zeros"]) & (np.median(zeros) < rule["zeros"] / 10))):
+        found[index].append(f"{zeros[index]:.0%} zeros, median of the layers {np.median(zeros):.1%}")
+    return found
+
+
+def _far(values: np.ndarray, distance: float, limit: float) -> Iterator[tuple[int, float]]:
+    """(index, robust z-score) of values far from the median: 0.6745 (x - median) / MAD (Iglewicz and Hoaglin)."""
+    off = np.abs(values - np.median(values))
+    z = Z_OF_MAD * off / max(float(np.median(off)), 0.01)  # layers that agree to 1 % are not told apart
+    for index in np.flatnonzero((z > limit) & (off > distance)):
+        yield int(index), float(z[index])
+
+
+def _packings(parts: Iterable[Part]) -> dict[str, Quantization]:
+    """The packing of every packed tensor, by its name in the files."""
+    return {part.leaves["weight"].name: part.quantization for part in parts if part.quantization}
+
+
+def _row(
+    tensor: StoredTensor,
+    tensors: Mapping[str, StoredTensor],
+    packings: Mapping[str, Quantization],
+    config: Qwen3Config,
+) -> TensorRow:
+    packing = packings.get(tensor.name)
+    base = tensor.name.removesuffix(".weight")
+    names = LEAVES if packing else ("weight",)
+    leaves = {leaf: tensors[f"{base}.{leaf}"] for leaf in names if f"{base}.{leaf}" in tensors}
+    values = unpacked(leaves if packing else {"weight": tensor}, packing)
+    repeats = config.tie_word_embeddings and "lm_head." in tensor.name
+    parameters = 0 if repeats or not tensor.name.endswith(".weight") else math.prod(values.shape)
+    layers = tuple(int(index) for index in LAYER.findall(tensor.name)[:1])
+    shape, dtype = tensor.shape, NAMES[tensor.dtype]
+    return TensorRow(tensor.name, shape, dtype, parameters, tensor.nbytes, summarize(grouped(values)), layers)
+
+
+def _together(members: Sequence[TensorRow]) -> TensorRow:
+    first = members[0]
+    if len(members) == 1:
+        return first
+    layers = tuple(sorted(layer for row in members for layer in row.layers))
+    return replace(
+        first,
+        name=LAYER.sub(lambda _: f"layers.{{{spans(layers)}}}.", first.name, count=1),
+        parameters=sum(row.parameters for row in members),
+        bytes=sum(row.bytes for row in members),
+        statistics=pooled([row.statistics for row in members]),
+        layers=layers,
+    )
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """Sorted numbers as runs: 0-6,8-27."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def _kind(name: str) -> str:
+    return LAYER.sub("layers.*.", name, count=1)
+
+
+def _order(tensor: StoredTensor) -> tuple[object, ...]:
+    """The embedding first, then layer by layer in the order of the forward pass, then the rest."""
+    found = LAYER.search(tensor.name)
+    if not found:
+        return (0 if "embed_tokens" in tensor.name else 2), 0, 0, tensor.name
+    place = next((index for index, part in enumerate(BLOCK) if f".{part}." in tensor.name), len(BLOCK))
+    return 1, int(found[1]), place, LEAVES.index(tensor.name.rpartition(".")[2])
