@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from .convert import Certificate, convert
+from .certificate import Certificate
+from .convert import convert
 from .errors import Qwen3Error
 from .generation import Result, Step, generate, stream
 from .hub import resolve

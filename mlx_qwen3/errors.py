@@ -6,6 +6,7 @@ Qwen3Error              exit code 1
 |- SourceError          a SOURCE that is no folder, or that the Hub does not give
 |- PromptError          a prompt or conversation that this model cannot take
 |- OutputError          a place that cannot be written
+|- VerificationError    a conversion that is not what it should be: damaged, or further from its source than allowed
 `- UsageError           options that contradict each other or the model; exit code 2
 """
 
@@ -33,6 +34,10 @@ class PromptError(Qwen3Error):
 
 
 class OutputError(Qwen3Error):
+    pass
+
+
+class VerificationError(Qwen3Error):
     pass
 
 

@@ -119,7 +119,12 @@ def test_config_and_text_files_are_carried_over(tmp_path):
         (source / name).write_text(f"content of {name}")
     (source / "pytorch_model.bin").write_text("not this")
     convert(source, tmp_path / "native")
-    assert {path.name for path in (tmp_path / "native").iterdir()} == {*files, "config.json", "model.safetensors"}
+    assert {path.name for path in (tmp_path / "native").iterdir()} == {
+        *files,
+        "config.json",
+        "model.safetensors",
+        "certificate.json",
+    }
     assert all((tmp_path / "native" / name).read_text() == f"content of {name}" for name in files)
     before, after = (json.loads((f / "config.json").read_text()) for f in (source, tmp_path / "native"))
     note = {"format": 1, "layout": "native", "dtype": "float32", "quantization": None}
