@@ -11,6 +11,7 @@ from .behaviour import Behaviour
 from .config import read_json
 from .errors import VerificationError
 from .numerics import TensorError
+from .plan import columns
 from .shards import FileRecord, TensorRecord
 
 FILE = "certificate.json"
@@ -38,11 +39,12 @@ class Certificate:
 
     def summary(self) -> dict[str, Any]:
         """The certificate without its lists, for `--json`."""
-        content = asdict(self) | {"tensors": len(self.tensors), "files": _digests(self.files)}
-        content["source_files"] = _digests(self.source_files)
-        if self.behaviour:
-            content["behaviour"] = _figures(self.behaviour)
-        return content
+        return asdict(self) | {
+            "tensors": len(self.tensors),
+            "files": _digests(self.files),
+            "source_files": _digests(self.source_files),
+            "behaviour": behaviour_figures(self.behaviour) if self.behaviour else None,
+        }
 
     def write(self, folder: Path) -> None:
         """certificate.json, with the sha256 of its own content as the last key."""
@@ -98,18 +100,20 @@ def table(certificate: Certificate) -> str:
         rows.append(
             (record.name, _sources(record), str(list(record.shape)), record.dtype, _made(record), *_errors(record))
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = columns(rows)
     lines += [f"left out: {name} ({why})" for name, why in certificate.dropped.items()]
     for title, files in (("source", certificate.source_files), ("result", certificate.files)):
         lines += [f"{title}  sha256 {file.sha256}  {file.bytes:>14,} bytes  {name}" for name, file in files.items()]
-    return "\n".join([*lines, *behaviour_lines(certificate.behaviour)])
+    lines += behaviour_lines(certificate.behaviour)
+    size = f"{certificate.bytes / 1e9:.3f} GB in {len(certificate.tensors)} tensors"
+    what = f"{certificate.layout}, {certificate.dtype}, {certificate.bits_per_weight:.3f} bits per weight"
+    return "\n".join([*lines, f"{certificate.source} -> {certificate.out}: {what}, {size}"])
 
 
 def behaviour_lines(behaviour: Behaviour | None) -> list[str]:
     if behaviour is None:
         return ["behaviour: not measured"]
-    figures = _figures(behaviour)
+    figures = behaviour_figures(behaviour)
     tokens = figures.pop("tokens")
     text = (
         f"fixed ids and the {behaviour.text} text"
@@ -133,7 +137,7 @@ _LABELS = {
 }
 
 
-def _figures(behaviour: Behaviour) -> dict[str, Any]:
+def behaviour_figures(behaviour: Behaviour) -> dict[str, Any]:
     content = asdict(behaviour) | {"perplexity_ratio": behaviour.perplexity_ratio}
     tokens = sum(len(ids) for ids in content.pop("sequences"))
     del content["top1"]

@@ -102,6 +102,23 @@ def convert(
     return certificate
 
 
+def dry_plan(
+    source: str | Path,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    progress: Progress = lambda stage, done, total: None,
+    **choices: Any,
+) -> Plan:
+    """What `convert` would do with the same arguments, after the same checks; writes nothing."""
+    options = Options(**choices)
+    options.check()
+    folder, out = resolve(source), Path(out).expanduser()
+    check_free(out, overwrite)
+    check_apart(folder, out)
+    return make_plan(folder, options, progress)
+
+
 def _settings(plan: Plan, files: Mapping[str, Any]) -> dict[str, Any]:
     """What must be the same for a conversion to be gone on with: source, options, and what they come to."""
     tensors = hashlib.sha256(json.dumps(plan.summary()["tensors"]).encode()).hexdigest()

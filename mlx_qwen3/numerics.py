@@ -120,9 +120,10 @@ class Tally:
 
     def add(self, source: Floats, result: Floats) -> None:
         """The next rows, as they were and as they are now: float32 (rows, columns). Overwrites `result`."""
-        difference = np.subtract(result, source, out=result)
-        squares = np.einsum("ij,ij->i", difference, difference)
-        norms = np.einsum("ij,ij->i", source, source)
+        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is found below
+            difference = np.subtract(result, source, out=result)
+            squares = np.einsum("ij,ij->i", difference, difference)
+            norms = np.einsum("ij,ij->i", source, source)
         self._largest = max(self._largest, float(difference.max()), -float(difference.min()))
         self._difference += float(squares.sum(dtype=np.float64))
         self._norm += float(norms.sum(dtype=np.float64))

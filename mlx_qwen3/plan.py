@@ -1,7 +1,7 @@
 """A conversion before it is run: every tensor, every file, and the sizes before and after."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
@@ -85,6 +85,37 @@ class Plan:
             "tensors": tensors,
             "dropped": dict(self.dropped),
         }
+
+    def table(self) -> str:
+        """The plan for a terminal."""
+        rows = [
+            (
+                t.name,
+                " | ".join(t.sources),
+                str(list(t.shape)),
+                NAMES[t.dtype],
+                f"{t.made} ({t.note})" if t.note else t.made,
+            )
+            for shard in self.shards
+            for t in shard.tensors
+        ]
+        files = [f"{shard.file}  {shard.nbytes:,} bytes" for shard in self.shards]
+        dropped = [f"left out: {name} ({why})" for name, why in self.dropped.items()]
+        return "\n".join(
+            [
+                *columns([("tensor", "from", "shape", "dtype", "made"), *rows]),
+                *dropped,
+                *files,
+                f"{self.source_bytes:,} bytes before, {self.bytes:,} after, {self.bits_per_weight:.3f} bits per weight",
+                "nothing was written",
+            ]
+        )
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines with the cells below one another."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def make_plan(folder: Path, options: Options, progress: Progress = lambda stage, done, total: None) -> Plan:

@@ -119,13 +119,15 @@ def mixed(
     packable = [i for i, m in enumerate(modules) if fits(m.parts[0].leaves["weight"].shape, LEVELS[0])]
 
     def error(index: int) -> float:
-        module = modules[index]
-        tally = Tally(module.name)
-        ((_, runs),) = module.tensors()
-        for _ in packed_blocks(runs, LEVELS[levels[index]], dtype_of(module), tally):
-            pass
-        measured(sum(run.nbytes for run in runs))
-        return tally.error.relative
+        """Of the part that loses most: the outputs of q, k and v go separate ways."""
+        module, errors = modules[index], []
+        for part in module.parts:
+            tally = Tally(module.name)
+            for _ in packed_blocks((part.leaves["weight"],), LEVELS[levels[index]], dtype_of(module), tally):
+                pass
+            errors.append(tally.error.relative)
+            measured(part.leaves["weight"].nbytes)
+        return max(errors)
 
     worst = [(-error(index), index) for index in packable]
     heapq.heapify(worst)

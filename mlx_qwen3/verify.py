@@ -1,11 +1,12 @@
 """A converted folder, checked again: every byte by its digest, then what it computes, then against PyTorch."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import isclose
 from pathlib import Path
+from typing import Any
 
 from .behaviour import Behaviour, compare, sequences_for, ticks
-from .certificate import FILE, Certificate
+from .certificate import FILE, Certificate, behaviour_figures, behaviour_lines
 from .checkpoint import INDEX, NAMES, read_tensors
 from .config import Qwen3Config
 from .errors import VerificationError
@@ -30,6 +31,21 @@ class Verification:
     source: str | None
     behaviour: Behaviour | None
     torch: tuple[LayerDifference, ...]
+
+    def summary(self) -> dict[str, Any]:
+        """For `--json`."""
+        behaviour = behaviour_figures(self.behaviour) if self.behaviour else None
+        return {**asdict(self), "behaviour": behaviour}
+
+
+def report(verification: Verification) -> str:
+    """What was checked, for a terminal."""
+    lines = [f"{verification.folder}: {verification.files} files with {verification.tensors} tensors are as certified"]
+    if verification.behaviour:
+        lines += behaviour_lines(verification.behaviour)
+    for layer in verification.torch:
+        lines.append(f"{layer.place}: {layer.relative:.3g} from PyTorch (relative norm, bound {layer.bound:g})")
+    return "\n".join(lines)
 
 
 def verify(

@@ -13,7 +13,8 @@ GROUPS = [
     {"quantize"},
     {"generation", "behaviour", "transform", "staging"},
     {"shards"},
-    {"certificate", "plan", "parity"},
+    {"plan", "parity"},
+    {"certificate"},
     {"convert", "verify"},
     {"__init__"},
     {"cli"},
@@ -23,8 +24,8 @@ GROUPS = [
 WITHIN = {("config", "errors"), ("model", "cache"), ("model", "rope"), ("hub", "errors")}
 ONLY_IN = {
     "click": {"cli"},
-    "torch": {"verify"},
-    "transformers": {"verify"},
+    "torch": {"parity"},
+    "transformers": {"parity"},
     "jinja2": {"tokenizer"},
     "huggingface_hub": {"hub"},
 }
