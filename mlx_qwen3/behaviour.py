@@ -112,7 +112,9 @@ class Streamed:
 
     def _embed(self, ids: Sequence[int]) -> Floats:
         part = self.parts["embed_tokens"]
-        return np.concatenate([read_rows(part.leaves, part.quantization, token, 1) for token in ids])
+        tokens, places = np.unique(ids, return_inverse=True)
+        rows = [read_rows(part.leaves, part.quantization, int(token), 1) for token in tokens]
+        return np.concatenate(rows)[places]
 
 
 class _Product(nn.Module):

@@ -26,6 +26,10 @@ from .errors import OutputError, UsageError
 CHECKPOINT = ("config.json", "certificate.json")  # what a folder holds that --overwrite may replace
 
 
+class _Refusal(OutputError):
+    """Nothing was begun, and unfinished work that is there may still be wanted."""
+
+
 class Staging:
     """The folder `new`, and the journal of what in it is finished."""
 
@@ -54,7 +58,7 @@ class Staging:
         before, now = stored["settings"], json.loads(json.dumps(self._content["settings"]))
         if before != now:
             key = next(key for key in {**now, **before} if before.get(key) != now.get(key))
-            raise OutputError(
+            raise _Refusal(
                 f"{work} holds an unfinished conversion with other settings: {key} was {_short(before.get(key))}, "
                 f"now it is {_short(now.get(key))}; repeat it with those settings, or remove that folder to begin anew"
             )
@@ -84,15 +88,13 @@ def staging(out: Path, settings: Mapping[str, Any], overwrite: bool) -> Iterator
         try:
             check_free(out, overwrite)
             stage = Staging(work, settings)
-        except BaseException:
-            if not (work / "journal.json").exists():
-                shutil.rmtree(work, ignore_errors=True)
-            raise
-        try:
             yield stage
             _publish(work, out, overwrite)
-        finally:
-            _remove(work, out)
+        except BaseException as error:
+            if not (isinstance(error, _Refusal) and (work / "journal.json").exists()):
+                _remove(work, out)
+            raise
+        _remove(work, out)
 
 
 def work_folder(out: Path) -> Path:
@@ -102,14 +104,14 @@ def work_folder(out: Path) -> Path:
 def check_free(out: Path, overwrite: bool) -> None:
     """Raises OutputError unless `out` is free, or a checkpoint folder that may be overwritten."""
     if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise OutputError(f"{out} exists already and is no folder; give another place or remove it")
+        raise _Refusal(f"{out} exists already and is no folder; give another place or remove it")
     if not out.exists():
         return
     if not overwrite:
-        raise OutputError(f"{out} exists already; give another place, remove it, or use --overwrite")
+        raise _Refusal(f"{out} exists already; give another place, remove it, or use --overwrite")
     content = {path.name for path in out.iterdir()}
     if content and not content.intersection(CHECKPOINT):
-        raise OutputError(f"{out} has no config.json, so it is no checkpoint to overwrite; give another place")
+        raise _Refusal(f"{out} has no config.json, so it is no checkpoint to overwrite; give another place")
 
 
 def check_apart(source: Path, out: Path) -> None:
@@ -173,7 +175,8 @@ def _remove(work: Path, out: Path) -> None:
 def _clear(work: Path) -> None:
     """Remove everything but the lock, the journal first: what it calls finished must never be half removed."""
     (work / "journal.json").unlink(missing_ok=True)
-    sync(work)
+    with suppress(OSError):  # a full disk is a reason to go on
+        sync(work)
     for path in work.iterdir():
         if path.name != "lock":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
