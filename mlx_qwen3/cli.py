@@ -220,7 +220,7 @@ class _Bar:
                 self._bar = click.progressbar(
                     length=total, label=stage, item_show_func=lambda _: self._rate(), file=sys.stderr
                 )
-        self._done += done
+        self._done = min(self._done + done, total)  # mixed measures some parts again
         if self._bar is not None:
             self._bar.update(done, self._done)
         elif self._done * 10 // total > self._tenths:

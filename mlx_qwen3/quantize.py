@@ -8,7 +8,6 @@ matrix as its parts would.
 import heapq
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import pairwise
 from math import prod
 from typing import TypeVar
 
@@ -103,42 +102,48 @@ def mixed(
 
     Starts one level below what fits everywhere, and gives the next level to the module with the largest relative
     error, measured, for as long as one can be paid for. A module is what stays fused: q, k, v share a packing.
-    Raises UsageError for a budget that 2 bits everywhere would exceed. `measured` is told the bytes of each module.
+    Raises UsageError for a budget that 2 bits everywhere would exceed. `measured` is told the bytes of each part.
     """
-
-    def size(module: Module, level: int) -> int:
-        return sum(packed_bits(part.leaves["weight"].shape, LEVELS[level], dtype_of(module)) for part in module.parts)
-
+    # sizes[module][level] in bits
+    sizes = [[_module_bits(module, packing, dtype_of(module)) for packing in LEVELS] for module in modules]
     weights = sum(prod(part.leaves["weight"].shape) for module in modules for part in module.parts)
-    totals = [sum(size(module, level) for module in modules) for level in range(len(LEVELS))]
+    totals = [sum(column) for column in zip(*sizes, strict=True)]
     if totals[0] > budget * weights:
         raise UsageError(f"bits is {budget:g}; this model needs {totals[0] / weights:.3f} bits a weight at the least")
     start = max(0, sum(total <= budget * weights for total in totals) - 2)
-    levels = [start] * len(modules)
     left = budget * weights - totals[start]
-    packable = [i for i, m in enumerate(modules) if fits(m.parts[0].leaves["weight"].shape, LEVELS[0])]
+    levels = {i: start for i, m in enumerate(modules) if fits(m.parts[0].leaves["weight"].shape, LEVELS[0])}
 
-    def error(index: int) -> float:
-        """Of the part that loses most: the outputs of q, k and v go separate ways."""
-        module, errors = modules[index], []
-        for part in module.parts:
-            tally = Tally(module.name)
-            for _ in packed_blocks((part.leaves["weight"],), LEVELS[levels[index]], dtype_of(module), tally):
-                pass
-            errors.append(tally.error.relative)
-            measured(part.leaves["weight"].nbytes)
-        return max(errors)
+    def entry(index: int) -> tuple[float, int]:  # the largest error first, then the order of the forward pass
+        module = modules[index]
+        return -_relative_error(module, LEVELS[levels[index]], dtype_of(module), measured), index
 
-    worst = [(-error(index), index) for index in packable]
+    worst = [entry(index) for index in levels]
     heapq.heapify(worst)
-    steps = [[b - a for a, b in pairwise(size(m, level) for level in range(len(LEVELS)))] for m in modules]
     while worst:
         _, index = heapq.heappop(worst)
-        if levels[index] + 1 < len(LEVELS) and (price := steps[index][levels[index]]) <= left:
+        level = levels[index]
+        if level + 1 < len(LEVELS) and (price := sizes[index][level + 1] - sizes[index][level]) <= left:
             left -= price
             levels[index] += 1
-            heapq.heappush(worst, (-error(index), index))
-    return {part.name: LEVELS[levels[index]] for index in packable for part in modules[index].parts}
+            heapq.heappush(worst, entry(index))
+    return {part.name: LEVELS[level] for index, level in levels.items() for part in modules[index].parts}
+
+
+def _module_bits(module: Module, packing: Quantization, dtype: mx.Dtype) -> int:
+    return sum(packed_bits(part.leaves["weight"].shape, packing, dtype) for part in module.parts)
+
+
+def _relative_error(module: Module, packing: Quantization, dtype: mx.Dtype, measured: Callable[[int], None]) -> float:
+    """Of the part that loses most: the outputs of q, k and v go separate ways."""
+    errors = []
+    for part in module.parts:
+        tally = Tally(module.name)
+        for _ in packed_blocks((part.leaves["weight"],), packing, dtype, tally):
+            pass
+        errors.append(tally.error.relative)
+        measured(part.leaves["weight"].nbytes)
+    return max(errors)
 
 
 def packed_bits(shape: tuple[int, ...], packing: Quantization, dtype: mx.Dtype) -> int:
