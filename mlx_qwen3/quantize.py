@@ -59,12 +59,12 @@ def packed_blocks(
 ) -> Iterator[tuple[str, bytes]]:
     """(leaf, bytes) of the packed form of float rows, first all of the weight; they are cast to `dtype` before."""
     others: dict[str, list[bytes]] = {}
-    for source, arrays in _ahead(_packing(runs, packing, dtype)):
-        weight, scales, *biases = [np.array(array) for array in arrays]
-        tally.add(source, dequantize(packing, weight.view(np.uint8), *_scale_values(dtype, scales, biases)))
+    for block, raw, arrays in _ahead(_packing(runs, packing, dtype)):
+        weight, *scales = [np.array(array) for array in arrays]
         yield "weight", weight.tobytes()
-        for leaf, array in zip(("scales", "biases"), (scales, *biases), strict=False):
+        for leaf, array in zip(("scales", "biases"), scales, strict=False):
             others.setdefault(leaf, []).append(array.tobytes())
+        _add_errors(tally, block, raw, packing, [weight, *scales], dtype)
     for leaf, blocks in others.items():
         yield leaf, b"".join(blocks)
 
@@ -156,19 +156,33 @@ def packed_bits(shape: tuple[int, ...], packing: Quantization, dtype: mx.Dtype) 
 
 def _packing(
     runs: Sequence[StoredTensor], packing: Quantization, dtype: mx.Dtype
-) -> Iterator[tuple[np.ndarray, list[mx.array]]]:
-    """(the rows in float32, what MLX is packing them into) for each block of rows."""
+) -> Iterator[tuple[StoredTensor, bytes, list[mx.array]]]:
+    """(rows, their bytes, what MLX is packing them into) for each block of rows."""
     for block in (block for run in runs for block in run.row_blocks(READ_BYTES)):
         raw = block.read()
-        rows = _from_bytes(raw, block)
-        values = to_float32(raw, block.dtype).reshape(block.shape)
-        step = max(1, BLOCK_VALUES // block.shape[1])
-        for first in range(0, block.shape[0], step):
-            part = cast(rows[first : first + step], dtype, block.name)
-            packed = mx.quantize(part, packing.group_size, packing.bits, packing.mode)
-            arrays = [_bits(array) for array in packed]
-            mx.async_eval(arrays)
-            yield values[first : first + step], arrays
+        rows = cast(_from_bytes(raw, block), dtype, block.name)
+        arrays = [_bits(array) for array in mx.quantize(rows, packing.group_size, packing.bits, packing.mode)]
+        mx.async_eval(arrays)
+        yield block, raw, arrays
+
+
+def _add_errors(
+    tally: Tally,
+    block: StoredTensor,
+    raw: bytes,
+    packing: Quantization,
+    packed: Sequence[np.ndarray],
+    dtype: mx.Dtype,
+) -> None:
+    """In steps that stay in the cache, which the block is too large for: it saves MLX and NumPy from taking turns."""
+    rows, columns = block.shape
+    step = max(1, BLOCK_VALUES // columns)
+    width = columns * block.dtype.size
+    for first in range(0, rows, step):
+        part = slice(first, min(first + step, rows))
+        source = to_float32(raw[part.start * width : part.stop * width], block.dtype).reshape(-1, columns)
+        weight, scales, *biases = [array[part] for array in packed]
+        tally.add(source, dequantize(packing, weight.view(np.uint8), *_scale_values(dtype, scales, biases)))
 
 
 def _ahead(items: Iterator[Item]) -> Iterator[Item]:

@@ -19,8 +19,8 @@ from .errors import CheckpointError
 from .numerics import Tally, TensorError
 from .transform import Job, OutputTensor
 
-READ_BYTES = 1 << 20
-PENDING = 8  # blocks that wait to be hashed
+READ_BYTES = 1 << 22
+PENDING = 4  # blocks that wait to be hashed
 Progress = Callable[[int], None]  # is told the bytes that were written
 
 

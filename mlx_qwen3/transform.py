@@ -14,7 +14,7 @@ from .numerics import Tally, to_float32
 from .quantize import CARRIERS, NONE, fits, packed_blocks, unpacked_blocks
 from .weights import Module, Part, cast, native_modules, packed_leaves
 
-COPY_BYTES = 1 << 22  # large enough to stream, small enough to keep several under way
+COPY_BYTES = 1 << 23  # large enough to stream, small enough to keep several under way
 CAST_BYTES = 1 << 20
 
 
