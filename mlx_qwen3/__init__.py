@@ -6,7 +6,8 @@ from . import blas
 
 blas.preload()  # before the first import of MLX
 
-from .convert import Certificate, convert
+from .certificate import Certificate
+from .convert import convert
 from .errors import Qwen3Error
 from .generation import Result, Step, generate, stream
 from .hub import resolve

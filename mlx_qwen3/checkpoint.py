@@ -1,10 +1,12 @@
 """The safetensors files of a checkpoint folder: which tensors there are and where their bytes lie."""
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 from safetensors import SafetensorError, safe_open
@@ -38,17 +40,50 @@ class StoredTensor:
         start = self.start + first * (self.nbytes // self.shape[0])
         return replace(self, shape=(count, *self.shape[1:]), start=start, first_row=self.first_row + first)
 
+    def read(self) -> bytes:
+        """All of its bytes."""
+        return b"".join(self.chunks())
+
+    def row_blocks(self, size: int) -> "Iterator[StoredTensor]":
+        """Its rows in runs of at most `size` bytes, or of one row; a vector stays whole."""
+        if len(self.shape) == 1:
+            yield self
+            return
+        step = max(1, size // (self.nbytes // self.shape[0]))
+        for first in range(0, self.shape[0], step):
+            yield self.rows(first, min(step, self.shape[0] - first))
+
     def chunks(self, size: int = 1 << 24) -> Iterator[bytes]:
         """The bytes, at most `size` at a time. Raises CheckpointError where the file ends before them."""
-        with self.path.open("rb") as file:
-            file.seek(self.start)
-            left = self.nbytes
-            while left:
-                chunk = file.read(min(size, left))
-                if not chunk:
-                    raise CheckpointError(f"{self.path} ends inside {self.name}; it changed while it was read")
-                left -= len(chunk)
-                yield chunk
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                file.seek(self.start)
+                left = self.nbytes
+                while left:
+                    chunk = file.read(min(size, left))
+                    if not chunk:
+                        raise CheckpointError(f"{self.path} ends inside {self.name}; it changed while it was read")
+                    left -= len(chunk)
+                    yield chunk
+        except OSError as error:
+            raise CheckpointError(f"{self.path} cannot be read ({error.strerror}); it was there before") from None
+
+
+def identity(folder: Path) -> dict[str, list[Any]]:
+    """Of every file of a checkpoint: size, time of change in ns, and sha256 of the header, or of all of a small file.
+
+    Two that are equal were not written to in between, and cost no reading of the weights.
+    """
+    result = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".safetensors", ".json", ".jinja", ".txt") and path.is_file():
+            with path.open("rb") as file:
+                start = file.read(8)
+                length = min(int.from_bytes(start, "little"), 10**8) if path.suffix == ".safetensors" else -1
+                digest = hashlib.sha256(start + file.read(length)).hexdigest()
+            status = path.stat()
+            result[path.name] = [status.st_size, status.st_mtime_ns, digest]
+    return result
 
 
 def join(runs: Sequence[StoredTensor]) -> tuple[StoredTensor, ...]:

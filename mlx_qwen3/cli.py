@@ -4,6 +4,7 @@ import io
 import json
 import os
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -132,21 +133,125 @@ def generate_command(
 @click.argument("out", type=click.Path())
 @click.option("--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), help="Default: every tensor keeps its own.")
 @click.option("--layout", type=click.Choice(["native", "hf"]), default="native", show_default=True)
+@click.option(
+    "--quantize",
+    metavar="MODE",
+    help="affine{2,3,4,5,6,8}, with g32, g64 or g128 behind it; mxfp4, mxfp8, nvfp4; mixed; none unpacks.",
+)
+@click.option("--bits", type=float, metavar="X", help="Budget of mixed in bits per weight.  [default: 5]")
+@click.option("--text", type=click.Path(), metavar="FILE", help="Measure the perplexity on it; default: built in.")
+@click.option("--max-kl", type=float, metavar="X", help="Publish nothing, and exit 1, past this mean KL divergence.")
+@click.option("--no-behaviour", is_flag=True, help="Do not compare what source and result compute.")
+@click.option("--shard-size", default="5GB", show_default=True, metavar="SIZE", help="Largest file.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT, when the new one is complete.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done, and the sizes before and after.")
+@click.option("--progress/--no-progress", default=None, help="Default: a bar on a terminal.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def convert_command(source: str, out: str, dtype: str | None, layout: str, as_json: bool) -> None:
-    """Write the checkpoint SOURCE to the new folder OUT.
+def convert_command(
+    source: str,
+    out: str,
+    text: str | None,
+    max_kl: float | None,
+    no_behaviour: bool,
+    overwrite: bool,
+    dry_run: bool,
+    progress: bool | None,
+    as_json: bool,
+    shard_size: str,
+    **choices: Any,
+) -> None:
+    """Write the checkpoint SOURCE to the folder OUT, with a certificate of what was done.
 
     native has fused projections and is what this package loads fastest; hf has Hugging Face's names, for transformers
-    and mlx-lm. Native to hf gives back the source's tensors bit for bit.
+    and mlx-lm. Native to hf gives back the source's tensors bit for bit. Killed, the same command goes on where it was.
     """
-    from .convert import convert
+    from . import certificate, plan
+    from .convert import convert, dry_plan
 
-    certificate = convert(source, out, dtype=dtype, layout=layout)
+    choices["shard_bytes"] = plan.parse_size(shard_size)
+    with _Bar(progress) as bar:
+        if dry_run:
+            planned = dry_plan(source, out, overwrite=overwrite, progress=bar, **choices)
+        else:
+            made = convert(
+                source,
+                out,
+                behaviour=not no_behaviour,
+                text=text,
+                max_kl=max_kl,
+                overwrite=overwrite,
+                progress=bar,
+                **choices,
+            )
     if as_json:
-        click.echo(json.dumps(asdict(certificate), ensure_ascii=False))
+        click.echo(json.dumps(planned.summary() if dry_run else made.summary(), ensure_ascii=False))
     else:
-        size = f"{certificate.bytes / 1e9:.3f} GB in {certificate.tensors} tensors"
-        click.echo(f"{source} -> {out}: {certificate.layout}, {certificate.dtype}, {size}", err=True)
+        click.echo(planned.table() if dry_run else certificate.table(made), err=True)
+
+
+@cli.command("verify")
+@click.argument("folder", metavar="DIR")
+@click.option("--source", metavar="SOURCE", help="What it was converted from: compare with it again.")
+@click.option("--torch", is_flag=True, help="Compare with transformers, layer by layer.")
+@click.option("--progress/--no-progress", default=None, help="Default: a bar on a terminal.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def verify_command(folder: str, source: str | None, torch: bool, progress: bool | None, as_json: bool) -> None:
+    """Check the converted folder DIR against its certificate: every byte, then what it computes."""
+    from .verify import report, verify
+
+    with _Bar(progress) as bar:
+        verification = verify(folder, source, torch=torch, progress=bar)
+    if as_json:
+        click.echo(json.dumps(verification.summary(), ensure_ascii=False))
+    else:
+        click.echo(report(verification), err=True)
+
+
+class _Bar:
+    """Progress on stderr, one bar for each stage: bytes and rate, or steps. Lines where it is no terminal."""
+
+    def __init__(self, wanted: bool | None) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._on = self._terminal if wanted is None else wanted
+        self._stage = ""
+        self._bar: Any = None
+        self._done = self._total = self._tenths = 0
+        self._began = 0.0
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if not self._on:
+            return
+        if stage != self._stage:
+            self._close()
+            self._stage, self._done, self._total, self._tenths = stage, 0, total, 0
+            self._began = time.monotonic()
+            if self._terminal:
+                self._bar = click.progressbar(
+                    length=total, label=stage, item_show_func=lambda _: self._rate(), file=sys.stderr
+                )
+        self._done = min(self._done + done, total)  # mixed measures some parts again
+        if self._bar is not None:
+            self._bar.update(done, self._done)
+        elif self._done * 10 // total > self._tenths:
+            self._tenths = self._done * 10 // total
+            click.echo(f"{stage} {10 * self._tenths}%  {self._rate()}", err=True)
+
+    def _rate(self) -> str:
+        seconds = max(time.monotonic() - self._began, 1e-6)
+        if self._total < 10**4:  # steps
+            return f"{self._done} of {self._total}"
+        return f"{self._done / 1e9:.3f} of {self._total / 1e9:.3f} GB, {self._done / seconds / 1e6:,.0f} MB/s"
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.render_finish()
+            self._bar = None
 
 
 @cli.command("inspect")

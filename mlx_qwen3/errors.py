@@ -7,6 +7,7 @@ Qwen3Error              exit code 1
 |- PromptError          a prompt or conversation that this model cannot take
 |- OutputError          a place that cannot be written
 |- HealthError          `inspect --strict` found a fault in a model
+|- VerificationError    a conversion that is not what it should be: damaged, or further from its source than allowed
 `- UsageError           options that contradict each other or the model; exit code 2
 """
 
@@ -38,6 +39,10 @@ class OutputError(Qwen3Error):
 
 
 class HealthError(Qwen3Error):
+    pass
+
+
+class VerificationError(Qwen3Error):
     pass
 
 

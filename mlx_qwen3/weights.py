@@ -137,6 +137,17 @@ def native_modules(parts: Mapping[str, Part], config: Qwen3Config, dtype: mx.Dty
     return modules
 
 
+def packed_leaves(
+    shape: tuple[int, ...], packing: Quantization
+) -> dict[str, tuple[tuple[int, ...], tuple[mx.Dtype, ...]]]:
+    """(shape, possible dtypes) of what a packed matrix of `shape` is stored as, by leaf name."""
+    groups = (*shape[:-1], shape[-1] // packing.group_size)
+    weight = ((*shape[:-1], shape[-1] * packing.bits // 32), (mx.uint32,))
+    if packing.mode == "affine":
+        return {"weight": weight, "scales": (groups, FLOATS), "biases": (groups, FLOATS)}
+    return {"weight": weight, "scales": (groups, (mx.uint8,))}
+
+
 def load_model(folder: str | Path, dtype: str | mx.Dtype | None = None) -> Qwen3:
     """The model of a checkpoint folder in any supported layout, its weights evaluated.
 
@@ -275,13 +286,7 @@ def _packing(name: str, leaves: Mapping[str, StoredTensor], config: Qwen3Config)
 
 def _check_leaves(part: Part, shape: tuple[int, ...]) -> None:
     """Every leaf that the packing asks for, with its shape and dtype, and no other."""
-    expected: dict[str, tuple[tuple[int, ...], tuple[mx.Dtype, ...]]] = {"weight": (shape, FLOATS)}
-    if packing := part.quantization:
-        groups = (*shape[:-1], shape[-1] // packing.group_size)
-        expected["weight"] = ((*shape[:-1], shape[-1] * packing.bits // 32), (mx.uint32,))
-        expected["scales"] = (groups, FLOATS if packing.mode == "affine" else (mx.uint8,))
-        if packing.mode == "affine":
-            expected["biases"] = (groups, FLOATS)
+    expected = packed_leaves(shape, part.quantization) if part.quantization else {"weight": (shape, FLOATS)}
     if part.leaves.keys() != expected.keys():
         raise CheckpointError(f"{part.name} has {sorted(part.leaves)}, expected {sorted(expected)} by its quantization")
     for leaf, (wanted, dtypes) in expected.items():

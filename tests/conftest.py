@@ -1,5 +1,5 @@
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 from checkpoints import TINY, write_checkpoint
 
+from mlx_qwen3 import behaviour
+
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers reads it: no test reaches the network
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_text() -> Iterator[None]:
+    """The text that conversions are measured on, cut: a tokenizer of one token a byte makes it long."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(behaviour, "TEXT", behaviour.TEXT[-150:])
+        yield
 
 
 @pytest.fixture(scope="session")

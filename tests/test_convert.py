@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 
 from mlx_qwen3.convert import convert
 from mlx_qwen3.errors import OutputError, Qwen3Error, SourceError, UsageError
+from mlx_qwen3.plan import parse_size
 from mlx_qwen3.weights import load_model
 
 
@@ -119,7 +120,12 @@ def test_config_and_text_files_are_carried_over(tmp_path):
         (source / name).write_text(f"content of {name}")
     (source / "pytorch_model.bin").write_text("not this")
     convert(source, tmp_path / "native")
-    assert {path.name for path in (tmp_path / "native").iterdir()} == {*files, "config.json", "model.safetensors"}
+    assert {path.name for path in (tmp_path / "native").iterdir()} == {
+        *files,
+        "config.json",
+        "model.safetensors",
+        "certificate.json",
+    }
     assert all((tmp_path / "native" / name).read_text() == f"content of {name}" for name in files)
     before, after = (json.loads((f / "config.json").read_text()) for f in (source, tmp_path / "native"))
     note = {"format": 1, "layout": "native", "dtype": "float32", "quantization": None}
@@ -209,3 +215,113 @@ def test_float16_overflow_is_refused_and_writes_nothing(tmp_path):
     with pytest.raises(Qwen3Error, match=r"model\.norm\.weight reaches 70000, past float16's 65504"):
         convert(source, tmp_path / "out", dtype="fp16")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+# --- properties
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    layers=st.integers(1, 3),
+    head_dim=st.sampled_from([2, 6, 20]),
+    kv_heads=st.integers(1, 3),
+    repeats=st.integers(1, 3),
+    inner=st.integers(1, 70),
+    hidden=st.integers(1, 50),
+    vocabulary=st.integers(1, 97),
+    tied=st.booleans(),
+    limit=st.integers(1, 20_000),
+    prefix=st.booleans(),
+)
+def test_any_shape_names_and_split_come_back(
+    tmp_path_factory, layers, head_dim, kv_heads, repeats, inner, hidden, vocabulary, tied, limit, prefix
+):
+    """To native in files of any size and back, from names with and without `model.`."""
+    config = {
+        "num_hidden_layers": layers,
+        "head_dim": head_dim,
+        "num_key_value_heads": kv_heads,
+        "num_attention_heads": kv_heads * repeats,
+        "intermediate_size": inner,
+        "hidden_size": hidden,
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": tied,
+    }
+    folder = tmp_path_factory.mktemp("any")
+    weights = random_weights({**TINY, **config})
+    named = weights if prefix else {name.removeprefix("model."): value for name, value in weights.items()}
+    source = write_checkpoint(folder / "source", {**TINY, **config}, named)
+    native = convert(source, folder / "native", shard_bytes=limit, behaviour=False)
+    convert(folder / "native", folder / "hf", layout="hf", shard_bytes=limit, behaviour=False)
+    back = stored(folder / "hf")
+    assert {name: (shape, raw) for name, (_, shape, raw) in back.items()} == {
+        name: (value.shape, value.tobytes()) for name, value in weights.items()
+    }
+    assert {name for record in native.tensors for name in record.sources} == named.keys()
+
+
+@settings(max_examples=25, deadline=None)
+@given(limit=st.integers(1, 60_000), layout=st.sampled_from(["native", "hf"]))
+def test_packed_tensors_split_over_files_are_the_same(tmp_path_factory, limit, layout):
+    """A file may end between the weight and its scales."""
+    folder = tmp_path_factory.mktemp("split")
+    source = write_checkpoint(folder / "source", hidden_size=64, head_dim=32, intermediate_size=64)
+    convert(source, folder / "one", quantize="affine4g32", layout=layout, behaviour=False)
+    convert(source, folder / "many", quantize="affine4g32", layout=layout, shard_bytes=limit, behaviour=False)
+    assert stored(folder / "many") == stored(folder / "one")
+    for path in (folder / "many").glob("*.safetensors"):
+        tensors = mx.load(str(path))
+        assert len(tensors) == 1 or sum(array.nbytes for array in tensors.values()) <= limit
+    index = folder / "many" / "model.safetensors.index.json"
+    if index.exists():
+        content = json.loads(index.read_text())
+        assert content["weight_map"].keys() == stored(folder / "one").keys()
+        assert content["metadata"]["total_size"] == sum(len(raw) for _, _, raw in stored(folder / "one").values())
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_corrupt_header_is_one_clear_error_and_writes_nothing(tiny, tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("corrupt")
+    source = Path(shutil.copytree(tiny, folder / "source"))
+    content = bytearray((source / "model.safetensors").read_bytes())
+    length = int.from_bytes(content[:8], "little")
+    kind = data.draw(st.sampled_from(["flip", "cut", "insert"]))
+    position = data.draw(st.integers(0, 8 + length - 1))
+    if kind == "flip":
+        content[position] ^= data.draw(st.integers(1, 255))
+    elif kind == "cut":
+        del content[position:]
+    else:
+        content[position:position] = data.draw(st.binary(min_size=1, max_size=9))
+    (source / "model.safetensors").write_bytes(bytes(content))
+    try:
+        convert(source, folder / "out", behaviour=False)
+    except Qwen3Error:  # any other exception fails the test
+        assert [path.name for path in folder.iterdir()] == ["source"]
+    else:  # the change meant nothing: in the metadata, say
+        assert stored(source).keys() == stored(tiny).keys()
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("5GB", 5 * 10**9), ("500MB", 5 * 10**8), ("2GiB", 2**31), ("1.5 kb", 1500), ("17", 17), ("3b", 3)],
+)
+def test_sizes(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "5 XB", "0", "0.1B", "1e9", "five"])
+def test_sizes_that_are_none(text):
+    with pytest.raises(UsageError, match="expected a number with a unit"):
+        parse_size(text)
+
+
+def test_progress_counts_every_byte_once(tiny, tmp_path):
+    calls: list[tuple[str, int, int]] = []
+    certificate = convert(tiny, tmp_path / "out", progress=lambda *call: calls.append(call))
+    written = [(done, total) for stage, done, total in calls if stage == "writing"]
+    assert sum(done for done, _ in written) == certificate.bytes
+    assert {total for _, total in written} == {certificate.bytes}
+    steps = [(done, total) for stage, done, total in calls if stage == "comparing"]
+    assert {total for _, total in steps} == {sum(done for done, _ in steps)}

@@ -9,8 +9,13 @@ PACKAGE = Path(__file__).parent.parent / "mlx_qwen3"
 GROUPS = [
     {"errors", "config", "blas", "watch"},
     {"model", "cache", "rope", "chat_template", "tokenizer", "sampling", "checkpoint", "attention"},
-    {"weights", "hub", "streaming"},
-    {"generation", "convert", "values"},
+    {"weights", "hub", "streaming", "numerics"},
+    {"quantize", "values"},
+    {"generation", "behaviour", "transform", "staging"},
+    {"shards"},
+    {"plan", "parity"},
+    {"certificate"},
+    {"convert", "verify"},
     {"reference", "inspect.statistics", "inspect.steps"},
     {"inspect.rules", "inspect.probe"},
     {"inspect.tensors", "inspect.numbers", "inspect.compare"},
@@ -34,8 +39,8 @@ WITHIN = {
 }
 ONLY_IN = {
     "click": {"cli"},
-    "torch": {"reference", "inspect.compare"},
-    "transformers": set(),
+    "torch": {"reference", "inspect.compare", "parity"},
+    "transformers": {"parity"},
     "jinja2": {"chat_template"},
     "huggingface_hub": {"hub"},
     "matplotlib": {"inspect.pictures"},

@@ -1,0 +1,56 @@
+"""Run by test_crash.py: convert once for every point, and be killed there.
+
+python crashing.py SOURCE FOLDER OPTIONS POINT...: FOLDER/POINT/out is converted to, until the POINT-th event; a point
+of -1 runs to the end and prints the number of events. An event is an operation on a file, which Python announces to
+audit hooks before it is done, or a block of bytes that was handed to the file. Each conversion runs in a fork of this
+process, which has imported the package but computed nothing yet: that takes milliseconds where a new process takes one
+second.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from mlx_qwen3.convert import convert
+
+WATCHED = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.listdir", "shutil.rmtree", "shutil.copyfile"}
+
+
+class Fuse:
+    """Kills the process at an event, as a power cut would: nothing is flushed, no handler runs."""
+
+    def __init__(self, folder: Path, point: int):
+        self.count = 0
+        self._folder, self._point = str(folder), point
+        sys.addaudithook(self._hook)
+
+    def _hook(self, event: str, arguments: tuple) -> None:
+        if event in WATCHED and arguments and str(arguments[0]).startswith(self._folder):
+            self.burn()
+
+    def burn(self) -> None:
+        if self.count == self._point:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.count += 1
+
+
+def run(source: str, folder: Path, options: dict, point: int) -> None:
+    fuse = Fuse(folder, point)
+    convert(source, folder / "out", progress=lambda stage, done, total: fuse.burn(), **options)
+    print(fuse.count, flush=True)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    source, folder, options, *points = sys.argv[1:]
+    for point in map(int, points):
+        place = Path(folder) / str(point)
+        place.mkdir(exist_ok=True)
+        if (child := os.fork()) == 0:
+            run(source, place, json.loads(options), point)
+        status = os.waitpid(child, 0)[1]
+        expected = 0 if point < 0 else -signal.SIGKILL
+        if os.waitstatus_to_exitcode(status) != expected:
+            sys.exit(f"the run to point {point} ended with {os.waitstatus_to_exitcode(status)}")
