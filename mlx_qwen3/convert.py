@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
@@ -65,8 +64,9 @@ def convert(
     options.check()
     if max_kl is not None and not (behaviour and max_kl >= 0):
         raise UsageError(f"max_kl is {max_kl:g}, which needs the behaviour to be measured and is 0 or more")
-    folder, out = resolve(source), Path(out).expanduser()
-    check_free(out, overwrite)
+    out = Path(out).expanduser()
+    check_free(out, overwrite)  # before a download
+    folder = resolve(source)
     check_apart(folder, out)
     before = identity(folder)
     plan = make_plan(folder, options, progress)
@@ -113,8 +113,9 @@ def dry_plan(
     """What `convert` would do with the same arguments, after the same checks; writes nothing."""
     options = Options(**choices)
     options.check()
-    folder, out = resolve(source), Path(out).expanduser()
-    check_free(out, overwrite)
+    out = Path(out).expanduser()
+    check_free(out, overwrite)  # before a download
+    folder = resolve(source)
     check_apart(folder, out)
     return make_plan(folder, options, progress)
 
@@ -158,11 +159,19 @@ def _write_rest(plan: Plan, folder: Path) -> dict[str, FileRecord]:
         places = {tensor.name: shard.file for shard in plan.shards for tensor in shard.tensors}
         _write_json(folder / INDEX, {"metadata": {"total_size": plan.bytes}, "weight_map": places})
         names.append(INDEX)
-    for name in CARRIED:
-        if (plan.source / name).exists():
-            shutil.copyfile(plan.source / name, folder / name)
-            names.append(name)
+    for path in (plan.source / name for name in CARRIED):
+        if path.exists() or path.is_symlink():  # a link that leads nowhere is an error, not an absent file
+            _copy(path, folder / path.name)
+            names.append(path.name)
     return {name: FileRecord((folder / name).stat().st_size, sha256(folder / name)) for name in names}
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        content = source.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{source} cannot be read ({error.strerror}); download it again") from None
+    target.write_bytes(content)
 
 
 def _measure(plan: Plan, result: Path, sequences: Sequences | None, progress: Progress) -> Behaviour | None:

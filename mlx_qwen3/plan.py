@@ -204,7 +204,8 @@ def _config(
     """config.json of the result: the source's keys, with dtype and quantization where this layout has them."""
     ours = ("mlx_qwen3", "quantization", "quantization_config")
     config = {key: value for key, value in raw.items() if key not in ours}
-    config["dtype" if "dtype" in config else "torch_dtype"] = _dtype_name(dtype)
+    for key in {"dtype", "torch_dtype"} & config.keys() or {"torch_dtype"}:  # transformers 5 and 4
+        config[key] = _dtype_name(dtype)
     if layout == "native":
         quantization = _quantization(packings, "")
         note = {"format": FORMAT, "layout": layout, "dtype": _dtype_name(dtype), "quantization": quantization}

@@ -83,7 +83,7 @@ def staging(out: Path, settings: Mapping[str, Any], overwrite: bool) -> Iterator
     works on it, or unfinished work with other `settings` (JSON values) is there.
     """
     work = work_folder(out)
-    with _failing_clearly(out), _locked(out, work):
+    with _failing_clearly(out), _parents(out), _locked(out, work):
         _recover(out, work)
         try:
             check_free(out, overwrite)
@@ -103,6 +103,8 @@ def work_folder(out: Path) -> Path:
 
 def check_free(out: Path, overwrite: bool) -> None:
     """Raises OutputError unless `out` is free, or a checkpoint folder that may be overwritten."""
+    if out.name in ("", ".."):
+        raise _Refusal(f"OUT {str(out)!r} has no name of its own; give the name that the new folder is to have")
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise _Refusal(f"{out} exists already and is no folder; give another place or remove it")
     if not out.exists():
@@ -183,10 +185,23 @@ def _clear(work: Path) -> None:
 
 
 @contextmanager
+def _parents(out: Path) -> Iterator[None]:
+    """The folders above `out`; those that had to be made go again where it fails."""
+    made = [folder for folder in out.parents if not folder.exists()]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):  # unfinished work of a killed run may lie there
+                folder.rmdir()
+        raise
+
+
+@contextmanager
 def _locked(out: Path, work: Path) -> Iterator[None]:
     """One process at a time: a kill frees the lock, which a file that merely exists would not."""
     while True:
-        out.parent.mkdir(parents=True, exist_ok=True)
         work.mkdir(exist_ok=True)
         file = _lock(out, work / "lock")
         if (work / "lock").exists() and os.fstat(file.fileno()).st_ino == (work / "lock").stat().st_ino:

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+from mlx_qwen3.certificate import Certificate
 from mlx_qwen3.convert import convert
-from mlx_qwen3.errors import OutputError, Qwen3Error, SourceError, UsageError
+from mlx_qwen3.errors import CheckpointError, OutputError, Qwen3Error, SourceError, UsageError
 from mlx_qwen3.plan import parse_size
 from mlx_qwen3.weights import load_model
 
@@ -174,8 +175,7 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path, monkeypatch, failure):
         raise failure
 
     source = write_checkpoint(tmp_path / "source")
-    (source / "tokenizer.json").write_text("{}")
-    monkeypatch.setattr(shutil, "copyfile", fail)  # after the weights are written
+    monkeypatch.setattr(Certificate, "write", fail)  # after everything else is written
     with pytest.raises((OutputError, KeyboardInterrupt)):
         convert(source, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
@@ -325,3 +325,48 @@ def test_progress_counts_every_byte_once(tiny, tmp_path):
     assert {total for _, total in written} == {certificate.bytes}
     steps = [(done, total) for stage, done, total in calls if stage == "comparing"]
     assert {total for _, total in steps} == {sum(done for done, _ in steps)}
+
+
+def test_an_existing_folder_is_told_before_a_download(tmp_path):
+    with pytest.raises(OutputError, match="exists already"):
+        convert("Qwen/Nonexistent", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["..", ".", ""])
+def test_out_needs_a_name(tiny, name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputError, match="has no name of its own"):
+        convert(tiny, Path(name) if name else "")
+
+
+def test_parents_that_were_made_go_again(tmp_path):
+    weights = random_weights(TINY)
+    weights["model.norm.weight"][0] = 70000
+    source = write_checkpoint(tmp_path / "source", weights=weights)
+    with pytest.raises(Qwen3Error, match="past float16"):
+        convert(source, tmp_path / "new" / "folders" / "out", dtype="fp16")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.mark.parametrize("make", [lambda path: path.symlink_to("nowhere"), lambda path: path.mkdir()])
+def test_a_file_to_carry_over_that_cannot_be_read_is_named(tmp_path, make):
+    source = write_checkpoint(tmp_path / "source")
+    make(source / "merges.txt")
+    with pytest.raises(CheckpointError, match=r"merges\.txt cannot be read"):
+        convert(source, tmp_path / "out", behaviour=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_both_styles_of_the_dtype_follow(tmp_path):
+    source = write_checkpoint(tmp_path / "source", dtype="float32")
+    convert(source, tmp_path / "out", dtype="bf16", behaviour=False)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["dtype"], config["torch_dtype"]) == ("bfloat16", "bfloat16")
+
+
+def test_the_dtype_of_a_checkpoint_is_that_of_most_of_it(tmp_path):
+    source = write_checkpoint(tmp_path / "source")
+    arrays = {name: mx.array(value).astype(mx.bfloat16) for name, value in random_weights(TINY).items()}
+    arrays["model.norm.weight"] = arrays["model.norm.weight"].astype(mx.float32)
+    mx.save_safetensors(str(source / "model.safetensors"), arrays)
+    assert convert(source, tmp_path / "out", behaviour=False).dtype == "bfloat16"
