@@ -144,6 +144,20 @@ def test_shapes_are_those_of_the_pass(tiny, ids):
         assert len(step.axes.split()) == len(found[step.name]), step.name
 
 
+def test_shapes_of_qwen3_0_6b(tmp_path):
+    """One layer of it, with a small vocabulary and MLP: the attention has its true shape."""
+    heads = {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
+    folder = write_checkpoint(tmp_path, num_hidden_layers=1, hidden_size=1024, intermediate_size=64, **heads)
+    shapes = measure(load_model(folder), mx.array(np.zeros((2, 128), np.int64))).shapes
+    assert shapes[(0, "qkv")] == (2, 128, 4096)
+    assert [shapes[(0, f"{x}_split")] for x in "qkv"] == [(2, 128, 2048), (2, 128, 1024), (2, 128, 1024)]
+    for step in ("heads_transposed", "rope"):
+        assert [shapes[(0, f"{x}_{step}")] for x in "qk"] == [(2, 16, 128, 128), (2, 8, 128, 128)]
+    assert shapes[(0, "k_cache")] == (2, 8, 128, 128)
+    assert shapes[(0, "scores")] == (2, 16, 128, 128)
+    assert shapes[(0, "merged_heads")] == (2, 128, 2048)
+
+
 def by_hand(weights, ids):
     """q, k after RoPE, scores and weights of layer 0 in float64, from the oracle's pieces."""
     w = {name.removeprefix("model."): value.astype(np.float64) for name, value in weights.items()}
