@@ -81,6 +81,10 @@ class Tokenizer:
             raise PromptError(f"the chat template cannot render this conversation: {error}") from None
 
     @property
+    def has_chat_template(self) -> bool:
+        return bool(self._templates)
+
+    @property
     def can_switch_thinking(self) -> bool:
         return any("enable_thinking" in source for source in self._templates.values())
 

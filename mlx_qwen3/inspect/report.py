@@ -199,7 +199,7 @@ def _tokens(folder: Path, config: Qwen3Config, options: Options) -> tuple[mx.arr
         return mx.array(ids), f"random tokens [{shape[0]}, {shape[1]}], seed {SEED}"
     tokenizer = Tokenizer(folder)
     text, way = options.prompt, "as it is: this checkpoint has no chat template"
-    if (folder / "chat_template.jinja").is_file() or tokenizer.config.get("chat_template"):
+    if tokenizer.has_chat_template:
         text, way = tokenizer.apply_chat_template([{"role": "user", "content": text}]), "in the chat template"
     prompt = tokenizer.encode(text)
     check_prompt(prompt, 1, config)
