@@ -168,7 +168,7 @@ ERRORS = {
     "length of a prompt": (["--prompt", "x", "--length", "3"], 2, "--length is for random tokens"),
     "batch of a prompt": (["--prompt", "x", "--batch", "3"], 2, "--batch is for random tokens"),
     "rules": (["--rules", "/nowhere.json"], 2, "rules /nowhere.json cannot be read"),
-    "against": (["--against", "/nowhere"], 1, "there is no folder"),
+    "against": (["--against", "/nowhere"], 1, "there is no folder /nowhere"),
     "plot name": (["--plot", "picture.jpg"], 2, "--plot is picture.jpg; expected a name that ends in .png"),
     "plot folder": (["--plot", "/nowhere/p.png"], 1, "/nowhere is no folder"),
     "html folder": (["--html", "/"], 1, "/ is a folder; give a file name"),
