@@ -13,8 +13,9 @@ from mlx_qwen3.attention import attention_chunk, score_blocks
 from mlx_qwen3.cache import KVCache
 
 CHUNKS = (1, 2, 7, 36, 37, 64)
-# Measured: at most 4e-7 in float32; half precision rounds the result once here and more often in the fused fallback.
-TOLERANCE = {mx.float32: 2e-6, mx.float16: 2e-3, mx.bfloat16: 1.2e-2}
+# Measured on the CPU: 0, 2.1e-4, 1.6e-3 (the fused operation 0, 4.9e-4, 3.9e-3: it rounds in between). Other BLAS and
+# back ends add in another order.
+TOLERANCE = {mx.float32: 2e-6, mx.float16: 4e-4, mx.bfloat16: 3e-3}
 
 
 def arrays(L: int, S: int, H: int = 6, K: int = 2, D: int = 20, B: int = 2, seed: int = 0) -> list[mx.array]:
@@ -110,7 +111,7 @@ def test_memory_is_that_of_a_block():
     mx.reset_peak_memory()
     before = mx.get_active_memory()
     mx.eval(attention_chunk(q, k, v, chunk=64))
-    assert mx.get_peak_memory() - before < 5 * 16 * 64 * 2048 * 4  # measured 31 MB, most of it copies of k and results
+    assert mx.get_peak_memory() - before < 5 * 16 * 64 * 2048 * 4  # measured 30 MB, most of it copies of k and results
 
 
 @pytest.mark.parametrize(

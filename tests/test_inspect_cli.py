@@ -12,7 +12,9 @@ import pytest
 from checkpoints import AFFINE_4, TINY, VOCABULARY, random_weights, write_checkpoint, write_packed, write_tokenizer
 
 from mlx_qwen3.inspect import Options, as_json, inspect, render, write_files
+from mlx_qwen3.inspect.page import _table
 from mlx_qwen3.inspect.pictures import draw
+from mlx_qwen3.inspect.tables import Table
 
 ROOT = Path(__file__).parent.parent
 CONFIG = {**TINY, "num_hidden_layers": 4, "vocab_size": VOCABULARY}
@@ -213,6 +215,12 @@ def test_picture_and_page(sick, tmp_path):
         assert title in page
 
 
+def test_cells_are_escaped_too():
+    table = Table("<i>", ("<u>",), [["<b>", "&"]], notes=("<p>",))
+    assert _table(table).count("&lt;") == 4
+    assert "&amp;" in _table(table)
+
+
 class Links(html.parser.HTMLParser):
     """Collects whatever a page would load, and the tags that are open."""
 
@@ -243,10 +251,10 @@ def test_the_picture_marks_what_is_out_of_range(tmp_path):
     weights["model.layers.2.self_attn.v_proj.weight"] *= 30
     weights["model.layers.1.self_attn.v_proj.weight"] *= 4
     figure = draw(inspect(write_checkpoint(tmp_path, CONFIG, weights), Options()))
-    heat_maps, others = figure.axes[:3], figure.axes
-    labels = [label.get_text() for label in heat_maps[0].get_xticklabels()]
-    boxes = [(round(box.get_y() + 0.5), labels[round(box.get_x() + 0.5)]) for box in heat_maps[0].patches]
-    dots = [(line.get_ydata()[0], labels[line.get_xdata()[0]]) for line in heat_maps[0].lines]
+    heat_map, others = figure.axes[0], figure.axes
+    labels = [label.get_text() for label in heat_map.get_xticklabels()]
+    boxes = [(round(box.get_y() + 0.5), labels[round(box.get_x() + 0.5)]) for box in heat_map.patches]
+    dots = [(line.get_ydata()[0], labels[line.get_xdata()[0]]) for line in heat_map.lines]
     assert boxes == [(2, "v_heads")]
     assert dots == [(1, "v_heads")]
     titles = " ".join(axes.get_title() for axes in others)
@@ -254,6 +262,16 @@ def test_the_picture_marks_what_is_out_of_range(tmp_path):
         assert words in titles
     assert all(axes.get_xlabel() and axes.get_ylabel() for axes in others if axes.get_title().startswith("attention"))
     assert "first fault in layer 2, v_heads" in figure.get_suptitle()
+
+
+def test_the_picture_marks_nan_in_every_heat_map(sick):
+    heat_maps = [axes for axes in draw(inspect(sick, Options())).axes if "red box" in axes.get_title()]
+    assert len(heat_maps) == 3
+    for axes in heat_maps:
+        labels = [label.get_text() for label in axes.get_xticklabels()]
+        boxes = {(round(box.get_y() + 0.5), labels[round(box.get_x() + 0.5)]) for box in axes.patches}
+        assert {(2, "gate_up"), (2, "down"), (3, "input")} <= boxes
+        assert min(layer for layer, _ in boxes) == 2
 
 
 def test_the_residual_norm_and_the_map_are_the_reports(chat):
@@ -268,7 +286,7 @@ def test_the_residual_norm_and_the_map_are_the_reports(chat):
     np.testing.assert_allclose(np.square(image.get_array()), report.numbers.attention_map, atol=1e-12)
 
 
-@pytest.mark.parametrize("odd", ["packed", "one layer, one head", "all NaN"])
+@pytest.mark.parametrize("odd", ["packed", "one layer, one head", "all NaN", "infinite"])
 def test_odd_models_have_reports_and_pictures_too(odd, tmp_path):
     if odd == "packed":
         folder = write_packed(tmp_path / "odd", AFFINE_4)
@@ -277,10 +295,10 @@ def test_odd_models_have_reports_and_pictures_too(odd, tmp_path):
         folder = write_checkpoint(tmp_path / "odd", num_hidden_layers=1, **heads)
     else:
         weights = random_weights(TINY)
-        weights["model.embed_tokens.weight"][:] = math.nan
+        weights["model.embed_tokens.weight"][:] = math.nan if odd == "all NaN" else math.inf
         folder = write_checkpoint(tmp_path / "odd", weights=weights)
     report = inspect(folder, Options(length=1, heads=True, against=str(folder)))
     json.dumps(as_json(report), allow_nan=False)
     assert "Verdict" in render(report, full=True)
     write_files(report, tmp_path / "p.png", tmp_path / "p.html", True)
-    assert (report.first_fault is not None) == (odd == "all NaN")
+    assert (report.first_fault is not None) == (odd in ("all NaN", "infinite"))

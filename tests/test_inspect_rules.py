@@ -133,6 +133,16 @@ def test_verdicts_on_scores(changes, level, word):
     assert word is None or word in verdict.reasons
 
 
+def test_sizes_scale_ranges_but_not_what_float_and_softmax_hold():
+    rules, sizes = load_rules(), {"q_norm": 20.0, "qk_norm": 40.0}
+    assert judge("q_norm", filled(std=25), rules, sizes).level == NORMAL
+    assert judge("q_norm", filled(std=25), rules, {}).level == ABNORMAL
+    assert judge("q_norm", filled(std=0.1), rules, sizes).level == ABNORMAL
+    assert judge("q_norm", filled(std=25, peak=1.2e5), rules, sizes).level == ABNORMAL
+    assert judge("scores", filled(std=40, peak=230), rules, sizes).level == NORMAL
+    assert judge("scores", filled(std=40, peak=1001), rules, sizes).level == ABNORMAL
+
+
 @pytest.mark.parametrize("step", NUMBERS, ids=lambda step: step.name)
 def test_nan_is_a_fault_everywhere(step):
     assert judge(step.name, filled(peak=math.nan), load_rules(), {}).level == ABNORMAL
@@ -190,6 +200,7 @@ FAULTS = {
     "collapsed queries": ("layers.3.self_attn.q_proj.weight", 0, 3, "q_heads", "collapse"),
     "collapsed norm": ("layers.3.self_attn.q_norm.weight", 0, 3, "q_norm", "collapse"),
     "exploded keys": ("layers.2.self_attn.k_proj.weight", 1000, 2, "k_heads", "explosion"),
+    "exploded queries": ("layers.0.self_attn.q_proj.weight", 12, 0, "q_heads", "above 10 (explosion)"),
     "exploded values": ("layers.4.self_attn.v_proj.weight", 12, 4, "v_heads", "above 10 (explosion)"),
     "exploded norm": ("layers.1.self_attn.k_norm.weight", 1e5, 1, "k_norm", "explosion"),
     "saturated scores": ("layers.1.self_attn.q_norm.weight", 2000, 1, "q_norm", "explosion"),

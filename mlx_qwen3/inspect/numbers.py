@@ -59,13 +59,14 @@ class Collector:
         self._shapes: dict[Key, tuple[int, ...]] = {}
         self._dtypes: dict[Key, str] = {}
         self._sums: dict[Key, Accumulator] = {}
+        self._with_heads: list[Key] = []
         self._map = _Map(length)
         self._queries: dict[int, int] = {}  # how many of each layer have passed
 
     def step(self, layer: int | None, step: Step, array: mx.array) -> None:
         self._note(layer, step, array.shape, array.dtype)
         if not step.view:
-            self._add((layer, step.name), grouped(array, step.head_axis))
+            self._add(layer, step, array)
 
     def scores(self, layer: int, q: mx.array, blocks: Callable[[], Iterator[ScoreBlock]], keys: int) -> None:
         B, H, L, D = q.shape
@@ -82,25 +83,26 @@ class Collector:
 
     def result(self, batch: int) -> Numbers:
         overall = {key: sums.overall() for key, sums in self._sums.items()}
-        heads = {key: sums.each() for key, sums in self._sums.items() if sums.groups > 1}
+        heads = {key: self._sums[key].each() for key in self._with_heads}
         attention_map = self._map.cells()
         place = (self._map_layer, self._map_head)
         return Numbers(batch, self._length, self._shapes, self._dtypes, overall, heads, *place, attention_map)
 
     def _add_block(self, layer: int, scores: mx.array, weights: mx.array, visible: mx.array | None) -> None:
-        where = None
-        if visible is not None:
-            where = grouped(mx.broadcast_to(visible, scores.shape), SCORES.head_axis)
-        self._add((layer, SCORES.name), grouped(scores, SCORES.head_axis), where)
+        self._add(layer, SCORES, scores, visible)
         # 0 log 0 is 0; a NaN stays one
         entropy = -mx.where(weights == 0, 0, weights * mx.log(mx.where(weights == 0, 1, weights))).sum(-1)
-        for step, values in ((ENTROPY, entropy), (FIRST_TOKEN, weights[..., 0])):
-            self._add((layer, step.name), grouped(values, step.head_axis))
+        self._add(layer, ENTROPY, entropy)
+        self._add(layer, FIRST_TOKEN, weights[..., 0])
 
-    def _add(self, key: Key, x: mx.array, where: mx.array | None = None) -> None:
+    def _add(self, layer: int | None, step: Step, array: mx.array, visible: mx.array | None = None) -> None:
+        key, axis = (layer, step.name), step.head_axis
+        x = grouped(array, axis)
         if key not in self._sums:
             self._sums[key] = Accumulator(x.shape[0])
-        self._sums[key].add(x, where)
+            if axis is not None:
+                self._with_heads.append(key)
+        self._sums[key].add(x, None if visible is None else grouped(mx.broadcast_to(visible, array.shape), axis))
 
     def _note(self, layer: int | None, step: Step, shape: tuple[int, ...], dtype: mx.Dtype) -> None:
         """The shape of all passes joined along the tokens: that of one pass where there is one."""

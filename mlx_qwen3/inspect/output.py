@@ -30,38 +30,17 @@ def headline(report: Report) -> str:
 
 def as_json(report: Report) -> dict[str, Any]:
     """Everything, in types that strict JSON has: what is not finite is null, and counted in nan and inf."""
-    numbers, verdicts = report.numbers, report.verdicts
-    layer_steps = [
-        {
-            "layer": layer,
-            "step": step,
-            "shape": list(numbers.shapes[(layer, step)]),
-            "dtype": numbers.dtypes[(layer, step)],
-        }
-        for layer, step in numbers.shapes
-        if layer in (report.options.layer, None)
-    ]
-    measured = [
-        {
-            "layer": layer,
-            "step": step,
-            **_statistics(statistics),
-            "verdict": verdicts[(layer, step)].level,
-            "reasons": list(verdicts[(layer, step)].reasons),
-        }
-        for (layer, step), statistics in numbers.overall.items()
-    ]
     return _finite(
         {
             "source": report.source,
             "dtype": report.dtype,
             "device": report.device,
             "tokens": report.tokens,
-            "batch": numbers.batch,
-            "length": numbers.length,
+            "batch": report.numbers.batch,
+            "length": report.numbers.length,
             "weights": _weights(report),
-            "flow": layer_steps,
-            "numbers": measured,
+            "flow": _flow(report),
+            "numbers": _numbers(report),
             "heads": _heads(report),
             "faults": [asdict(fault) for fault in report.faults],
             "first_fault": asdict(report.first_fault) if report.first_fault else None,
@@ -92,6 +71,25 @@ def _row(row: TensorRow) -> dict[str, Any]:
         **_statistics(row.statistics),
         "warnings": list(row.warnings),
     }
+
+
+def _flow(report: Report) -> list[dict[str, Any]]:
+    numbers = report.numbers
+    return [
+        {"layer": key[0], "step": key[1], "shape": list(shape), "dtype": numbers.dtypes[key]}
+        for key, shape in numbers.shapes.items()
+        if key[0] in (report.options.layer, None)
+    ]
+
+
+def _numbers(report: Report) -> list[dict[str, Any]]:
+    entries = []
+    for key, statistics in report.numbers.overall.items():
+        verdict = report.verdicts[key]
+        reasons = list(verdict.reasons)
+        entry = {"layer": key[0], "step": key[1], **_statistics(statistics)}
+        entries.append({**entry, "verdict": verdict.level, "reasons": reasons})
+    return entries
 
 
 def _heads(report: Report) -> list[dict[str, Any]]:

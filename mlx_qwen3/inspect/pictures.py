@@ -127,9 +127,6 @@ def _first_token(figure: "Figure", axes: Any, report: Report) -> None:
     for layer in range(layers):
         for head, statistics in enumerate(report.numbers.heads.get((layer, "first_token"), ())):
             values[layer, head] = np.nan if statistics.mean is None else statistics.mean
-    if heads == 1:
-        found = [report.numbers.overall.get((layer, "first_token")) for layer in range(layers)]
-        values[:, 0] = [np.nan if s is None or s.mean is None else s.mean for s in found]
     axes.set_facecolor("#bbbbbb")
     image = axes.imshow(values, aspect="auto", cmap="magma", vmin=0, vmax=1)
     axes.set_title("mean weight on the first token (attention sink)")

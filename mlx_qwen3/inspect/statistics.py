@@ -34,17 +34,16 @@ class Accumulator:
     """Statistics of `groups` groups of numbers that arrive in pieces; exact in the way of Chan, Golub and LeVeque."""
 
     def __init__(self, groups: int = 1):
-        self.groups = groups
         self._count, self._nan, self._inf, self._zeros = (np.zeros(groups) for _ in range(4))
         self._mean, self._m2 = np.zeros(groups), np.zeros(groups)
         self._min, self._max = np.full(groups, np.inf), np.full(groups, -np.inf)
 
     def add(self, x: mx.array, where: mx.array | None = None) -> None:
-        """x (groups, rows, columns), of which `where` (broadcast to it) says what counts."""
+        """x (groups, rows, columns), of which `where`, of the same shape, says what counts."""
         rows = max(1, PIECE // (x.shape[0] * x.shape[2]))
         for start in range(0, x.shape[1], rows):
             piece = x[:, start : start + rows].astype(mx.float32)
-            part = None if where is None else mx.broadcast_to(where, x.shape)[:, start : start + rows]
+            part = None if where is None else where[:, start : start + rows]
             self._merge(*_moments(piece, part))
 
     def _merge(self, counts: np.ndarray, ranges: np.ndarray, mean: np.ndarray, m2: np.ndarray) -> None:
