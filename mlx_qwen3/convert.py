@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 from .behaviour import Behaviour, compare, sequences_for, ticks
 from .certificate import Certificate, tensor_record
-from .checkpoint import INDEX, identity
+from .checkpoint import INDEX, identity, read_tensors
 from .errors import CheckpointError, UsageError, VerificationError
 from .hub import resolve
 from .plan import SHARD_BYTES, Options, Plan, Progress, make_plan
@@ -28,7 +28,7 @@ CARRIED = (
     "special_tokens_map.json",
     "generation_config.json",
 )
-Sequences = tuple[list[list[int]], str | None]
+TokenIds = tuple[list[list[int]], str | None]
 
 
 def convert(
@@ -72,32 +72,18 @@ def convert(
     plan = make_plan(folder, options, progress)
     sequences = sequences_for(folder, Path(text).expanduser() if text is not None else None) if behaviour else None
     with staging(out, _settings(plan, before), overwrite) as stage:
-        with SourceDigests(sorted(folder / name for name in before if name.endswith(".safetensors"))) as digests:
+        with SourceDigests(sorted({tensor.path for tensor in read_tensors(folder).values()})) as digests:
             files, tensors = _write_tensors(plan, stage, progress)
             files |= _write_rest(plan, stage.folder)
             measured = _measure(plan, stage.folder, sequences, progress)
             source_files = digests.result()
-        if changed := [name for name, now in identity(folder).items() if before.get(name) != now]:
+        after = identity(folder)
+        if changed := [name for name in {**before, **after} if before.get(name) != after.get(name)]:
             raise CheckpointError(
                 f"{folder / changed[0]} changed while it was converted, nothing was published; run it again"
             )
         _check_gate(measured, max_kl)
-        certificate = Certificate(
-            source=str(source),
-            out=str(out),
-            layout=layout,
-            dtype=plan.dtype,
-            quantize=quantize,
-            bits_per_weight=plan.bits_per_weight,
-            source_bytes=plan.source_bytes,
-            bytes=plan.bytes,
-            source_files=source_files,
-            files=files,
-            tensors=tuple(tensors),
-            dropped=plan.dropped,
-            behaviour=measured,
-            versions={"mlx-qwen3": version("mlx-qwen3"), "mlx": version("mlx")},
-        )
+        certificate = _certify(plan, str(source), str(out), files, tensors, source_files, measured)
         certificate.write(stage.folder)
     return certificate
 
@@ -174,12 +160,39 @@ def _copy(source: Path, target: Path) -> None:
     target.write_bytes(content)
 
 
-def _measure(plan: Plan, result: Path, sequences: Sequences | None, progress: Progress) -> Behaviour | None:
+def _measure(plan: Plan, result: Path, sequences: TokenIds | None, progress: Progress) -> Behaviour | None:
     if sequences is None:
         return None
     ids, text = sequences
     total = ticks(plan.config, sum(len(sequence) for sequence in ids))
     return compare(plan.source, result, ids, text, lambda: progress("comparing", 1, total))
+
+
+def _certify(
+    plan: Plan,
+    source: str,
+    out: str,
+    files: Mapping[str, FileRecord],
+    tensors: Sequence[TensorRecord],
+    source_files: Mapping[str, FileRecord],
+    behaviour: Behaviour | None,
+) -> Certificate:
+    return Certificate(
+        source=source,
+        out=out,
+        layout=plan.options.layout,
+        dtype=plan.dtype,
+        quantize=plan.options.quantize,
+        bits_per_weight=plan.bits_per_weight,
+        source_bytes=plan.source_bytes,
+        bytes=plan.bytes,
+        source_files=source_files,
+        files=files,
+        tensors=tuple(tensors),
+        dropped=plan.dropped,
+        behaviour=behaviour,
+        versions={"mlx-qwen3": version("mlx-qwen3"), "mlx": version("mlx")},
+    )
 
 
 def _check_gate(behaviour: Behaviour | None, max_kl: float | None) -> None:

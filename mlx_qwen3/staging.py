@@ -117,10 +117,10 @@ def check_free(out: Path, overwrite: bool) -> None:
 
 
 def check_apart(source: Path, out: Path) -> None:
-    """Raises UsageError where writing `out` would replace or enter the source."""
+    """Raises UsageError where replacing `out` would remove the source."""
     source, out = source.resolve(), out.resolve()
-    if source == out or out in source.parents or source in out.parents:
-        raise UsageError(f"SOURCE {source} and OUT {out} lie in one another; give another place")
+    if source == out or out in source.parents:
+        raise UsageError(f"OUT {out} holds SOURCE {source}, which would be replaced; give another place")
 
 
 def sync(path: Path) -> None:

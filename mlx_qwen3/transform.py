@@ -45,13 +45,13 @@ class Job:
     runs: tuple[StoredTensor, ...]  # rows to stack
     packing: Quantization | None = None
     packed: tuple[Part, ...] = ()  # in place of runs
+    dtype: mx.Dtype | None = None  # to cast to before packing
 
     def blocks(self, tally: Tally) -> Iterator[tuple[OutputTensor, bytes]]:
         """The bytes of all tensors, one tensor after another; `tally` gets the error where there can be one."""
         if self.packing is not None:
             by_leaf = {tensor.name.rsplit(".", 1)[1]: tensor for tensor in self.tensors}
-            dtype = self.tensors[1].dtype if self.packing.mode == "affine" else self.runs[0].dtype
-            for leaf, raw in packed_blocks(self.runs, self.packing, dtype, tally):
+            for leaf, raw in packed_blocks(self.runs, self.packing, self.dtype or self.runs[0].dtype, tally):
                 yield by_leaf[leaf], raw
             return
         (tensor,) = self.tensors
@@ -148,7 +148,7 @@ def _quantized(module: Module, name: str, packing: Quantization, recipe: Recipe)
         OutputTensor(f"{name}.{leaf}", dtype if dtype in dtypes else dtypes[0], shape, _names(runs), made)
         for leaf, (shape, dtypes) in leaves.items()
     )
-    return Job(tensors, runs, packing)
+    return Job(tensors, runs, packing, dtype=dtype)
 
 
 def _unpacked(module: Module, name: str, recipe: Recipe) -> Job:

@@ -275,8 +275,9 @@ def test_the_old_survives_a_gate_that_fails(source, old, tmp_path):
         (lambda folder: os.utime(folder / "model.safetensors", ns=(5, 5)), "model.safetensors"),
         (lambda folder: (folder / "tokenizer_config.json").write_text("{}"), "tokenizer_config.json"),
         (lambda folder: (folder / "config.json").write_text((folder / "config.json").read_text() + " "), "config.json"),
+        (lambda folder: (folder / "generation_config.json").unlink(missing_ok=True), "generation_config.json"),
     ],
-    ids=["weights", "tokenizer", "config"],
+    ids=["weights", "tokenizer", "config", "gone"],
 )
 def test_a_source_that_changes_meanwhile(source, change, name, tmp_path):
     changing = shutil.copytree(source, tmp_path / "changing")
@@ -328,10 +329,12 @@ def test_overwrite_is_for_checkpoints(source, tmp_path):
 def test_the_source_is_never_overwritten(source, tmp_path):
     own = shutil.copytree(source, tmp_path / "models" / "own")
     (tmp_path / "models" / "config.json").write_text("{}")
-    for out in (own, tmp_path / "models", own / "inside"):
-        with pytest.raises(UsageError, match="lie in one another"):
+    for out in (own, tmp_path / "models"):
+        with pytest.raises(UsageError, match=r"holds SOURCE .*, which would be replaced"):
             convert(own, out, overwrite=True)
     assert content(own) == content(source)
+    convert(own, own / "inside", behaviour=False)
+    verify(own / "inside", own)
 
 
 def test_every_file_is_on_disk_before_out_appears(source, tmp_path, monkeypatch):

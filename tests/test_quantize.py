@@ -90,7 +90,8 @@ def test_so_it_is_from_other_dtypes_and_untied(spec, dtype, tied, tmp_path):
 
 
 @pytest.mark.parametrize("option", ["bf16", "fp16", None])
-def test_a_dtype_is_cast_to_before_packing_as_mlx_lm_does(option, tmp_path):
+@pytest.mark.parametrize("spec", ["affine4", "mxfp4", "mxfp8", "nvfp4"])
+def test_a_dtype_is_cast_to_before_packing_as_mlx_lm_does(spec, option, tmp_path):
     """mlx_lm.convert itself, from float32 to what config.json or its option says."""
     module = pytest.importorskip("mlx_lm.convert")
     source = source_in(tmp_path / "source", mx.float32)
@@ -106,9 +107,15 @@ def test_a_dtype_is_cast_to_before_packing_as_mlx_lm_does(option, tmp_path):
         module, "save", lambda out, path, model, tokenizer, config: saved.update(tree_flatten(model.parameters()))
     )
     with patch.context():
-        module.convert(str(source), str(tmp_path / "none"), quantize=True, dtype=long)
+        module.convert(
+            str(source),
+            str(tmp_path / "none"),
+            quantize=True,
+            q_mode=spec.rstrip("4") if spec == "affine4" else spec,
+            dtype=long,
+        )
     patch.undo()
-    convert(source, tmp_path / "ours", quantize="affine4", dtype=option, layout="hf", behaviour=False)
+    convert(source, tmp_path / "ours", quantize=spec, dtype=option, layout="hf", behaviour=False)
     ours = mx.load(str(tmp_path / "ours" / "model.safetensors"))
     assert ours.keys() == saved.keys()
     for name, array in saved.items():
