@@ -11,10 +11,10 @@ from .convert import convert
 from .errors import Qwen3Error
 from .generation import Result, Step, generate, stream
 from .hub import resolve
+from .loading import load_model
 from .model import Qwen3
 from .sampling import SamplingParams
 from .tokenizer import Tokenizer
-from .weights import load_model
 
 __version__ = "0.1.0"
 __all__ = [

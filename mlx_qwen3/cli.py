@@ -1,6 +1,5 @@
 """The command line: parse, call, turn errors into one line."""
 
-import io
 import json
 import os
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 import click
 
 from .errors import Qwen3Error, UsageError
+from .terminal import Printer, open_standard_streams, read_stdin, statistics
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
@@ -20,7 +20,7 @@ class Commands(click.Group):
     """A group whose every failure is one line on stderr: exit code 2 for usage, 1 for the rest, never a traceback."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        _open_standard_streams()
+        open_standard_streams()
         try:
             code = super().main(*args, **{**kwargs, "standalone_mode": False})
             sys.stdout.flush()
@@ -94,7 +94,7 @@ def generate_command(
     **sampling: Any,
 ) -> None:
     """Reply to a prompt; the text streams to stdout."""
-    from . import blas, generation, hub, weights
+    from . import blas, generation, hub, loading
     from .config import Qwen3Config
     from .sampling import SamplingParams
     from .tokenizer import Tokenizer
@@ -103,7 +103,7 @@ def generate_command(
     _check_raw(raw, system, thinking)
     generation.check_options(max_tokens, stop)
     SamplingParams(**{name: value for name, value in sampling.items() if value is not None})
-    text = _read_stdin() if prompt == "-" else prompt
+    text = read_stdin() if prompt == "-" else prompt
     source = source or _default_source(hub)
     folder = hub.resolve(source)
     config, tokenizer = Qwen3Config.from_folder(folder), Tokenizer(folder)
@@ -119,11 +119,11 @@ def generate_command(
     )
     if advice := blas.advice():
         click.echo(f"note: {advice}", err=True)
-    result = _reply(weights.load_model(folder, dtype), tokenizer, request, None if as_json else _Printer())
+    result = _reply(loading.load_model(folder, dtype), tokenizer, request, None if as_json else Printer())
     if as_json:
         click.echo(json.dumps({**asdict(result), "model": source}, ensure_ascii=False))
     else:
-        click.echo(_statistics(result), err=True)
+        click.echo(statistics(result), err=True)
     if result.finish_reason == "interrupted":
         raise KeyboardInterrupt
 
@@ -284,7 +284,7 @@ def inspect_command(
     from . import inspect
 
     inspect.check_files(plot, html)
-    text = _read_stdin() if prompt == "-" else prompt
+    text = read_stdin() if prompt == "-" else prompt
     report = inspect.inspect(source, inspect.Options(prompt=text, **options))
     inspect.write_files(report, plot, html, full)
     click.echo(json.dumps(inspect.as_json(report), allow_nan=False) if as_json else inspect.render(report, full))
@@ -298,7 +298,7 @@ def _check_raw(raw: bool, system: str | None, thinking: bool | None) -> None:
         raise UsageError(f"{option} belongs to the chat template, which --raw leaves out; drop one of them")
 
 
-def _reply(model: Any, tokenizer: Any, request: Any, show: "_Printer | None") -> Any:
+def _reply(model: Any, tokenizer: Any, request: Any, show: Printer | None) -> Any:
     """Run a request to its end or to Ctrl-C, shown as it is made."""
     from . import generation
 
@@ -316,69 +316,11 @@ def _reply(model: Any, tokenizer: Any, request: Any, show: "_Printer | None") ->
     return collector.result()
 
 
-class _Printer:
-    """Streams a reply to stdout; on a terminal thinking is dimmed, elsewhere it stands in its tags."""
-
-    def __init__(self) -> None:
-        self._dim, self._plain = ("\x1b[2m", "\x1b[0m\n") if sys.stdout.isatty() else ("<think>\n", "</think>\n\n")
-        self._thinking = False
-        self._last = "\n"
-
-    def step(self, text: str, thinking: str) -> None:
-        if thinking:
-            self._write(thinking if self._thinking else self._dim + thinking)
-            self._thinking = True
-        if text:
-            self._close_thinking()
-            self._write(text)
-
-    def end(self) -> None:
-        self._close_thinking()
-        if not self._last.endswith("\n"):
-            self._write("\n")
-
-    def _close_thinking(self) -> None:
-        if self._thinking:
-            self._write(self._plain if self._last.endswith("\n") else "\n" + self._plain)
-            self._thinking = False
-
-    def _write(self, text: str) -> None:
-        self._last = ""  # where Ctrl-C falls in between, the line counts as open
-        sys.stdout.write(text)
-        sys.stdout.flush()
-        self._last = text
-
-
-def _statistics(result: Any) -> str:
-    return (
-        f"{result.prompt_tokens} prompt tokens, {result.prefill_tps:.1f} tok/s | "
-        f"{result.generation_tokens} generated, {result.decode_tps:.1f} tok/s | first after {result.ttft_s:.2f} s | "
-        f"peak {result.peak_memory_gb:.2f} GB | {result.dtype} | {result.finish_reason}"
-    )
-
-
 def _default_source(hub: Any) -> str:
     source: str = hub.default_source()
     if source == "demo":
         click.echo(f"using the demo model in the package; --model {hub.DEFAULT} downloads the real one", err=True)
     return source
-
-
-def _open_standard_streams() -> None:
-    """A closed stdout takes nothing but is no error; a character that its encoding lacks becomes a question mark."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - stays open as long as the process
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-
-
-def _read_stdin() -> str:
-    try:
-        return sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"standard input is not UTF-8 text ({error.reason} at byte {error.start})") from None
 
 
 def _fail(message: str, code: int) -> int:

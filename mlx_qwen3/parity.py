@@ -15,8 +15,9 @@ from .behaviour import fixed_ids
 from .checkpoint import FLOATS
 from .config import Qwen3Config, read_json
 from .errors import UsageError, VerificationError
+from .loading import load_model
 from .numerics import read_rows
-from .weights import Part, load_model, part_shapes, read_parts
+from .weights import Part, part_shapes, read_parts
 
 OURS = ("mlx_qwen3", "quantization", "quantization_config")  # in config.json, and not for transformers
 SAME_WEIGHTS = 1e-4  # relative norm in float32; measured 9e-7 after 28 layers

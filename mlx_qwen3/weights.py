@@ -6,18 +6,15 @@ part by itself (Hugging Face, mlx-lm) or as rows of a fused matrix (native); `re
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
 import mlx.core as mx
-import mlx.nn as nn
-from mlx.utils import tree_unflatten
 
 from .checkpoint import FLOATS, NAMES, StoredTensor, join, read_tensors
 from .config import Quantization, Qwen3Config
 from .errors import CheckpointError, ConfigError, UsageError
-from .model import ConcatLinear, Qwen3
 
 # fused module -> the Hugging Face modules whose rows it stacks, in this order
 NAME_MAP = {
@@ -148,30 +145,6 @@ def packed_leaves(
     return {"weight": weight, "scales": (groups, (mx.uint8,))}
 
 
-def load_model(folder: str | Path, dtype: str | mx.Dtype | None = None) -> Qwen3:
-    """The model of a checkpoint folder in any supported layout, its weights evaluated.
-
-    `dtype` (bf16, fp16, fp32) is that of the computation and of all weights that are not packed. The default is the
-    checkpoint's own on a GPU and float32 on a CPU, where MLX multiplies bf16 matrices 2.5 to 6 times slower.
-    Raises ConfigError, CheckpointError, or UsageError for another dtype.
-    """
-    folder = Path(folder)
-    config = Qwen3Config.from_folder(folder)
-    parts = read_parts(folder, config)
-    compute = parse_dtype(dtype) or (mx.float32 if mx.default_device().type == mx.cpu else checkpoint_dtype(parts))
-    modules = native_modules(parts, config, compute)
-    model = Qwen3(config)
-    places = _shape_modules(model, modules, config)
-    reader = _Reader()
-    parameters = []
-    for module in modules:
-        for name, tensors in module.tensors():
-            path = name.replace(module.name, places.get(module.name, module.name), 1)
-            parameters.append((path, reader.read(tensors, compute)))
-    model.load_weights(parameters, strict=True)
-    return model
-
-
 def parse_dtype(dtype: str | mx.Dtype | None) -> mx.Dtype | None:
     """bf16, fp16 and fp32 as MLX dtypes; raises UsageError for another one."""
     if dtype is None:
@@ -218,27 +191,6 @@ def duplicate_head(tensors: Mapping[str, StoredTensor]) -> set[str]:
 def _same_bytes(a: StoredTensor, b: StoredTensor) -> bool:
     same_form = (a.dtype, a.shape) == (b.dtype, b.shape)
     return same_form and all(x == y for x, y in zip(a.chunks(), b.chunks(), strict=True))
-
-
-class _Reader:
-    """Reads tensors through MLX, which loads a file's arrays lazily, straight into the memory they stay in."""
-
-    def __init__(self) -> None:
-        self._files: dict[Path, dict[str, mx.array]] = {}
-
-    def read(self, tensors: tuple[StoredTensor, ...], dtype: mx.Dtype) -> mx.array:
-        arrays = [cast(self._take(tensor), dtype, tensor.name) for tensor in tensors]
-        array = arrays[0] if len(arrays) == 1 else mx.concatenate(arrays)
-        mx.eval(array)
-        del arrays
-        mx.clear_cache()  # or the parts just stacked stay allocated beside the whole: two copies of the weights
-        return array
-
-    def _take(self, tensor: StoredTensor) -> mx.array:
-        if tensor.path not in self._files:
-            self._files[tensor.path] = mx.load(str(tensor.path))  # type: ignore[assignment]
-        array = self._files[tensor.path].pop(tensor.name)
-        return array if array.shape == tensor.shape else array[tensor.first_row : tensor.first_row + tensor.shape[0]]
 
 
 def _without_prefix(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
@@ -318,21 +270,6 @@ def _kind(name: str) -> str:
 def _stacking_key(part: Part, dtype: mx.Dtype | None) -> tuple[object, ...]:
     dtypes = {leaf: dtype if dtype and tensor.dtype in FLOATS else tensor.dtype for leaf, tensor in part.leaves.items()}
     return part.quantization, *sorted((leaf, NAMES[value]) for leaf, value in dtypes.items())
-
-
-def _shape_modules(model: Qwen3, modules: list[Module], config: Qwen3Config) -> dict[str, str]:
-    """Give every module of the model the form of its weights; returns model paths of parts that stay alone."""
-    packings = {module.name: module.quantization for module in modules}
-    places: dict[str, str] = {}
-    for fused, names in fusions(config).items():
-        if fused not in packings:
-            shapes = part_shapes(config)
-            parts = ConcatLinear([nn.Linear(shapes[name][1], shapes[name][0], bias=False) for name in names])
-            model.update_modules(tree_unflatten([(fused, parts)]))
-            places |= {name: f"{fused}.parts.{index}" for index, name in enumerate(names)}
-    by_path = {places.get(name, name): packing for name, packing in packings.items()}
-    nn.quantize(model, class_predicate=lambda path, _: asdict(packing) if (packing := by_path.get(path)) else False)
-    return places
 
 
 def _some(names: list[str]) -> str:

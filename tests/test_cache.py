@@ -7,7 +7,7 @@ from checkpoints import TINY, YARN, write_checkpoint
 from conftest import as_numpy
 
 from mlx_qwen3.cache import STEP, KVCache
-from mlx_qwen3.weights import load_model
+from mlx_qwen3.loading import load_model
 
 TOLERANCE = 2e-5  # measured 5e-6: attention over one query adds up in another order than over many
 

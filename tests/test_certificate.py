@@ -22,8 +22,8 @@ from mlx_qwen3.checkpoint import read_tensors
 from mlx_qwen3.config import Qwen3Config
 from mlx_qwen3.convert import convert
 from mlx_qwen3.errors import UsageError, VerificationError
+from mlx_qwen3.loading import load_model
 from mlx_qwen3.tokenizer import Tokenizer
-from mlx_qwen3.weights import load_model
 
 PACKABLE = {"hidden_size": 128, "head_dim": 32, "intermediate_size": 256, "vocab_size": VOCABULARY}
 OPTIONS = [{}, {"layout": "hf"}, {"dtype": "bf16"}, {"quantize": "affine4"}, {"quantize": "mxfp8", "layout": "hf"}]

@@ -330,7 +330,7 @@ def test_input_that_is_no_text(chat):
 
 def test_a_bug_is_one_line_too_unless_asked_otherwise(chat, tmp_path):
     program = (
-        "import sys, mlx_qwen3.weights as w; from mlx_qwen3.cli import cli; w.load_model = None; cli(sys.argv[1:])"
+        "import sys, mlx_qwen3.loading as w; from mlx_qwen3.cli import cli; w.load_model = None; cli(sys.argv[1:])"
     )
     command = [sys.executable, "-c", program, "generate", "--prompt", "x", "--model", chat]
     result = run(*command, cwd=ROOT)

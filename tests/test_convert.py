@@ -17,8 +17,8 @@ from safetensors.numpy import load_file
 from mlx_qwen3.certificate import Certificate
 from mlx_qwen3.convert import convert
 from mlx_qwen3.errors import CheckpointError, OutputError, Qwen3Error, SourceError, UsageError
+from mlx_qwen3.loading import load_model
 from mlx_qwen3.plan import parse_size
-from mlx_qwen3.weights import load_model
 
 
 def stored(folder: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:

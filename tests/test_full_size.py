@@ -10,7 +10,7 @@ import pytest
 from checkpoints import TINY, random_weights, write_checkpoint
 from conftest import as_numpy, relative
 
-from mlx_qwen3.weights import load_model
+from mlx_qwen3.loading import load_model
 
 SHAPE = {
     **TINY,

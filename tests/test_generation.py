@@ -11,9 +11,9 @@ from mlx_qwen3.cache import KVCache
 from mlx_qwen3.config import Qwen3Config
 from mlx_qwen3.errors import PromptError, UsageError
 from mlx_qwen3.generation import decode, generate, generate_batch, prefill, prepare, stream
+from mlx_qwen3.loading import load_model
 from mlx_qwen3.sampling import SamplingParams
 from mlx_qwen3.tokenizer import Tokenizer
-from mlx_qwen3.weights import load_model
 
 GREEDY = SamplingParams(temperature=0)
 

@@ -11,7 +11,7 @@ from mlx_qwen3.errors import UsageError
 from mlx_qwen3.inspect import Options, inspect, load_rules
 from mlx_qwen3.inspect.compare import compare, reference_steps, steps_of, tolerance
 from mlx_qwen3.inspect.steps import FLOW
-from mlx_qwen3.weights import load_model
+from mlx_qwen3.loading import load_model
 
 CONFIG = {**TINY, "num_hidden_layers": 9}
 FAULT_LAYER = 7

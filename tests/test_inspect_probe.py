@@ -12,9 +12,9 @@ from conftest import as_numpy
 from mlx_qwen3.inspect.numbers import Collector, measure
 from mlx_qwen3.inspect.probe import probing
 from mlx_qwen3.inspect.steps import EVENTS, FLOW, sharing
+from mlx_qwen3.loading import load_model
 from mlx_qwen3.model import ConcatLinear
 from mlx_qwen3.watch import watch, watching
-from mlx_qwen3.weights import load_model
 
 SIX_BITS = {"mode": "affine", "bits": 6, "group_size": 64}
 

@@ -254,7 +254,7 @@ def test_a_forecast_of_float16_overflow(factor, words, tmp_path):
 def test_the_forecast_is_what_float16_does(tmp_path):
     """Twice the same stream, just below and just above what float16 holds."""
     ids = mx.array(np.random.default_rng(0).integers(0, TINY["vocab_size"], (1, 16)))
-    from mlx_qwen3.weights import load_model
+    from mlx_qwen3.loading import load_model
 
     for factor, overflows in ((8e3, False), (6e4, True)):
         weights = random_weights(TINY)

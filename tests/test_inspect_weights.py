@@ -11,7 +11,7 @@ from mlx_qwen3.config import Qwen3Config
 from mlx_qwen3.convert import convert
 from mlx_qwen3.inspect import load_rules
 from mlx_qwen3.inspect.tensors import collapsed, read_rows, spans
-from mlx_qwen3.weights import load_model
+from mlx_qwen3.loading import load_model
 
 NINE = {**TINY, "num_hidden_layers": 9}
 

@@ -7,10 +7,10 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mlx_qwen3"
 GROUPS = [
-    {"errors", "config", "blas", "watch"},
+    {"errors", "config", "blas", "watch", "terminal"},
     {"model", "cache", "rope", "chat_template", "tokenizer", "sampling", "checkpoint", "attention"},
     {"weights", "hub", "streaming", "numerics"},
-    {"quantize", "values"},
+    {"quantize", "values", "loading"},
     {"generation", "behaviour", "transform", "staging"},
     {"shards"},
     {"plan", "parity"},
@@ -33,6 +33,7 @@ GROUPS = [
 WITHIN = {
     ("config", "errors"),
     ("blas", "errors"),
+    ("terminal", "errors"),
     ("model", "cache"),
     ("model", "rope"),
     ("tokenizer", "chat_template"),

@@ -12,9 +12,9 @@ from checkpoints import TINY, YARN, random_weights, write_checkpoint
 from conftest import as_numpy
 
 from mlx_qwen3.cache import KVCache
+from mlx_qwen3.loading import load_model
 from mlx_qwen3.model import MLP, Block
 from mlx_qwen3.rope import RoPE
-from mlx_qwen3.weights import load_model
 
 CONFIG = {**TINY, "rope_scaling": YARN, "rms_norm_eps": 1e-5}
 PADDING = [0, 6]

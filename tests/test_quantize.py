@@ -18,9 +18,10 @@ from test_convert import stored
 from mlx_qwen3.config import Quantization, Qwen3Config
 from mlx_qwen3.convert import convert
 from mlx_qwen3.errors import CheckpointError, UsageError
+from mlx_qwen3.loading import load_model
 from mlx_qwen3.numerics import E2M1, E4M3, E8M0, Tally, dequantize, read_rows
 from mlx_qwen3.quantize import parse
-from mlx_qwen3.weights import NAME_MAP, load_model, read_parts
+from mlx_qwen3.weights import NAME_MAP, read_parts
 
 PACKABLE = {"hidden_size": 128, "head_dim": 32, "intermediate_size": 256, "num_attention_heads": 4}
 AFFINE = [f"affine{bits}{group}" for bits in (2, 3, 4, 5, 6, 8) for group in ("", "g32", "g64", "g128")]

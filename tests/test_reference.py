@@ -11,7 +11,7 @@ from conftest import as_numpy, relative
 
 from mlx_qwen3.convert import convert
 from mlx_qwen3.errors import CheckpointError
-from mlx_qwen3.weights import load_model
+from mlx_qwen3.loading import load_model
 
 torch = pytest.importorskip("torch")
 reference = pytest.importorskip("mlx_qwen3.reference")

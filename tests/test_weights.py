@@ -17,7 +17,8 @@ from mlx_qwen3.checkpoint import read_tensors
 from mlx_qwen3.config import Qwen3Config
 from mlx_qwen3.convert import convert
 from mlx_qwen3.errors import CheckpointError, ConfigError, Qwen3Error, UsageError
-from mlx_qwen3.weights import NAME_MAP, load_model, read_parts
+from mlx_qwen3.loading import load_model
+from mlx_qwen3.weights import NAME_MAP, read_parts
 
 
 def parameters(folder: Path) -> dict[str, np.ndarray]:

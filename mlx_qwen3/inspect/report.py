@@ -12,9 +12,9 @@ from ..config import Qwen3Config
 from ..errors import HealthError, UsageError
 from ..generation import check_prompt
 from ..hub import resolve
+from ..loading import load_model
 from ..model import Qwen3
 from ..tokenizer import Tokenizer
-from ..weights import load_model
 from .compare import Comparison, Difference, check_same_shape, compare, reference_steps, steps_of, tolerance
 from .numbers import Key, Numbers, measure
 from .rules import ABNORMAL, Rules, Verdict, judge, load_rules, typical, units
