@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -67,7 +68,7 @@ class ChatTemplate:
         if name not in self._sources:
             raise PromptError("this checkpoint has no chat template; give the prompt as raw text (--raw)")
         try:
-            return _environment().from_string(self._sources[name])
+            return _compiled(self._sources[name])
         except jinja2.TemplateError as error:
             raise CheckpointError(f"the chat template is not valid Jinja: {error}") from None
 
@@ -108,6 +109,11 @@ class _Generation(Extension):
 
     def _pass(self, caller: Callable[[], str]) -> str:
         return caller()
+
+
+@cache
+def _compiled(source: str) -> jinja2.Template:
+    return _environment().from_string(source)
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
