@@ -2,6 +2,7 @@
 
 python benchmarks/conversion.py speed SOURCE [ROUNDS]     time and peak memory of whole processes, interleaved
 python benchmarks/conversion.py modes SOURCE [MODE...]    bits, size, KL divergence, top-1, perplexity ratio
+python benchmarks/conversion.py exact [MODE...]           exact match of the demo model on its own tasks
 python benchmarks/conversion.py random FOLDER             a checkpoint of Qwen3-0.6B's shape with random weights
 
 Peak memory is the VmHWM of Linux's /proc, of the process and its threads.
@@ -80,6 +81,27 @@ def modes(source: str, *wanted: str) -> None:
         )
 
 
+def exact(*wanted: str) -> None:
+    """Thinking on, 30 held-out examples of every task."""
+    sys.path.insert(0, str(ROOT))
+    from mlx_qwen3.convert import convert
+    from mlx_qwen3.hub import DEMO
+    from training import evaluate
+
+    print("| mode | exact match |\n|---|---|")
+    for mode in wanted or MODES:
+        with tempfile.TemporaryDirectory() as folder:
+            source = str(DEMO)
+            if mode != "bf16":  # unpacked again, the same values go through a BLAS, which packed ones cannot
+                convert(source, f"{folder}/packed", quantize=mode, behaviour=False)
+                source = f"{folder}/plain"
+                convert(f"{folder}/packed", source, quantize="none", dtype="fp32", behaviour=False)
+            engine, tokenizer = evaluate.mlx_engine(source, folder)
+            cases = [case for case in evaluate.cases(tokenizer, evaluate.TASKS, 30, 0) if case.thinking]
+            evaluate.answer_all(cases, engine, tokenizer)
+        print(f"| {mode} | {sum(case.right for case in cases) / len(cases):.1%} |", flush=True)
+
+
 def random(folder: str) -> None:
     sys.path.insert(0, str(ROOT / "tests"))
     import mlx.core as mx
@@ -96,4 +118,6 @@ def random(folder: str) -> None:
 
 if __name__ == "__main__":
     command, *arguments = sys.argv[1:]
-    {"speed": lambda *a: speed(a[0], *map(int, a[1:])), "modes": modes, "random": random}[command](*arguments)
+    {"speed": lambda *a: speed(a[0], *map(int, a[1:])), "modes": modes, "exact": exact, "random": random}[command](
+        *arguments
+    )

@@ -12,7 +12,8 @@ import pytest
 
 import mlx_qwen3
 from mlx_qwen3.checkpoint import read_tensors
-from mlx_qwen3.generation import generate, generate_batch, prefill, stream
+from mlx_qwen3.decoding import generate_batch, prefill
+from mlx_qwen3.generation import generate, stream
 from mlx_qwen3.hub import DEMO
 from mlx_qwen3.sampling import SamplingParams
 from training import evaluate

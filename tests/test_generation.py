@@ -9,8 +9,9 @@ from conftest import as_numpy
 from mlx_qwen3 import generation
 from mlx_qwen3.cache import KVCache
 from mlx_qwen3.config import Qwen3Config
+from mlx_qwen3.decoding import decode, generate_batch, prefill
 from mlx_qwen3.errors import PromptError, UsageError
-from mlx_qwen3.generation import decode, generate, generate_batch, prefill, prepare, stream
+from mlx_qwen3.generation import generate, prepare, stream
 from mlx_qwen3.loading import load_model
 from mlx_qwen3.sampling import SamplingParams
 from mlx_qwen3.tokenizer import Tokenizer

@@ -10,7 +10,7 @@ GROUPS = [
     {"errors", "config", "blas", "watch", "terminal"},
     {"model", "cache", "rope", "chat_template", "tokenizer", "sampling", "checkpoint", "attention"},
     {"weights", "hub", "streaming", "numerics"},
-    {"quantize", "values", "loading"},
+    {"quantize", "values", "loading", "decoding"},
     {"generation", "behaviour", "transform", "staging"},
     {"shards"},
     {"plan", "parity"},

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from ..generation import prefill_chunk
+from ..decoding import prefill_chunk
 from ..model import Qwen3
 from .probe import ScoreBlock, probing
 from .statistics import Accumulator, Statistics, grouped

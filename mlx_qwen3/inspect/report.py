@@ -9,8 +9,8 @@ import mlx.core as mx
 import numpy as np
 
 from ..config import Qwen3Config
+from ..decoding import check_prompt
 from ..errors import HealthError, UsageError
-from ..generation import check_prompt
 from ..hub import resolve
 from ..loading import load_model
 from ..model import Qwen3
