@@ -20,6 +20,11 @@ FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 INDEX = "model.safetensors.index.json"
 
 
+def dtype_name(dtype: mx.Dtype) -> str:
+    """The name that config.json has for it, such as bfloat16."""
+    return str(dtype).removeprefix("mlx.core.")
+
+
 @dataclass(frozen=True)
 class StoredTensor:
     """A tensor in a file, or a run of its rows: both are one range of bytes."""
@@ -39,6 +44,10 @@ class StoredTensor:
         """`count` rows of a matrix, from row `first`."""
         start = self.start + first * (self.nbytes // self.shape[0])
         return replace(self, shape=(count, *self.shape[1:]), start=start, first_row=self.first_row + first)
+
+    def cut(self, array: mx.array) -> mx.array:
+        """These rows of the whole tensor's `array`."""
+        return array if array.shape == self.shape else array[self.first_row : self.first_row + self.shape[0]]
 
     def read(self) -> bytes:
         """All of its bytes."""

@@ -64,10 +64,7 @@ def convert(
     options.check()
     if max_kl is not None and not (behaviour and max_kl >= 0):
         raise UsageError(f"max_kl is {max_kl:g}, which needs the behaviour to be measured and is 0 or more")
-    out = Path(out).expanduser()
-    check_free(out, overwrite)  # before a download
-    folder = resolve(source)
-    check_apart(folder, out)
+    folder, out = _places(source, out, overwrite)
     before = identity(folder)
     plan = make_plan(folder, options, progress)
     sequences = sequences_for(folder, Path(text).expanduser() if text is not None else None) if behaviour else None
@@ -99,11 +96,17 @@ def dry_plan(
     """What `convert` would do with the same arguments, after the same checks; writes nothing."""
     options = Options(**choices)
     options.check()
+    folder, _ = _places(source, out, overwrite)
+    return make_plan(folder, options, progress)
+
+
+def _places(source: str | Path, out: str | Path, overwrite: bool) -> tuple[Path, Path]:
+    """The folders of source and result, once the result's is free, which is told before a download."""
     out = Path(out).expanduser()
-    check_free(out, overwrite)  # before a download
+    check_free(out, overwrite)
     folder = resolve(source)
     check_apart(folder, out)
-    return make_plan(folder, options, progress)
+    return folder, out
 
 
 def _settings(plan: Plan, files: Mapping[str, Any]) -> dict[str, Any]:

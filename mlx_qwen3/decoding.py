@@ -44,11 +44,12 @@ def decode(
     ids, padding = _left_padded(prompts)
     cache = model.make_cache(len(prompts), padding)
     vocabulary = model.config.vocab_size if vocabulary is None else min(vocabulary, model.config.vocab_size)
-    key = mx.random.key(sampling.seed)
+    key = step = mx.random.key(sampling.seed)
     seen = _seen(prompts, vocabulary) if sampling.repetition_penalty != 1 else None
     logits = prefill(model, ids, cache)
     while True:
-        key, step = mx.random.split(key)
+        if not sampling.greedy:  # which would never evaluate its keys, and let them pile up
+            key, step = mx.random.split(key)
         logits = logits[:, :vocabulary]
         if seen is not None:
             logits = penalize(logits, seen, sampling.repetition_penalty)

@@ -8,6 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from .checkpoint import dtype_name
 from .config import Qwen3Config
 from .decoding import check_limit, check_prompt, decode
 from .errors import PromptError, UsageError
@@ -69,7 +70,7 @@ class Collector:
     def __init__(self, model: Qwen3, request: Request):
         self._result = Result(
             prompt_tokens=len(request.ids),
-            dtype=str(model.norm.weight.dtype).removeprefix("mlx.core."),
+            dtype=dtype_name(model.norm.weight.dtype),
             sampling=asdict(request.sampling),
         )
         self._times = [time.perf_counter()]

@@ -69,5 +69,4 @@ class _Reader:
     def _take(self, tensor: StoredTensor) -> mx.array:
         if tensor.path not in self._files:
             self._files[tensor.path] = mx.load(str(tensor.path))  # type: ignore[assignment]
-        array = self._files[tensor.path].pop(tensor.name)
-        return array if array.shape == tensor.shape else array[tensor.first_row : tensor.first_row + tensor.shape[0]]
+        return tensor.cut(self._files[tensor.path].pop(tensor.name))

@@ -9,7 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .checkpoint import FLOATS, NAMES, read_tensors
+from .checkpoint import FLOATS, NAMES, dtype_name, read_tensors
 from .config import FORMAT, Quantization, Qwen3Config, read_json
 from .errors import UsageError
 from .quantize import DEFAULT_BITS, MIXED, NONE, fits, mixed, parse
@@ -144,7 +144,7 @@ def make_plan(folder: Path, options: Options, progress: Progress = lambda stage,
         options=options,
         config=config,
         config_json=_config(raw, options.layout, dtype, {**kept, **recipe.packings}, repeats_head),
-        dtype=_dtype_name(dtype),
+        dtype=dtype_name(dtype),
         shards=tuple(plan_shards(made, options.shard_bytes)),
         dropped=dict.fromkeys(sorted(stored.keys() - used), "repeats the embedding that it is tied to"),
         source_bytes=sum(tensor.nbytes for tensor in stored.values()),
@@ -205,10 +205,10 @@ def _config(
     ours = ("mlx_qwen3", "quantization", "quantization_config")
     config = {key: value for key, value in raw.items() if key not in ours}
     for key in {"dtype", "torch_dtype"} & config.keys() or {"torch_dtype"}:  # transformers 5 and 4
-        config[key] = _dtype_name(dtype)
+        config[key] = dtype_name(dtype)
     if layout == "native":
         quantization = _quantization(packings, "")
-        note = {"format": FORMAT, "layout": layout, "dtype": _dtype_name(dtype), "quantization": quantization}
+        note = {"format": FORMAT, "layout": layout, "dtype": dtype_name(dtype), "quantization": quantization}
         return config | {"mlx_qwen3": note | ({"repeats_lm_head": True} if repeats_head else {})}
     if quantization := _quantization(packings, "model."):
         config |= {"quantization": quantization, "quantization_config": quantization}  # mlx-lm writes both
@@ -223,7 +223,3 @@ def _quantization(packings: Mapping[str, Quantization], prefix: str) -> dict[str
     default = max(kinds, key=kinds.count)
     others = {name: asdict(packing) for name, packing in packings.items() if packing != default}
     return asdict(default) | {name if name == "lm_head" else prefix + name: value for name, value in others.items()}
-
-
-def _dtype_name(dtype: mx.Dtype) -> str:
-    return str(dtype).removeprefix("mlx.core.")

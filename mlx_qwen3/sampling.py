@@ -64,6 +64,10 @@ class SamplingParams:
             if isinstance(value, bool) or not number or not valid(value):
                 raise UsageError(f"{name} is {value!r}; expected {expected}")
 
+    @property
+    def greedy(self) -> bool:
+        return self.temperature < 1e-6
+
     @classmethod
     def from_generation_config(cls, raw: Mapping[str, Any], thinking: bool) -> "SamplingParams":
         """The checkpoint's own settings; Qwen's defaults where it brings none.
@@ -98,7 +102,7 @@ RANGES: dict[str, tuple[Any, str]] = {
 
 def sample(logits: mx.array, params: SamplingParams, key: mx.array) -> mx.array:
     """One token id per row, (B,), from logits (B, V) whose repetition penalty is applied."""
-    if params.temperature < 1e-6:
+    if params.greedy:
         return mx.argmax(logits, axis=-1)
     logits = logits.astype(mx.float32)
     logits = (logits - mx.max(logits, axis=-1, keepdims=True)) / params.temperature  # a low one must not overflow

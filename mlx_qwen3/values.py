@@ -12,8 +12,7 @@ def stored(tensor: StoredTensor) -> mx.array:
     """The tensor, or the run of its rows, in its own dtype. Lazy: nothing is read before the array is evaluated."""
     # The file is opened each time: arrays of a kept dict would stay evaluated in it, until all weights are there.
     file: dict[str, mx.array] = mx.load(str(tensor.path))  # type: ignore[assignment]
-    array = file[tensor.name]
-    return array if array.shape == tensor.shape else array[tensor.first_row : tensor.first_row + tensor.shape[0]]
+    return tensor.cut(file[tensor.name])
 
 
 def unpacked(leaves: Mapping[str, StoredTensor], packing: Quantization | None) -> mx.array:

@@ -12,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..attention import score_blocks, softmax
+from ..checkpoint import dtype_name
 from ..config import Qwen3Config
 from ..errors import UsageError
 from ..model import Qwen3
@@ -78,7 +79,7 @@ def tolerance(rules: Rules, *models: Qwen3, same_weights: bool = False) -> float
     bounds = rules.settings["compare"]
     found = []
     for model in models:
-        found.append(bounds[str(model.norm.weight.dtype).removeprefix("mlx.core.")])
+        found.append(bounds[dtype_name(model.norm.weight.dtype)])
         if not same_weights:
             found += [bounds[packing] for packing in _packings(model)]
     return max(found)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
+from ..checkpoint import dtype_name
 from ..decoding import prefill_chunk
 from ..model import Qwen3
 from .probe import ScoreBlock, probing
@@ -110,7 +111,7 @@ class Collector:
         if (before := self._shapes.get(key)) and axis >= 0:
             shape = (*shape[:axis], before[axis] + shape[axis], *shape[axis + 1 :])
         self._shapes[key] = tuple(shape)
-        self._dtypes[key] = str(dtype).removeprefix("mlx.core.")
+        self._dtypes[key] = dtype_name(dtype)
 
 
 class _Map:

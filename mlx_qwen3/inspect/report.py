@@ -8,6 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from ..checkpoint import dtype_name
 from ..config import Qwen3Config
 from ..decoding import check_prompt
 from ..errors import HealthError, UsageError
@@ -148,7 +149,7 @@ def inspect(source: str | Path, options: Options) -> Report:
         config=config,
         options=options,
         rules=rules,
-        dtype=str(model.norm.weight.dtype).removeprefix("mlx.core."),
+        dtype=dtype_name(model.norm.weight.dtype),
         device=str(mx.default_device().type).removeprefix("DeviceType."),
         tokens=tokens,
         rows=tuple(rows),
