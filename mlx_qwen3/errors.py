@@ -7,6 +7,7 @@ Qwen3Error              exit code 1
 |- PromptError          a prompt or conversation that this model cannot take
 |- OutputError          a place that cannot be written
 |- HealthError          `inspect --strict` found a fault in a model
+|- BenchError           `bench`: a contestant failed, or ours is worse than the baseline allows
 |- VerificationError    a conversion that is not what it should be: damaged, or further from its source than allowed
 `- UsageError           options that contradict each other or the model; exit code 2
 """
@@ -39,6 +40,10 @@ class OutputError(Qwen3Error):
 
 
 class HealthError(Qwen3Error):
+    pass
+
+
+class BenchError(Qwen3Error):
     pass
 
 

@@ -1,0 +1,23 @@
+"""This package measured beside others on the same tokens: `bench(Options(...))` gives a Report."""
+
+from .baseline import check, check_settings, read_baseline
+from .files import as_json, check_files, write_files
+from .options import Options, options
+from .report import Report
+from .session import bench
+from .tables import limits_table, render
+
+__all__ = [
+    "Options",
+    "Report",
+    "as_json",
+    "bench",
+    "check",
+    "check_files",
+    "check_settings",
+    "limits_table",
+    "options",
+    "read_baseline",
+    "render",
+    "write_files",
+]

@@ -1,0 +1,107 @@
+"""The files that `bench` writes: everything as JSON, a picture. Each appears whole or not at all."""
+
+import json
+import math
+import os
+import tempfile
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from ..config import Qwen3Config
+from ..errors import OutputError, UsageError
+from ..inspect.pictures import figure_class
+from .pictures import png
+from .report import PER_LENGTH, PER_PROCESS, Metric, Report, Row, Spread, ratio, samples
+
+FORMAT = 1  # of the JSON
+
+
+def check_files(as_json: Path | None, plot: Path | None) -> None:
+    """Raises UsageError or OutputError, before the hour of measuring, where a file could not be made."""
+    if plot:
+        if plot.suffix.lower() != ".png":
+            raise UsageError(f"--plot is {plot}; expected a name that ends in .png")
+        figure_class()
+    for path in (as_json, plot):
+        if path is None:
+            continue
+        folder = path.absolute().parent
+        if not folder.is_dir():
+            raise OutputError(f"{path.parent} is no folder; make it first, or give another place")
+        if path.is_dir():
+            raise OutputError(f"{path} is a folder; give a file name")
+        if not os.access(folder, os.W_OK):
+            raise OutputError(f"{path.parent} cannot be written to; give another place")
+
+
+def write_files(report: Report, as_json_file: Path | None, plot: Path | None) -> None:
+    """Write what is asked for. Raises OutputError where that fails."""
+    if as_json_file:
+        text = json.dumps(as_json(report), ensure_ascii=False, allow_nan=False, indent=1)
+        _write(as_json_file, text.encode() + b"\n")
+    if plot:
+        _write(plot, png(report))
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """Everything: settings, machine, every repeat of every row, and what follows from them."""
+    plain = {
+        "format": FORMAT,
+        "settings": asdict(report.options),
+        "shape": _shape(report.config),
+        "machine": report.machine,
+        "limits": report.limits,
+        "contestants": [{**asdict(row), "summary": _summary(report, row)} for row in report.rows],
+    }
+    return {name: _finite(value) for name, value in plain.items()}
+
+
+def _shape(config: Qwen3Config) -> dict[str, Any]:
+    """The sizes, and how the weights are packed."""
+    sizes = {field.name: getattr(config, field.name) for field in fields(config)}
+    plain = {name: value for name, value in sizes.items() if isinstance(value, int)}
+    return {**plain, "quantization": asdict(config.quantization) if config.quantization else None}
+
+
+def _summary(report: Report, row: Row) -> dict[str, Any]:
+    """By prompt length, "" for what belongs to none: metric -> median, low, high, and ours divided by this row's."""
+    result: dict[str, Any] = {
+        str(length): _figures(report, row, PER_LENGTH, length) for length in report.options.prompt_tokens
+    }
+    return result | {"": _figures(report, row, PER_PROCESS, None)}
+
+
+def _figures(report: Report, row: Row, metrics: tuple[Metric, ...], length: int | None) -> dict[str, Any]:
+    figures = {}
+    for metric in metrics:
+        if spread := Spread.of(samples(row, metric, length)):
+            found = None if row is report.ours else ratio(report, row, metric, length)
+            figures[metric.name] = {**asdict(spread), "ratio": asdict(found) if found else None}
+    return figures
+
+
+def _finite(value: Any) -> Any:
+    """Strict JSON has no NaN: null."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes it private
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror}); give another place") from None

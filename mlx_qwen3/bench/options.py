@@ -1,0 +1,162 @@
+"""What to measure: the contestants, and whether they can read this checkpoint."""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from .. import blas
+from ..config import Qwen3Config, read_json
+from ..errors import UsageError
+
+DTYPES = ("bf16", "fp16", "fp32")
+DEFAULT = "default"  # every contestant as its users get it
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A contestant that we know: the module of workers/ that runs it, and what it needs."""
+
+    module: str
+    packages: tuple[str, ...] = ()  # as imported
+    install: str = ""
+    reads: tuple[str, ...] = ("plain", "packed", "native")
+    any_dtype: bool = True
+    # Without a cache, each token costs a pass over all before it: (prompt tokens up to, tokens made) in this order
+    limited: tuple[tuple[int, int], ...] = ()
+
+
+OURS = "mlx-qwen3"
+KINDS = {
+    OURS: Kind("ours"),
+    "torch": Kind("peer_torch", ("torch", "transformers"), "torch transformers", reads=("plain",)),
+    "reference": Kind("peer_reference", ("torch",), "torch", any_dtype=False, limited=((64, 8), (512, 1))),
+    "mlx-lm": Kind("peer_mlx_lm", ("mlx_lm",), "mlx-lm", reads=("plain", "packed")),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """`against`: names with an optional dtype, such as mlx-lm:fp32; None are all that are installed and can read it."""
+
+    source: str
+    against: tuple[str, ...] | None = None
+    prompt_tokens: tuple[int, ...] = (16, 512, 2048)
+    generate: int = 128
+    repeat: int = 5
+    dtype: str = DEFAULT
+    same_blas: bool = False
+    reference: bool = True
+
+    def __post_init__(self) -> None:
+        """Raises UsageError."""
+        numbers = {"--generate": self.generate, "--repeat": self.repeat}
+        numbers |= {f"--prompt-tokens {length}": length for length in self.prompt_tokens}
+        for name, value in numbers.items():
+            if value < 1:
+                raise UsageError(f"{name.split()[0]} is {value}; expected 1 or more")
+        if not self.prompt_tokens or len(set(self.prompt_tokens)) < len(self.prompt_tokens):
+            given = ",".join(map(str, self.prompt_tokens))
+            raise UsageError(f"--prompt-tokens is {given!r}; expected different lengths, such as 16,512")
+        if self.dtype not in (DEFAULT, *DTYPES):
+            raise UsageError(f"--dtype is {self.dtype!r}; expected {DEFAULT}, {', '.join(DTYPES)}")
+        if self.same_blas and not blas.in_use:
+            raise UsageError(f"--same-blas needs a BLAS to share; {blas.advice() or 'none is in use here'}")
+
+
+@dataclass(frozen=True)
+class Contestant:
+    name: str  # as it was asked for
+    kind: Kind
+    dtype: str | None  # None: its own default
+    blas: str = ""  # a library to load first
+
+
+def contestants(options: Options, folder: Path, config: Qwen3Config) -> list[Contestant]:
+    """Ours and those it is measured against. Raises UsageError that names what is missing and the remedy."""
+    form = _form(folder, config)
+    _check_lengths(options, config)
+    wanted = options.against
+    if wanted is None:
+        wanted = tuple(n for n in ("torch", "mlx-lm") if form in KINDS[n].reads and not _missing(KINDS[n]))
+    names = [OURS, *dict.fromkeys(wanted)]
+    first_torch = next((i for i, name in enumerate(names) if name.split(":")[0] == "torch"), None)
+    if first_torch is not None and options.reference and "reference" not in names:
+        names.insert(first_torch + 1, "reference")
+    found = [_contestant(name, options) for name in names]
+    for contestant in found:
+        _check(contestant, form)
+    return found
+
+
+def _contestant(name: str, options: Options) -> Contestant:
+    base, _, dtype = name.partition(":")
+    if base not in KINDS:
+        raise UsageError(f"--against has {base!r}; expected some of {', '.join(KINDS)}")
+    kind = KINDS[base]
+    if ":" in name and (dtype not in DTYPES or not kind.any_dtype):
+        allowed = f"one of {', '.join(DTYPES)} behind it" if kind.any_dtype else "no dtype: it is float32"
+        raise UsageError(f"--against has {name!r}; {base} takes {allowed}")
+    chosen = dtype or (options.dtype if options.dtype != DEFAULT else None)
+    return Contestant(
+        name, kind, chosen if kind.any_dtype else None, blas.in_use or "" if options.same_blas and base != OURS else ""
+    )
+
+
+def _check(contestant: Contestant, form: str) -> None:
+    if missing := _missing(contestant.kind):
+        raise UsageError(
+            f"--against {contestant.name} needs the package {missing}; pip install {contestant.kind.install}, "
+            "or leave it out"
+        )
+    if form not in contestant.kind.reads:
+        forms = {"packed": "quantized", "native": "in this package's native layout"}
+        remedy = "measure it against its own form elsewhere" if form == "packed" else "convert with --layout hf"
+        raise UsageError(
+            f"the checkpoint is {forms[form]}, which {contestant.name} cannot read; leave it out of --against, "
+            f"or {remedy}"
+        )
+
+
+def _missing(kind: Kind) -> str | None:
+    return next((package for package in kind.packages if find_spec(package) is None), None)
+
+
+def _form(folder: Path, config: Qwen3Config) -> str:
+    if (read_json(folder / "config.json").get("mlx_qwen3") or {}).get("layout") == "native":
+        return "native"
+    return "packed" if config.quantization or any(config.quantization_overrides.values()) else "plain"
+
+
+def _check_lengths(options: Options, config: Qwen3Config) -> None:
+    longest = max(options.prompt_tokens) + options.generate
+    if longest > config.context_length:
+        raise UsageError(
+            f"--prompt-tokens {max(options.prompt_tokens)} and --generate {options.generate} exceed the context of "
+            f"{config.context_length}; make one of them smaller"
+        )
+
+
+def options(against: str | None, prompt_tokens: str, **choices: Any) -> Options:
+    """Options from a command line's words. Raises UsageError."""
+    return Options(against=parse_names(against), prompt_tokens=parse_lengths(prompt_tokens), **choices)
+
+
+def parse_lengths(text: str) -> tuple[int, ...]:
+    """`16,512` as numbers, smallest first. Raises UsageError."""
+    try:
+        return tuple(sorted(int(part) for part in text.split(",")))
+    except ValueError:
+        raise UsageError(f"--prompt-tokens is {text!r}; expected numbers with commas, such as 16,512,2048") from None
+
+
+def tokens_made(kind: Kind, length: int, wanted: int) -> int:
+    """How many tokens a contestant makes behind a prompt of this length; 0 leaves it out."""
+    if not kind.limited:
+        return wanted
+    return next((min(made, wanted) for most, made in kind.limited if length <= most), 0)
+
+
+def parse_names(text: str | None) -> tuple[str, ...] | None:
+    """`torch,mlx-lm` as names; nothing is none of them, and None stays None."""
+    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())

@@ -1,0 +1,101 @@
+"""The contestants' processes: started, asked, ended."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ..errors import BenchError
+from .options import Contestant
+
+PACKAGE = Path(__file__).parent.parent
+WORKERS = Path(__file__).parent / "workers"
+LAST_WORDS = 600  # characters of stderr that an error quotes
+# Loads workers/ as a package of its own: as a part of mlx_qwen3 it would bring that package's start-up, and its BLAS,
+# into the processes of the others.
+BOOT = """
+import importlib.util, sys
+folder = sys.argv[1]
+spec = importlib.util.spec_from_file_location(
+    "bench_workers", folder + "/__init__.py", submodule_search_locations=[folder])
+package = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(package)
+from bench_workers.serve import main
+main(*sys.argv[2:])
+"""
+
+
+def environment() -> dict[str, str]:
+    """That of this process; children import this very package, installed or not."""
+    root = str(PACKAGE.parent)
+    if "site-packages" in root:
+        return dict(os.environ)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+
+
+class Worker:
+    """One contestant's process. Leaving the context ends it, whatever it is doing."""
+
+    def __init__(self, contestant: Contestant):
+        self.name = contestant.name
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - a pipe that nobody reads would fill up
+        command = [sys.executable, "-P", "-c", BOOT, str(WORKERS), contestant.kind.module, contestant.blas]
+        began = time.perf_counter()
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=environment(),
+            text=True,
+        )
+        try:
+            self.greeting = self._reply("starting")
+        except BaseException:
+            self.close()
+            raise
+        self.startup_s = time.perf_counter() - began
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._errors):
+            if stream:
+                with suppress(BrokenPipeError):
+                    stream.close()
+
+    def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
+        """The answer to one command. Raises BenchError where the worker reports an error or is gone."""
+        assert self._process.stdin
+        with suppress(BrokenPipeError):  # its end is told below
+            self._process.stdin.write(json.dumps([command, arguments]) + "\n")
+            self._process.stdin.flush()
+        return self._reply(command)
+
+    def _reply(self, doing: str) -> dict[str, Any]:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            code = self._process.wait()
+            raise BenchError(f"{self.name} ended with code {code} ({doing}); its last words: {self._last_words()}")
+        reply: dict[str, Any] = json.loads(line)
+        if "error" in reply:
+            raise BenchError(f"{self.name} failed ({doing}): {reply['error']}")
+        return reply
+
+    def _last_words(self) -> str:
+        self._errors.seek(0)
+        text = self._errors.read().decode(errors="replace").strip()
+        return "..." + text[-LAST_WORDS:] if len(text) > LAST_WORDS else text or "none"

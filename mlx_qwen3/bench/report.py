@@ -1,0 +1,161 @@
+"""What was measured, raw, and the figures that follow from it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from ..config import Qwen3Config
+from .options import Options
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Greedy tokens of a contestant beside ours, over the first `compared`.
+
+    Where they part: our token and theirs, how far below our largest logit theirs lies, the relative norm of the
+    difference of the logits and its largest element, all at `position`; then the worst of these over all tokens that
+    the contestant chose, both models in the contestant's own context.
+    """
+
+    prompt_tokens: int
+    compared: int
+    agree: bool
+    position: int | None = None
+    ours: int | None = None
+    theirs: int | None = None
+    gap: float | None = None
+    relative: float | None = None
+    largest: float | None = None
+    worst_relative: float | None = None
+    allowed: float | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One timed reply: seconds from the call to each token, and the rest as workers/serve.py says."""
+
+    prompt_tokens: int
+    seconds: list[float]
+    host_s: float | None
+    peak_bytes: int
+    framework_peak_bytes: int | None
+
+    @property
+    def ttft_s(self) -> float:
+        return self.seconds[0]
+
+    @property
+    def prefill_tps(self) -> float:
+        return self.prompt_tokens / self.seconds[0]
+
+    @property
+    def decode_tps(self) -> float | None:
+        if len(self.seconds) < 2:
+            return None
+        return (len(self.seconds) - 1) / (self.seconds[-1] - self.seconds[0])
+
+
+@dataclass
+class Row:
+    """A contestant. Lists hold one number for each repeat."""
+
+    name: str
+    dtype: str
+    device: str
+    blas: str
+    versions: dict[str, str]
+    weight_bytes: int  # that a decode step reads
+    cache_bytes: int  # that a token of context adds to them
+    startup_s: list[float] = field(default_factory=list)
+    load_s: list[float] = field(default_factory=list)
+    process_s: list[float] = field(default_factory=list)
+    sampling_s: list[float] = field(default_factory=list)
+    outputs: list[Outputs] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def at(self, length: int) -> list[Run]:
+        return [run for run in self.runs if run.prompt_tokens == length]
+
+    def agrees(self, length: int) -> bool:
+        return all(found.agree for found in self.outputs if found.prompt_tokens == length)
+
+    def bytes_per_token(self, context: float) -> float:
+        return self.weight_bytes + self.cache_bytes * context
+
+
+@dataclass
+class Report:
+    options: Options
+    config: Qwen3Config
+    machine: dict[str, str]
+    limits: dict[str, float]
+    rows: list[Row]
+
+    @property
+    def ours(self) -> Row:
+        return self.rows[0]
+
+    def context(self, length: int) -> float:
+        """Tokens in the cache, on average over the decode."""
+        return length + self.options.generate / 2
+
+
+@dataclass(frozen=True)
+class Spread:
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread | None":
+        return cls(median(values), min(values), max(values)) if values else None
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A measured number; `of` gives it for a run, or its list for a row where it belongs to no prompt length."""
+
+    name: str
+    title: str
+    higher_is_better: bool
+    of: Callable[[Any], Any]
+    show: Callable[[float], str] = lambda value: f"{value:.3g}"
+
+
+def significant(value: float) -> str:
+    """Three digits where the number has them, never as a power of ten."""
+    return f"{value:,.{next((digits for digits, least in enumerate((100, 10, 1)) if value >= least), 3)}f}"
+
+
+def milliseconds(seconds: float) -> str:
+    return significant(seconds * 1e3)
+
+
+PER_LENGTH = (
+    Metric("ttft_s", "first token, ms", False, lambda run: run.ttft_s, milliseconds),
+    Metric("prefill_tps", "prefill, tok/s", True, lambda run: run.prefill_tps, significant),
+    Metric("decode_tps", "decode, tok/s", True, lambda run: run.decode_tps, significant),
+    Metric("host_s", "host, ms/token", False, lambda run: run.host_s, milliseconds),
+    Metric("peak_bytes", "peak, MB", False, lambda run: run.peak_bytes, lambda value: significant(value / 1e6)),
+)
+PER_PROCESS = (
+    Metric("startup_s", "start-up, s", False, lambda row: row.startup_s, significant),
+    Metric("load_s", "load, s", False, lambda row: row.load_s, significant),
+    Metric("process_s", "whole process, s", False, lambda row: row.process_s, significant),
+    Metric("sampling_s", "sampling, ms", False, lambda row: row.sampling_s, milliseconds),
+)
+
+
+def samples(row: Row, metric: Metric, length: int | None) -> list[float]:
+    """One number for each repeat; none where it was not measured."""
+    if length is None:
+        return list(metric.of(row))
+    return [value for run in row.at(length) if (value := metric.of(run)) is not None]
+
+
+def ratio(report: Report, row: Row, metric: Metric, length: int | None) -> Spread | None:
+    """Ours divided by theirs, repeat by repeat, since these were measured side by side."""
+    pairs = zip(samples(report.ours, metric, length), samples(row, metric, length), strict=False)
+    return Spread.of([ours / theirs for ours, theirs in pairs if theirs])

@@ -1,0 +1,29 @@
+"""The limits that bandwidth and arithmetic set, whatever the program.
+
+L prompt tokens, N weights of the layers' matrices, H query heads, D head_dim
+"""
+
+from ..config import Qwen3Config
+
+
+def decode_limit(bytes_per_second: float, bytes_per_token: float) -> float:
+    """Tokens per second, where every byte of weights and cache is read once for each."""
+    return bytes_per_second / bytes_per_token
+
+
+def prefill_limit(flops: float, config: Qwen3Config, length: int) -> float:
+    """Tokens per second, where nothing is computed that causal attention and one row of logits do not need."""
+    return length * flops / prefill_operations(config, length)
+
+
+def prefill_operations(config: Qwen3Config, L: int) -> int:
+    """Additions and multiplications of a prompt: the matrices, half of the L x L scores twice, one row of logits."""
+    N = layer_weights(config)
+    attention = 2 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * L * L
+    return 2 * N * L + attention + 2 * config.hidden_size * config.vocab_size
+
+
+def layer_weights(config: Qwen3Config) -> int:
+    c = config
+    heads = (2 * c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim  # q, o; k, v
+    return c.num_hidden_layers * c.hidden_size * (heads + 3 * c.intermediate_size)

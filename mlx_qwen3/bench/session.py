@@ -1,0 +1,132 @@
+"""The measurement: start every contestant, compare what they say, time them in turns."""
+
+import random
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from ..config import Qwen3Config
+from ..hub import resolve
+from . import machine, outputs, whole
+from .options import Contestant, Options, contestants, tokens_made
+from .process import Worker
+from .report import Report, Row, Run
+
+SEED = 0  # of the prompts
+DRAWS = 20  # of which the median is one repeat of the sampling time
+WORST_RANK = 40  # bfloat16 ties the logits around the 20th
+SETTLE = 0.3  # seconds: OpenMP's threads spin for 0.2 after their work, on cores that are the next one's
+Progress = Callable[[str, int, int], None]
+
+
+def bench(
+    options: Options,
+    progress: Progress = lambda stage, done, total: None,
+    ready: Callable[[Report], None] = lambda report: None,
+) -> Report:
+    """Measure. `ready` gets the report before any time is taken: settings, machine and limits are known by then.
+
+    Raises UsageError for what cannot be measured, and BenchError where a contestant fails.
+    """
+    folder = resolve(options.source)
+    config = Qwen3Config.from_folder(folder)
+    entries = contestants(options, folder, config)
+    with ExitStack() as stack:
+        workers, rows = _start(entries, folder, options.repeat, stack, progress)
+        report = Report(options, config, machine.describe(), workers[0].ask("limits"), rows)
+        ready(report)
+        for length in options.prompt_tokens:
+            _measure(report, entries, workers, prompt(config, length), progress)
+        _time_sampling(report, workers, progress)
+    _time_processes(report, entries, folder, progress)
+    return report
+
+
+def prompt(config: Qwen3Config, length: int) -> list[int]:
+    """Random token ids, the same for everyone."""
+    return random.Random(SEED).choices(range(config.vocab_size), k=length)
+
+
+def _start(
+    entries: list[Contestant], folder: Path, repeat: int, stack: ExitStack, progress: Progress
+) -> tuple[list[Worker], list[Row]]:
+    """Every contestant started and loaded `repeat` times, in turns; the last ones stay."""
+    times: list[list[tuple[float, float]]] = [[] for _ in entries]
+    workers, rows = [], []
+    for turn in range(repeat):
+        last = turn == repeat - 1
+        for index, entry in enumerate(entries):
+            with ExitStack() as until_loaded:
+                worker = (stack if last else until_loaded).enter_context(Worker(entry))
+                loaded = worker.ask("load", folder=str(folder.absolute()), dtype=entry.dtype)
+            times[index].append((worker.startup_s, loaded.pop("seconds")))
+            if last:
+                startup, load = (list(values) for values in zip(*times[index], strict=True))
+                greeting = worker.greeting
+                rows.append(Row(entry.name, **greeting, **loaded, startup_s=startup, load_s=load))
+                workers.append(worker)
+            progress("starting and loading", 1, repeat * len(entries))
+    return workers, rows
+
+
+def _measure(
+    report: Report, entries: list[Contestant], workers: list[Worker], ids: list[int], progress: Progress
+) -> None:
+    """One prompt: a reply of each that is compared and is the warm-up, then the timed ones, A B A B."""
+    options, stage = report.options, f"{len(ids)} prompt tokens"
+    counts = [tokens_made(entry.kind, len(ids), options.generate) for entry in entries]
+    total = (options.repeat + 1) * len(entries)
+    ours: list[int] = []
+    for row, worker, count in zip(report.rows, workers, counts, strict=True):
+        if count:
+            tokens = worker.ask("generate", ids=ids, count=count)["tokens"]
+            ours = ours or tokens
+            dtypes = {report.ours.dtype, row.dtype}
+            row.outputs.append(outputs.compare(workers[0], worker, ids, ours, tokens, dtypes))
+        _note(row, len(ids), count, options.generate)
+        progress(stage, 1, total)
+    for _ in range(options.repeat):
+        for row, worker, count in zip(report.rows, workers, counts, strict=True):
+            if count and row.agrees(len(ids)):
+                time.sleep(SETTLE)
+                row.runs.append(_run(len(ids), worker.ask("generate", ids=ids, count=count)))
+            progress(stage, 1, total)
+
+
+def _run(length: int, answer: dict[str, Any]) -> Run:
+    return Run(prompt_tokens=length, **{name: value for name, value in answer.items() if name != "tokens"})
+
+
+def _note(row: Row, length: int, count: int, wanted: int) -> None:
+    if count < wanted:
+        made = f"makes only {count} of {wanted} tokens" if count else "is left out"
+        row.notes.append(f"{row.name} has no cache, every token is a pass over all before it: it {made} at {length}")
+
+
+def _time_sampling(report: Report, workers: list[Worker], progress: Progress) -> None:
+    for _ in range(report.options.repeat):
+        for row, worker in zip(report.rows, workers, strict=True):
+            answer = worker.ask("sampling", draws=DRAWS)
+            rank = answer["worst_rank"]
+            if rank is not None and rank < WORST_RANK:
+                row.sampling_s.append(median(answer["seconds"]))
+            elif rank is not None:
+                row.notes.append(f"{row.name} drew the token of rank {rank} at top-k 20: no sampling time is shown")
+            progress("sampling", 1, report.options.repeat * len(workers))
+
+
+def _time_processes(report: Report, entries: list[Contestant], folder: Path, progress: Progress) -> None:
+    runners = [(row, entry) for row, entry in zip(report.rows, entries, strict=True) if whole.can_run(entry, folder)]
+    counts: dict[str, int] = {}
+    for _ in range(report.options.repeat):
+        for row, entry in runners:
+            seconds, counts[row.name] = whole.run(entry, folder)
+            row.process_s.append(seconds)
+            progress("whole processes", 1, report.options.repeat * len(runners))
+    if len(set(counts.values())) > 1:  # an end token came, and not for all at the same place
+        for row, _ in runners:
+            row.process_s.clear()
+            row.notes.append(f"{row.name}: its process made {counts[row.name]} tokens, unlike others: no time is shown")

@@ -1,0 +1,121 @@
+"""A report as Markdown."""
+
+from collections.abc import Sequence
+
+from .outputs import sentence
+from .report import PER_LENGTH, PER_PROCESS, Metric, Report, Row, Spread, ratio, samples, significant
+from .roofline import decode_limit, prefill_limit
+
+NONE = "-"
+LEGEND = (
+    "Medians, in brackets the lowest and the highest of the repeats; x: ours divided by this row's, the median of the "
+    "repeats, each measured side by side."
+)
+
+
+def render(report: Report) -> str:
+    """What ran, then a table for each prompt length, one for what belongs to none, and what the outputs say."""
+    blocks = [_heading(report)]
+    blocks += [_length_table(report, length) for length in report.options.prompt_tokens]
+    blocks.append(_process_table(report))
+    found = [sentence(row.name, output) for row in report.rows[1:] for output in row.outputs]
+    notes = [note for row in report.rows for note in row.notes]
+    blocks += [_list("Outputs, beside ours", found), _list("Notes", notes)]
+    return "\n\n".join(block for block in blocks if block)
+
+
+def limits_table(report: Report) -> str:
+    """The roofline: what no program could pass on this machine."""
+    limits, lengths = report.limits, report.options.prompt_tokens
+    rows = []
+    for row in report.rows:
+        bounds = [_decode_bound(report, row, length) for length in lengths]
+        rows.append([row.name, row.dtype, f"{row.weight_bytes / 1e6:,.1f}", *map(significant, bounds)])
+    prefill = [significant(prefill_limit(limits["product_flops"], report.config, length)) for length in lengths]
+    columns = ["", "dtype", "MB of weights per token", *(f"decode at {length}, tok/s" for length in lengths)]
+    product = f"{limits['product_rows']:.0f}^3 {report.ours.dtype} products"
+    return "\n\n".join(
+        [
+            "### Limits",
+            f"Measured here: copies at {limits['copy_bytes_per_s'] / 1e9:.1f} GB/s, {product} at "
+            f"{limits['product_flops'] / 1e9:,.0f} GFLOP/s. Decode reads all weights and the cache for each token; "
+            "prefill is bound by the products: "
+            + ", ".join(f"{bound} tok/s at {length}" for bound, length in zip(prefill, lengths, strict=True))
+            + ".",
+            _table(columns, rows, text=2),
+        ]
+    )
+
+
+def _heading(report: Report) -> str:
+    m, o, c = report.machine, report.options, report.config
+    libraries = ", ".join(f"{name} {m[name]}" for name in ("mlx", "mlx-lm", "torch", "transformers", "python"))
+    contestants = "; ".join(f"{row.name} {row.dtype} on {row.device}, BLAS {row.blas}" for row in report.rows)
+    return "\n\n".join(
+        [
+            f"### {o.source}",
+            f"{c.num_hidden_layers} layers, hidden {c.hidden_size}, {c.num_attention_heads} query heads on "
+            f"{c.num_key_value_heads} of {c.head_dim}, MLP {c.intermediate_size}, vocabulary {c.vocab_size}. "
+            f"{o.generate} tokens generated, {o.repeat} repeats.",
+            f"{m['chip']}; {m['backend']}; {m['os']}; {libraries}. Copies at "
+            f"{report.limits['copy_bytes_per_s'] / 1e9:.1f} GB/s.",
+            f"{contestants}.",
+            LEGEND,
+        ]
+    )
+
+
+def _length_table(report: Report, length: int) -> str:
+    columns = ["", "dtype", *(metric.title for metric in PER_LENGTH), "of it MLX's or CUDA's, MB", "GB/s", "of copy"]
+    rows = []
+    for row in report.rows:
+        if not row.agrees(length):
+            rows.append([row.name, row.dtype, "outputs differ", *[NONE] * (len(columns) - 3)])
+        elif row.at(length):
+            cells = [_cell(report, row, metric, length) for metric in PER_LENGTH]
+            rows.append([row.name, row.dtype, *cells, _framework_peak(row, length), *_bandwidth(report, row, length)])
+    return f"### Prompt of {length} tokens\n\n{_table(columns, rows, text=2)}"
+
+
+def _process_table(report: Report) -> str:
+    rows = [[row.name, row.dtype, *(_cell(report, row, metric, None) for metric in PER_PROCESS)] for row in report.rows]
+    columns = ["", "dtype", *(metric.title for metric in PER_PROCESS)]
+    return f"### Whatever the prompt\n\n{_table(columns, rows, text=2)}"
+
+
+def _cell(report: Report, row: Row, metric: Metric, length: int | None) -> str:
+    spread = Spread.of(samples(row, metric, length))
+    if spread is None:
+        return NONE
+    text = metric.show(spread.median)
+    if (low := metric.show(spread.low)) != (high := metric.show(spread.high)):
+        text += f" [{low}, {high}]"
+    share = None if row is report.ours else ratio(report, row, metric, length)
+    return text if share is None else f"{text} x{share.median:.2f}"
+
+
+def _framework_peak(row: Row, length: int) -> str:
+    found = Spread.of([run.framework_peak_bytes for run in row.at(length) if run.framework_peak_bytes])
+    return NONE if found is None else significant(found.median / 1e6)
+
+
+def _bandwidth(report: Report, row: Row, length: int) -> list[str]:
+    speed = Spread.of([run.decode_tps for run in row.at(length) if run.decode_tps])
+    if speed is None or not row.cache_bytes:  # without a cache a token reads the weights, but computes the prompt
+        return [NONE, NONE]
+    rate = speed.median * row.bytes_per_token(report.context(length))
+    return [significant(rate / 1e9), f"{rate / report.limits['copy_bytes_per_s']:.0%}"]
+
+
+def _decode_bound(report: Report, row: Row, length: int) -> float:
+    return decode_limit(report.limits["copy_bytes_per_s"], row.bytes_per_token(report.context(length)))
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], text: int) -> str:
+    """`text`: how many columns are words, to the left."""
+    rule = ["---" if index < text else "---:" for index in range(len(columns))]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [columns, rule, *rows])
+
+
+def _list(title: str, lines: Sequence[str]) -> str:
+    return "\n".join([f"{title}:", "", *(f"- {line}" for line in lines)]) if lines else ""

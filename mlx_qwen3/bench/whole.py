@@ -1,0 +1,47 @@
+"""A whole process: from the shell to the last of 32 tokens and back, with all that a user waits for."""
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ..errors import BenchError
+from .options import KINDS, OURS, Contestant
+from .process import environment
+
+TOKENS = 32
+PROMPT = "The capital of France is"
+Command = Callable[[str], list[str]]
+SAME = ["--prompt", PROMPT, "--max-tokens", str(TOKENS), "--temp", "0", "--model"]
+# kind -> (arguments of the interpreter, what its output says of the number of tokens)
+COMMANDS: dict[str, tuple[list[str], str]] = {
+    OURS: (["-m", "mlx_qwen3", "generate", "--raw", *SAME], r"\| (\d+) generated"),
+    "mlx-lm": (["-m", "mlx_lm", "generate", "--ignore-chat-template", *SAME], r"Generation: (\d+) tokens"),
+}
+
+
+def can_run(contestant: Contestant, folder: Path) -> bool:
+    """Has it a command line, with the settings that it is measured with here, and the folder a tokenizer?"""
+    known = contestant.name == OURS or (contestant.name == "mlx-lm" and not contestant.dtype and not contestant.blas)
+    return known and (folder / "tokenizer.json").exists()
+
+
+def run(contestant: Contestant, folder: Path) -> tuple[float, int]:
+    """Seconds, and the tokens that were generated: an end token ends a reply early."""
+    name = next(name for name, kind in KINDS.items() if kind is contestant.kind)
+    arguments, count = COMMANDS[name]
+    dtype = ["--dtype", contestant.dtype] if contestant.dtype else []
+    began = time.perf_counter()
+    result = _run([sys.executable, "-P", *arguments, str(folder.absolute()), *dtype])
+    seconds = time.perf_counter() - began
+    found = re.search(count, result.stdout + result.stderr)
+    if result.returncode or not found:
+        words = (result.stderr.strip() or result.stdout.strip())[-600:]
+        raise BenchError(f"{contestant.name}'s command line ended with code {result.returncode}: {words}")
+    return seconds, int(found[1])
+
+
+def _run(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)

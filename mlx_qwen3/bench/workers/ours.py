@@ -1,0 +1,61 @@
+"""This package, by the functions that its users call."""
+
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+import mlx_qwen3  # before MLX, since its __init__ loads a BLAS
+
+# isort: split
+import mlx.core as mx
+import numpy as np
+
+from mlx_qwen3 import blas
+from mlx_qwen3.decoding import decode, prefill
+from mlx_qwen3.loading import load_model
+from mlx_qwen3.sampling import SamplingParams, sample
+
+from .limits import measure
+from .on_mlx import OnMlx, as_numpy
+from .serve import Emit
+
+
+class Engine(OnMlx):
+    def __init__(self) -> None:
+        super().__init__()
+        self.versions["mlx-qwen3"] = mlx_qwen3.__version__
+        self.blas = blas.in_use or self.blas
+
+    def load(self, folder: str, dtype: str | None) -> dict[str, Any]:
+        self._model = load_model(folder, dtype)
+        self._dtype = self._model.norm.weight.dtype
+        c = self._model.config
+        values = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim
+        return self.describe(self._model, self._dtype, c.tie_word_embeddings, values)
+
+    def generate(self, ids: list[int], count: int, emit: Emit) -> None:
+        steps = decode(self._model, [ids], SamplingParams(temperature=0))
+        for [token] in islice(steps, count):
+            emit(token)
+        del steps
+        mx.synchronize()  # a step that was begun ahead
+
+    def logits(self, ids: list[int], last: int) -> np.ndarray:
+        cache, prompt = self._model.make_cache(), mx.array([ids])
+        if len(ids) > last:
+            mx.eval(prefill(self._model, prompt[:, :-last], cache))
+        return as_numpy(self._model(prompt[:, -last:], cache)[0])
+
+    def sampler(self, logits: np.ndarray) -> Callable[[], int]:
+        values, params = mx.array(logits).astype(self._dtype), SamplingParams()
+        key = mx.random.key(params.seed)
+
+        def draw() -> int:
+            nonlocal key
+            key, step = mx.random.split(key)
+            return sample(values, params, step).item()  # type: ignore[return-value]
+
+        return draw
+
+    def limits(self) -> dict[str, float]:
+        return measure(self._dtype)

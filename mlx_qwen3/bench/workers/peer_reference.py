@@ -1,0 +1,50 @@
+"""reference.py: float32 on the CPU, without a cache, so every token is a forward pass of all tokens before it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import mlx_qwen3
+
+# isort: split
+import numpy as np
+import torch
+
+from mlx_qwen3.reference import load_reference
+
+from .serve import Emit
+
+
+class Engine:
+    versions: ClassVar = {"mlx-qwen3": mlx_qwen3.__version__, "torch": torch.__version__}
+    blas = "of torch (MKL)" if torch.backends.mkl.is_available() else "of torch"
+    host_time = False
+
+    def load(self, folder: str, dtype: str | None) -> dict[str, Any]:
+        self._reference = load_reference(Path(folder))
+        tied = self._reference.config.tie_word_embeddings
+        weights = self._reference.weights.items()
+        return {
+            "dtype": "float32",
+            "device": "cpu",
+            "weight_bytes": sum(w.nbytes for name, w in weights if tied or name != "embed_tokens"),
+            "cache_bytes": 0,
+        }
+
+    def generate(self, ids: list[int], count: int, emit: Emit) -> None:
+        sequence = list(ids)
+        for _ in range(count):
+            sequence.append(int(self._reference(torch.tensor([sequence]))[0, -1].argmax()))
+            emit(sequence[-1])
+
+    def logits(self, ids: list[int], last: int) -> np.ndarray:
+        return self._reference(torch.tensor([ids]))[0, -last:].numpy()
+
+    def sampler(self, logits: np.ndarray) -> Callable[[], int] | None:
+        return None
+
+    def reset_peak(self) -> None:
+        pass
+
+    def peak(self) -> int | None:
+        return None

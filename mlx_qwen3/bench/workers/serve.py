@@ -1,0 +1,167 @@
+"""One contestant in its process: it loads a model once, then answers commands, one JSON object a line."""
+
+import ctypes
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+Emit = Callable[[int], None]
+SAMPLED = (1, 151936)  # logits that sampling is timed on, of Qwen3's vocabulary
+WARM_UP = 3  # draws
+
+
+class Engine(Protocol):
+    """What a contestant can do; a module of this folder has one as its class `Engine`."""
+
+    versions: dict[str, str]
+    blas: str
+    host_time: bool  # whether the calling thread does nothing but prepare and hand over: see `generate`
+
+    def load(self, folder: str, dtype: str | None) -> dict[str, Any]:
+        """Read a checkpoint; dtype, device, and bytes that decode reads: of weights, of cache per token of context."""
+
+    def generate(self, ids: list[int], count: int, emit: Emit) -> None:
+        """Greedy, by the loop that users run: `emit` gets every token when it is there. Returns when all is idle."""
+
+    def logits(self, ids: list[int], last: int) -> np.ndarray:
+        """Logits of the last positions, float32 (last, vocabulary)."""
+
+    def sampler(self, logits: np.ndarray) -> Callable[[], int] | None:
+        """A function that draws one token at Qwen's settings: temperature 0.6, top-k 20, top-p 0.95."""
+
+    def reset_peak(self) -> None: ...
+
+    def peak(self) -> int | None:
+        """Most bytes that the framework itself says it had allocated since then."""
+
+    def limits(self) -> dict[str, float]:
+        """What the machine can do, see limits.py; only this package's engine is asked."""
+
+
+def main(module: str, blas: str = "") -> None:
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # libraries print what they like; the protocol keeps the real stdout
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its workers
+    lines = _lines()
+    if blas:
+        ctypes.CDLL(blas, mode=ctypes.RTLD_GLOBAL)
+    engine: Engine = import_module(f".{module}", __package__).Engine()
+    _send(replies, {"versions": engine.versions, "blas": blas or engine.blas})
+    while True:
+        command, arguments = json.loads(lines.get())
+        try:
+            _send(replies, COMMANDS[command](engine, **arguments))
+        except Exception as error:
+            traceback.print_exc()
+            _send(replies, {"error": f"{type(error).__name__}: {error}"})
+
+
+def _send(replies: Any, reply: dict[str, Any]) -> None:
+    replies.write(json.dumps(reply) + "\n")
+    replies.flush()
+
+
+def _lines() -> "queue.SimpleQueue[str]":
+    """Lines of stdin. Where it ends, so does the process, whatever it is doing: its parent is gone."""
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            lines.put(line)
+        os._exit(1)
+
+    threading.Thread(target=read, daemon=True).start()
+    return lines
+
+
+def load(engine: Engine, folder: str, dtype: str | None) -> dict[str, Any]:
+    began = time.perf_counter()
+    model = engine.load(folder, dtype)
+    return {"seconds": time.perf_counter() - began, **model}
+
+
+def generate(engine: Engine, ids: list[int], count: int) -> dict[str, Any]:
+    """Tokens, and seconds from the call to each of them.
+
+    `host_s` is the processor time of this thread per token. The results are computed by other threads, or by the GPU,
+    and waiting for them costs none, so this is Python, graph building and handing over, on the loop that users run.
+    """
+    tokens: list[int] = []
+    times: list[float] = []
+    host: list[float] = []
+
+    def emit(token: int) -> None:
+        times.append(time.perf_counter())
+        host.append(time.thread_time())
+        tokens.append(token)
+
+    engine.reset_peak()
+    _reset_peak()
+    began = time.perf_counter()
+    engine.generate(ids, count, emit)
+    return {
+        "tokens": tokens,
+        "seconds": [round(moment - began, 7) for moment in times],
+        "host_s": (host[-1] - host[0]) / (count - 1) if engine.host_time and count > 1 else None,
+        "peak_bytes": _peak(),
+        "framework_peak_bytes": engine.peak(),
+    }
+
+
+def logits(engine: Engine, ids: list[int], last: int, file: str) -> dict[str, Any]:
+    np.save(file, engine.logits(ids, last))
+    return {}
+
+
+def sampling(engine: Engine, draws: int) -> dict[str, Any]:
+    """Seconds of each draw, and the rank of the worst token drawn: 0 is the largest logit."""
+    values = np.random.default_rng(0).normal(0, 3, SAMPLED).astype(np.float32)
+    draw = engine.sampler(values)
+    if draw is None:
+        return {"seconds": [], "worst_rank": None}
+    for _ in range(WARM_UP):
+        draw()
+    seconds, tokens = [], []
+    for _ in range(draws):
+        began = time.perf_counter()
+        tokens.append(draw())
+        seconds.append(time.perf_counter() - began)
+    return {"seconds": seconds, "worst_rank": max(int((values > values[0, token]).sum()) for token in tokens)}
+
+
+def limits(engine: Engine) -> dict[str, Any]:
+    return engine.limits()
+
+
+COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
+    function.__name__: function for function in (load, generate, logits, sampling, limits)
+}
+
+
+def _reset_peak() -> None:
+    """Linux forgets the peak of the process; elsewhere it stays that of the process since its start."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak() -> int:
+    """Most bytes of memory that the process had resident."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
