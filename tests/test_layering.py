@@ -25,6 +25,14 @@ GROUPS = [
     {"inspect.page"},
     {"inspect.files"},
     {"inspect"},
+    {"bench.options", "bench.roofline", "bench.machine", "bench.workers", "bench.workers.serve"},
+    {"bench.process", "bench.report", "bench.workers.on_mlx", "bench.workers.limits"},
+    {"bench.outputs", "bench.whole", "bench.workers.ours", "bench.workers.peer_mlx_lm"},
+    {"bench.workers.peer_torch", "bench.workers.peer_reference"},
+    {"bench.session", "bench.tables", "bench.pictures"},
+    {"bench.files"},
+    {"bench.baseline"},
+    {"bench"},
     {"__init__"},
     {"cli"},
     {"__main__"},
@@ -40,11 +48,12 @@ WITHIN = {
 }
 ONLY_IN = {
     "click": {"cli"},
-    "torch": {"reference", "inspect.compare", "parity"},
-    "transformers": {"parity"},
+    "torch": {"reference", "inspect.compare", "parity", "bench.workers.peer_torch", "bench.workers.peer_reference"},
+    "transformers": {"parity", "bench.workers.peer_torch"},
+    "mlx_lm": {"bench.workers.peer_mlx_lm"},
     "jinja2": {"chat_template"},
     "huggingface_hub": {"hub"},
-    "matplotlib": {"inspect.pictures"},
+    "matplotlib": {"inspect.pictures", "bench.pictures"},
 }
 
 

@@ -4,7 +4,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from ..inspect.pictures import figure_class
-from .report import PER_LENGTH, PER_PROCESS, Metric, Report, Row, Spread, samples
+from .report import PER_LENGTH, PER_PROCESS, Metric, Report, Spread, samples
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,35 +34,26 @@ def draw(report: Report) -> "Figure":
     return figure
 
 
-def _label(row: Row) -> str:
-    return f"{row.name}, {row.dtype}"
-
-
-def _errors(spread: Spread) -> list[list[float]]:
-    """How far the lowest and the highest lie from the median, as matplotlib takes it."""
-    return [[spread.median - spread.low], [spread.high - spread.median]]
+def _errors(spread: Spread, scale: float) -> tuple[float, float]:
+    """How far the lowest and the highest lie from the median."""
+    return (spread.median - spread.low) * scale, (spread.high - spread.median) * scale
 
 
 def _bars(axes: Any, report: Report, metric: Metric, lengths: tuple[int | None, ...]) -> None:
-    """A group for each length, a bar for each contestant, in its colour also where it has no bar."""
+    """A group for each length, a bar for each contestant, each at its place also where another has none."""
     width = 0.8 / len(report.rows)
     for index, row in enumerate(report.rows):
         for group, length in enumerate(lengths):
             if spread := Spread.of(samples(row, metric, length)):
-                place = group + (index - (len(report.rows) - 1) / 2) * width
-                axes.bar(place, spread.median, width, yerr=_errors(spread), color=f"C{index}", capsize=3)
-                axes.annotate(metric.show(spread.median), (place, spread.median), ha="center", va="bottom", fontsize=7)
-    better = "higher" if metric.higher_is_better else "lower"
-    axes.set_title(f"{metric.title.split(',')[0]} ({better} is better)", fontsize=11)
+                place, height = group + (index - (len(report.rows) - 1) / 2) * width, spread.median * metric.scale
+                below, above = _errors(spread, metric.scale)
+                axes.bar(place, height, width, yerr=[[below], [above]], color=f"C{index}", capsize=3)
+                axes.annotate(metric.show(spread.median), (place, height + above), ha="center", va="bottom", fontsize=7)
+    title, unit = metric.title.split(", ")
+    axes.set_title(f"{title} ({'higher' if metric.higher_is_better else 'lower'} is better)", fontsize=11)
     axes.set_xticks(range(len(lengths)), [f"{length} tokens" if length else "" for length in lengths])
-    axes.set_ylabel(_unit(metric))
-    axes.set_yscale("log")
-    axes.margins(y=0.15)
-
-
-def _unit(metric: Metric) -> str:
-    """Spreads are in base units, whatever the table shows."""
-    return {"tok/s": "tokens per second", "MB": "bytes"}.get(metric.title.split(", ")[-1], "seconds")
+    axes.set_ylabel(unit)
+    axes.margins(y=0.1)
 
 
 def _context(axes: Any, report: Report) -> None:
@@ -70,15 +61,14 @@ def _context(axes: Any, report: Report) -> None:
     for index, row in enumerate(report.rows):
         found = [(length, Spread.of(samples(row, decode, length))) for length in report.options.prompt_tokens]
         points = [(report.context(length), spread) for length, spread in found if spread]
-        errors = [[e[0] for e in side] for side in zip(*(_errors(s) for _, s in points), strict=True)]
         axes.errorbar(
-            [x for x, _ in points],
+            [context for context, _ in points],
             [spread.median for _, spread in points],
-            yerr=errors or None,
+            yerr=list(zip(*(_errors(spread, 1) for _, spread in points), strict=True)) or None,
             fmt="o-",
             color=f"C{index}",
             capsize=3,
-            label=_label(row),
+            label=f"{row.name}, {row.dtype}",
         )
     axes.set_title("decode speed against context length", fontsize=11)
     axes.set_xlabel("tokens in the cache")

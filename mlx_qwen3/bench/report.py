@@ -115,13 +115,19 @@ class Spread:
 
 @dataclass(frozen=True)
 class Metric:
-    """A measured number; `of` gives it for a run, or its list for a row where it belongs to no prompt length."""
+    """A measured number; `of` gives it for a run, or its list for a row where it belongs to no prompt length.
+
+    Times `scale` it has the unit that the title ends with.
+    """
 
     name: str
     title: str
+    scale: float
     higher_is_better: bool
     of: Callable[[Any], Any]
-    show: Callable[[float], str] = lambda value: f"{value:.3g}"
+
+    def show(self, value: float) -> str:
+        return significant(value * self.scale)
 
 
 def significant(value: float) -> str:
@@ -129,22 +135,18 @@ def significant(value: float) -> str:
     return f"{value:,.{next((digits for digits, least in enumerate((100, 10, 1)) if value >= least), 3)}f}"
 
 
-def milliseconds(seconds: float) -> str:
-    return significant(seconds * 1e3)
-
-
 PER_LENGTH = (
-    Metric("ttft_s", "first token, ms", False, lambda run: run.ttft_s, milliseconds),
-    Metric("prefill_tps", "prefill, tok/s", True, lambda run: run.prefill_tps, significant),
-    Metric("decode_tps", "decode, tok/s", True, lambda run: run.decode_tps, significant),
-    Metric("host_s", "host, ms/token", False, lambda run: run.host_s, milliseconds),
-    Metric("peak_bytes", "peak, MB", False, lambda run: run.peak_bytes, lambda value: significant(value / 1e6)),
+    Metric("ttft_s", "first token, ms", 1e3, False, lambda run: run.ttft_s),
+    Metric("prefill_tps", "prefill, tok/s", 1, True, lambda run: run.prefill_tps),
+    Metric("decode_tps", "decode, tok/s", 1, True, lambda run: run.decode_tps),
+    Metric("host_s", "host, ms/token", 1e3, False, lambda run: run.host_s),
+    Metric("peak_bytes", "peak, MB", 1e-6, False, lambda run: run.peak_bytes),
 )
 PER_PROCESS = (
-    Metric("startup_s", "start-up, s", False, lambda row: row.startup_s, significant),
-    Metric("load_s", "load, s", False, lambda row: row.load_s, significant),
-    Metric("process_s", "whole process, s", False, lambda row: row.process_s, significant),
-    Metric("sampling_s", "sampling, ms", False, lambda row: row.sampling_s, milliseconds),
+    Metric("startup_s", "start-up, s", 1, False, lambda row: row.startup_s),
+    Metric("load_s", "load, s", 1, False, lambda row: row.load_s),
+    Metric("process_s", "whole process, s", 1, False, lambda row: row.process_s),
+    Metric("sampling_s", "sampling, ms", 1e3, False, lambda row: row.sampling_s),
 )
 
 
