@@ -13,6 +13,7 @@ from .config import Qwen3Config
 from .errors import PromptError, UsageError
 from .model import Qwen3
 from .sampling import SamplingParams, penalize, sample
+from .step import decode_step
 
 # Tokens of one forward pass, which bound the memory of activations. MLX's CPU also keeps the scores of the pass, as a
 # GPU's fused attention does not: at 8,192 tokens passes of 512 take a third of the memory and no more time.
@@ -29,7 +30,7 @@ def prefill(model: Qwen3, ids: mx.array, cache: KVCache, chunk: int | None = Non
     L, chunk = ids.shape[1], chunk or prefill_chunk()
     for start in range(0, L - chunk, chunk):
         model.hidden(ids[:, start : start + chunk], cache)
-        mx.eval(cache.arrays)  # nothing else of this chunk is needed, so its last MLP and norm are never computed
+        mx.eval(cache.buffers)  # nothing else of this chunk is needed, so its last MLP and norm are never computed
     rest = ids[:, (L - 1) // chunk * chunk :]
     return model.logits(model.hidden(rest, cache)[:, -1:])[:, 0]
 
@@ -47,6 +48,7 @@ def decode(
     key = step = mx.random.key(sampling.seed)
     seen = _seen(prompts, vocabulary) if sampling.repetition_penalty != 1 else None
     logits = prefill(model, ids, cache)
+    forward = decode_step(model)
     while True:
         if not sampling.greedy:  # which would never evaluate its keys, and let them pile up
             key, step = mx.random.split(key)
@@ -57,7 +59,7 @@ def decode(
         if seen is not None:
             seen = mx.put_along_axis(seen, tokens[:, None], mx.array(True), axis=-1)
         yield tokens.tolist()  # type: ignore[misc]
-        logits = model(tokens[:, None], cache)[:, 0]
+        logits = forward(tokens, cache)
 
 
 def generate_batch(

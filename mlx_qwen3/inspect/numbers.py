@@ -45,7 +45,7 @@ def measure(model: Qwen3, ids: mx.array, *, layer: int = 0, head: int = 0, chunk
     with probing(model, cache, collector):
         for start in range(0, L, chunk):
             hidden = model.hidden(ids[:, start : start + chunk], cache)
-            mx.eval(hidden, cache.arrays)
+            mx.eval(hidden, cache.buffers)
             for first in range(0, hidden.shape[1], LOGIT_POSITIONS):
                 mx.eval(model.logits(hidden[:, first : first + LOGIT_POSITIONS]))
     return collector.result(B)
