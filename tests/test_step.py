@@ -166,7 +166,9 @@ def test_nodes_of_a_layer(options, nodes, tmp_path, monkeypatch):
     """As Metal dispatches them; the script prints mlx-lm's 19 beside them."""
     script = Path(__file__).parent.parent / "benchmarks" / "nodes.py"
     counting = SimpleNamespace(**runpy.run_path(str(script)))
-    folder = write_checkpoint(tmp_path / "model", num_hidden_layers=12, hidden_size=64, intermediate_size=128)
+    folder = write_checkpoint(
+        tmp_path / "model", num_hidden_layers=12, hidden_size=64, intermediate_size=128, head_dim=32
+    )
     if options:
         convert(folder, tmp_path / "packed", behaviour=False, **options)
         folder = tmp_path / "packed"
