@@ -1,63 +1,52 @@
-"""The token layer: prefill and decode on token ids, for one prompt or a batch of different lengths.
-
-B batch, L tokens, V vocabulary
-"""
+"""The token layer: decode on token ids, for one prompt or a batch of different lengths."""
 
 from collections.abc import Collection, Iterator, Sequence
+from itertools import takewhile
 
 import mlx.core as mx
-import numpy as np
 
-from .cache import KVCache
 from .config import Qwen3Config
 from .errors import PromptError, UsageError
 from .model import Qwen3
-from .sampling import SamplingParams, penalize, sample
-
-# Tokens of one forward pass, which bound the memory of activations. MLX's CPU also keeps the scores of the pass, as a
-# GPU's fused attention does not: at 8,192 tokens passes of 512 take a third of the memory and no more time.
-PREFILL_CHUNK = {mx.gpu: 2048, mx.cpu: 512}
-
-
-def prefill_chunk() -> int:
-    """Tokens of one pass on the default device."""
-    return PREFILL_CHUNK[mx.default_device().type]
-
-
-def prefill(model: Qwen3, ids: mx.array, cache: KVCache, chunk: int | None = None) -> mx.array:
-    """Feed token ids (B, L) to the cache, `chunk` at a time; logits (B, V) of the last position only."""
-    L, chunk = ids.shape[1], chunk or prefill_chunk()
-    for start in range(0, L - chunk, chunk):
-        model.hidden(ids[:, start : start + chunk], cache)
-        mx.eval(cache.arrays)  # nothing else of this chunk is needed, so its last MLP and norm are never computed
-    rest = ids[:, (L - 1) // chunk * chunk :]
-    return model.logits(model.hidden(rest, cache)[:, -1:])[:, 0]
+from .passes import prefill, step
+from .sampling import Sampler, SamplingParams
 
 
 def decode(
-    model: Qwen3, prompts: Sequence[Sequence[int]], sampling: SamplingParams, vocabulary: int | None = None
+    model: Qwen3,
+    prompts: Sequence[Sequence[int]],
+    sampling: SamplingParams,
+    vocabulary: int | None = None,
+    *,
+    max_tokens: int | None = None,
+    stop_ids: Collection[int] = (),
 ) -> Iterator[list[int]]:
-    """The next token of every prompt, again and again without end; prompts may differ in length.
+    """The next token of every prompt, again and again; prompts may differ in length.
 
-    Ids from `vocabulary` up are never chosen: the embedding's padding rows stand for no text.
+    Ends when every reply has had a stop id, at `max_tokens`, or at the end of the context. Ids from `vocabulary` up are
+    never chosen: the embedding's padding rows stand for no text.
     """
     ids, padding = _left_padded(prompts)
+    room = model.config.context_length - ids.shape[1]
+    limit = room if max_tokens is None else min(max_tokens, room)
+    size = model.config.vocab_size
+    sampler = Sampler(sampling, prompts, size if vocabulary is None else min(vocabulary, size))
     cache = model.make_cache(len(prompts), padding)
-    vocabulary = model.config.vocab_size if vocabulary is None else min(vocabulary, model.config.vocab_size)
-    key = step = mx.random.key(sampling.seed)
-    seen = _seen(prompts, vocabulary) if sampling.repetition_penalty != 1 else None
-    logits = prefill(model, ids, cache)
-    while True:
-        if not sampling.greedy:  # which would never evaluate its keys, and let them pile up
-            key, step = mx.random.split(key)
-        logits = logits[:, :vocabulary]
-        if seen is not None:
-            logits = penalize(logits, seen, sampling.repetition_penalty)
-        tokens = sample(logits, sampling, step)
-        if seen is not None:
-            seen = mx.put_along_axis(seen, tokens[:, None], mx.array(True), axis=-1)
-        yield tokens.tolist()  # type: ignore[misc]
-        logits = model(tokens[:, None], cache)[:, 0]
+    running = set(range(len(prompts)))
+    coming = sampler.next(prefill(model, ids, cache), 0)
+    mx.async_eval(coming)
+    for position in range(1, limit + 1):
+        # Python builds the next step while the device computes this one, and hands it over when that is done: the
+        # cache is written in place only if no unfinished work holds its buffers, and is copied otherwise.
+        following = sampler.next(step(model, coming, cache), position) if position < limit else None
+        tokens: list[int] = coming.tolist()  # type: ignore[assignment]
+        running -= {row for row in running if tokens[row] in stop_ids}
+        if following is None or not running:
+            yield tokens
+            return
+        mx.async_eval(following)
+        yield tokens
+        coming = following
 
 
 def generate_batch(
@@ -76,17 +65,11 @@ def generate_batch(
     """
     for prompt in prompts:
         check_prompt(prompt, max_tokens, model.config)
-    replies: list[list[int]] = [[] for _ in prompts]
-    open_rows = set(range(len(prompts)))
-    steps = decode(model, prompts, sampling or SamplingParams(temperature=0), vocabulary)
-    for _ in range(max_tokens if prompts else 0):
-        tokens = next(steps)
-        open_rows -= {row for row in open_rows if tokens[row] in stop_ids}
-        for row in open_rows:
-            replies[row].append(tokens[row])
-        if not open_rows:
-            break
-    return replies
+    if not prompts:
+        return []
+    greedy = SamplingParams(temperature=0)
+    steps = decode(model, prompts, sampling or greedy, vocabulary, max_tokens=max_tokens, stop_ids=stop_ids)
+    return [list(takewhile(lambda token: token not in stop_ids, reply)) for reply in zip(*steps, strict=True)]
 
 
 def check_prompt(ids: Sequence[int], max_tokens: int, config: Qwen3Config) -> None:
@@ -119,11 +102,3 @@ def _left_padded(prompts: Sequence[Sequence[int]]) -> tuple[mx.array, list[int]]
     longest = max(map(len, prompts))
     padding = [longest - len(prompt) for prompt in prompts]
     return mx.array([[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)]), padding
-
-
-def _seen(prompts: Sequence[Sequence[int]], vocabulary: int) -> mx.array:
-    """Which ids every prompt holds, (B, vocabulary) bool."""
-    seen = np.zeros((len(prompts), vocabulary), bool)
-    for row, prompt in zip(seen, prompts, strict=True):
-        row[[token for token in prompt if token < vocabulary]] = True
-    return mx.array(seen)

@@ -158,9 +158,15 @@ def run(model: Qwen3, tokenizer: Tokenizer, request: Request) -> Iterator[Step]:
     """The reply to a prepared request, step by step."""
     decoder, stops = StreamDecoder(tokenizer), MarkerScanner(request.stop)
     splitter = ThinkingSplitter(request.opens_thinking)
-    tokens = decode(model, [request.ids], request.sampling, tokenizer.size)
-    for count in range(1, request.max_tokens + 1):
-        [token] = next(tokens)
+    steps = decode(
+        model,
+        [request.ids],
+        request.sampling,
+        tokenizer.size,
+        max_tokens=request.max_tokens,
+        stop_ids=tokenizer.stop_ids,
+    )
+    for count, [token] in enumerate(steps, 1):
         ended = token in tokenizer.stop_ids
         last = ended or count == request.max_tokens
         piece = ("" if ended else decoder.add(token)) + (decoder.flush() if last else "")

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "mlx_qwen3"
 GROUPS = [
     {"errors", "config", "blas", "watch", "terminal"},
     {"model", "cache", "rope", "chat_template", "tokenizer", "sampling", "checkpoint", "attention"},
-    {"weights", "hub", "streaming", "numerics"},
+    {"weights", "hub", "streaming", "numerics", "passes"},
     {"quantize", "values", "loading", "decoding"},
     {"generation", "behaviour", "transform", "staging"},
     {"shards"},
