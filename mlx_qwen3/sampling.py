@@ -1,5 +1,6 @@
 """From logits to a token. The order is that of transformers: penalty, temperature, top-k, top-p, min-p."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -117,9 +118,37 @@ class Sampler:
     def next(self, logits: mx.array, position: int) -> mx.array:
         """The token of every row, (B,), at one position of their replies, from logits (B, V)."""
         tokens = self._choose(logits, self._seen, [(row, position) for row in range(len(logits))])
-        if self._seen is not None:
-            self._seen = mx.put_along_axis(self._seen, tokens[:, None], mx.array(True), axis=-1)
+        self._note(tokens[:, None])
         return tokens
+
+    def check(self, logits: mx.array, position: int, fed: Sequence[int]) -> list[int]:
+        """What `next` would choose for a single reply, one position after the other, as far as `fed` is right.
+
+        fed: the last token of the reply and k guesses of what follows; logits (k + 1, V) behind each of them. Returns
+        the right guesses and the token behind them.
+        """
+        places = [(0, position + i) for i in range(len(fed))]
+        chosen: list[int] = self._choose(logits, self._seen_along(fed), places).tolist()  # type: ignore[assignment]
+        right = next((i for i, guess in enumerate(fed[1:]) if chosen[i] != guess), len(fed) - 1)
+        self._note(mx.array([chosen[: right + 1]]))
+        return chosen[: right + 1]
+
+    def fork(self) -> "Sampler":
+        """One that goes on from here by itself."""
+        return copy.copy(self)  # arrays are replaced, never written
+
+    def _note(self, tokens: mx.array) -> None:
+        """Tokens (B, any) are in the replies from now on."""
+        if self._seen is not None:
+            self._seen = mx.put_along_axis(self._seen, tokens, mx.array(True), axis=-1)
+
+    def _seen_along(self, fed: Sequence[int]) -> mx.array | None:
+        """What every row of a check has seen, (k + 1, V): row i the guesses up to its own."""
+        if self._seen is None:
+            return None
+        tokens = mx.array([[fed[j if j <= i else 0] for j in range(len(fed))] for i in range(len(fed))])
+        rows = mx.broadcast_to(self._seen, (len(fed), self.vocabulary))
+        return mx.put_along_axis(rows, tokens, mx.array(True), axis=-1)
 
     def _choose(self, logits: mx.array, seen: mx.array | None, places: list[tuple[int, int]]) -> mx.array:
         logits = logits[:, : self.vocabulary]

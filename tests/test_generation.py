@@ -341,6 +341,17 @@ def test_measurements_are_there(chat):
     assert result.sampling["temperature"] == 0
 
 
+def test_drafts_are_counted_and_change_nothing_else(chat):
+    """A tied model with random weights says one token again and again."""
+    options = {"max_tokens": 40, "sampling": GREEDY}
+    plain, lookup = (generate(*chat, "hello", lookup=on, **options) for on in (False, True))
+    assert (plain.text, plain.tokens) == (lookup.text, lookup.tokens)
+    assert (plain.drafted_tokens, plain.accepted_tokens) == (0, 0)
+    assert 20 < lookup.accepted_tokens <= lookup.drafted_tokens
+    steps = list(stream(*chat, "hello", draft=chat[0], **options))
+    assert [step.token for step in steps] == plain.tokens
+
+
 def test_sampling_defaults_follow_thinking(chat):
     config, tokenizer = chat[0].config, chat[1]
     assert prepare(config, tokenizer, "?").sampling.temperature == 0.6

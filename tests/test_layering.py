@@ -10,7 +10,7 @@ GROUPS = [
     {"errors", "config", "blas", "watch", "terminal"},
     {"model", "cache", "rope", "chat_template", "tokenizer", "sampling", "checkpoint", "attention"},
     {"weights", "hub", "streaming", "numerics", "passes"},
-    {"quantize", "values", "loading", "decoding"},
+    {"quantize", "values", "loading", "speculative", "decoding"},
     {"generation", "behaviour", "transform", "staging"},
     {"shards"},
     {"plan", "parity"},
@@ -37,6 +37,7 @@ WITHIN = {
     ("model", "cache"),
     ("model", "rope"),
     ("tokenizer", "chat_template"),
+    ("decoding", "speculative"),
 }
 ONLY_IN = {
     "click": {"cli"},
