@@ -20,8 +20,8 @@ import mlx.core as mx
 
 import mlx_qwen3  # noqa: F401  first: it loads the BLAS
 from mlx_qwen3 import kernels
-from mlx_qwen3.decoding import prefill
 from mlx_qwen3.loading import load_model
+from mlx_qwen3.passes import prefill
 from mlx_qwen3.step import decode_step
 
 VIEWS = "Broadcast Flatten Unflatten Transpose Slice ExpandDims Squeeze Reshape Split AsStrided".split()

@@ -1,4 +1,4 @@
-"""What a decode step does in another way on each of MLX's back ends, and why. Nothing else in the package does.
+"""What a decode step does in another way on each of MLX's back ends, and why.
 
 B batch, H query heads, K key/value heads, D head_dim, S keys
 """

@@ -15,8 +15,8 @@ from conftest import as_numpy
 from mlx_qwen3 import kernels
 from mlx_qwen3.cache import STEP, KVCache
 from mlx_qwen3.convert import convert
-from mlx_qwen3.decoding import prefill
 from mlx_qwen3.loading import load_model
+from mlx_qwen3.passes import prefill
 from mlx_qwen3.step import DecodeStep, decode_step
 
 TOLERANCE = 2e-5  # as between one pass and many in test_cache.py

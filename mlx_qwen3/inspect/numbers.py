@@ -7,8 +7,8 @@ import mlx.core as mx
 import numpy as np
 
 from ..checkpoint import dtype_name
-from ..decoding import prefill_chunk
 from ..model import Qwen3
+from ..passes import prefill_chunk
 from .probe import ScoreBlock, probing
 from .statistics import Accumulator, Statistics, grouped
 from .steps import ENTROPY, FIRST_TOKEN, K_SHARED, SCORES, SOFTMAX, V_SHARED, Step
