@@ -154,7 +154,6 @@ class Sampler:
         logits = logits[:, : self.vocabulary]
         if seen is not None:
             logits = penalize(logits, seen, self._params.repetition_penalty)
-        # A greedy choice would never evaluate its keys, and their graph would grow.
         keys = None if self._params.greedy else random_keys(self._params.seed, places)
         return sample(logits, self._params, keys)
 

@@ -1,5 +1,6 @@
 """Replies with drafts against the same replies without, whatever is drafted; and who drafts what, and when."""
 
+from copy import deepcopy
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -357,8 +358,6 @@ def test_another_model_drafts_and_changes_no_token(wanderer, costs, sampling):
 
 def load_model_like(model):
     """The same, its weights disturbed until it is right only now and then."""
-    from copy import deepcopy
-
     other = deepcopy(model)
     other.lm_head.weight = model.lm_head.weight + 0.5 * mx.random.normal(
         model.lm_head.weight.shape, key=mx.random.key(1)
