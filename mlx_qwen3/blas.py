@@ -45,9 +45,14 @@ def check() -> None:
         raise UsageError(_refused)
 
 
+def lacking() -> bool:
+    """Whether float32 products run on the reference BLAS of MLX's wheel."""
+    return _needed() and in_use is None
+
+
 def advice() -> str | None:
     """What it costs that no BLAS was found, in one line; None where it costs nothing or was asked for."""
-    if in_use or os.environ.get(VARIABLE) == "none" or not _needed():
+    if not lacking() or os.environ.get(VARIABLE) == "none":
         return None
     return (
         "no fast BLAS found: float32 on this CPU is 5 (decode) to 20 (prefill) times slower than it could be; "

@@ -8,53 +8,52 @@ STEP = 256  # tokens by which a buffer grows; a write inside the buffer is in pl
 
 
 class KVCache:
-    """Keys and values of every layer, each a buffer (B, K, capacity, D) of which `offset` tokens are filled.
+    """Keys and values of every layer, one buffer (2, B, K, capacity, D) each of which `offset` tokens are filled.
 
     Rows of a batch are aligned at their ends: row b starts with `padding[b]` tokens that no other token attends to
     and that do not count as positions.
     """
 
-    def __init__(self, layers: int, batch: int = 1, padding: Sequence[int] | None = None):
+    def __init__(self, batch: int = 1, padding: Sequence[int] | None = None):
         padding = [0] * batch if padding is None else list(padding)
         if len(padding) != batch or min(padding) < 0:
             raise ValueError(f"padding is {padding}; expected {batch} numbers of tokens, one for each row of the batch")
         self.batch = batch
         self.offset = 0
+        self.padding = mx.array(padding)
+        self.buffers: list[mx.array] = []  # of the layers written so far; evaluate them where a prefill is cut
         self._most_padding = max(padding)
-        self._padding = mx.array(padding) if any(padding) else None
-        self._keys: list[mx.array | None] = [None] * layers
-        self._values: list[mx.array | None] = [None] * layers
 
     @property
     def positions(self) -> int | mx.array:
         """Position of the next token: one for all rows or, with padding, (B,)."""
-        return self.offset if self._padding is None else self.offset - self._padding
-
-    @property
-    def arrays(self) -> list[mx.array]:
-        """All buffers, to be evaluated where a prefill is cut into chunks."""
-        return [array for array in (*self._keys, *self._values) if array is not None]
+        return self.offset - self.padding if self._most_padding else self.offset
 
     def mask(self, length: int) -> mx.array | str | None:
         """What `length` new queries may see of offset + length keys, as scaled_dot_product_attention takes it."""
-        if self._padding is None:
+        if not self._most_padding:
             return "causal" if length > 1 else None
         queries = mx.arange(self.offset, self.offset + length)[:, None]
         keys = mx.arange(self.offset + length)
-        visible = (keys <= queries) & (keys >= self._padding[:, None, None, None])
+        visible = (keys <= queries) & (keys >= self.padding[:, None, None, None])
         # A padding query sees itself: a softmax over nothing is 0 / 0, and where a kernel lets that be NaN it would
         # reach every later layer through the values.
         return visible | (keys == queries)
 
     def update(self, layer: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write new keys and values (B, K, L, D) of one layer; returns all of them so far, (B, K, S, D)."""
-        return self._write(self._keys, layer, keys), self._write(self._values, layer, values)
+        B, K, L, D = keys.shape
+        end = self.offset + L
+        if layer == len(self.buffers):
+            self.buffers.append(mx.zeros((2, B, K, 0, D), keys.dtype))
+        buffer = self.buffers[layer] = _with_capacity(self.buffers[layer], end)
+        buffer[0, :, :, self.offset : end] = keys
+        buffer[1, :, :, self.offset : end] = values
+        return buffer[0, :, :, :end], buffer[1, :, :, :end]
 
-    def _write(self, store: list[mx.array | None], layer: int, new: mx.array) -> mx.array:
-        end = self.offset + new.shape[2]
-        buffer = store[layer] = _with_capacity(store[layer], end, new)
-        buffer[:, :, self.offset : end] = new
-        return buffer[:, :, :end]
+    def reserve(self, length: int) -> None:
+        """Make room for `length` more tokens."""
+        self.buffers = [_with_capacity(buffer, self.offset + length) for buffer in self.buffers]
 
     def advance(self, length: int) -> None:
         """Move on, once every layer has been given its `length` new tokens."""
@@ -67,10 +66,9 @@ class KVCache:
         self.offset -= length
 
 
-def _with_capacity(buffer: mx.array | None, needed: int, like: mx.array) -> mx.array:
-    if buffer is not None and buffer.shape[2] >= needed:
+def _with_capacity(buffer: mx.array, needed: int) -> mx.array:
+    filled = buffer.shape[3]
+    if filled >= needed:
         return buffer
-    B, K, _, D = like.shape
-    filled = 0 if buffer is None else buffer.shape[2]
-    extra = mx.zeros((B, K, -(-needed // STEP) * STEP - filled, D), like.dtype)
-    return extra if buffer is None else mx.concatenate([buffer, extra], axis=2)
+    extra = mx.zeros((*buffer.shape[:3], -(-needed // STEP) * STEP - filled, buffer.shape[4]), buffer.dtype)
+    return mx.concatenate([buffer, extra], axis=3) if filled else extra

@@ -80,6 +80,12 @@ def cli() -> None:
 @click.option("--think/--no-think", "thinking", default=None, help="Default: as the template has it, on for Qwen3.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template.")
 @click.option("--stop", multiple=True, metavar="S", help="End before this text; may be given several times.")
+@click.option("--draft", metavar="SOURCE", help="A smaller model of the same vocabulary whose guesses are checked.")
+@click.option(
+    "--lookup/--no-lookup",
+    default=None,
+    help="Check guesses from what was said before. Default: while it pays. Neither changes a token.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of streamed text.")
 def generate_command(
     prompt: str,
@@ -90,6 +96,8 @@ def generate_command(
     thinking: bool | None,
     raw: bool,
     stop: tuple[str, ...],
+    draft: str | None,
+    lookup: bool | None,
     as_json: bool,
     **sampling: Any,
 ) -> None:
@@ -105,7 +113,7 @@ def generate_command(
     SamplingParams(**{name: value for name, value in sampling.items() if value is not None})
     text = read_stdin() if prompt == "-" else prompt
     source = source or _default_source(hub)
-    folder = hub.resolve(source)
+    folder, draft_folder = hub.resolve(source), hub.resolve(draft) if draft is not None else None
     config, tokenizer = Qwen3Config.from_folder(folder), Tokenizer(folder)
     messages = [{"role": "system", "content": system}] if system is not None else []
     request = generation.prepare(
@@ -117,9 +125,13 @@ def generate_command(
         thinking=thinking,
         stop=stop,
     )
+    if draft_folder:
+        generation.check_draft(draft_folder, config, tokenizer)
     if advice := blas.advice():
         click.echo(f"note: {advice}", err=True)
-    result = _reply(loading.load_model(folder, dtype), tokenizer, request, None if as_json else Printer())
+    model = loading.load_model(folder, dtype)
+    drafts = (loading.load_model(draft_folder, dtype) if draft_folder else None, lookup)
+    result = _reply(model, tokenizer, request, drafts, None if as_json else Printer())
     if as_json:
         click.echo(json.dumps({**asdict(result), "model": source}, ensure_ascii=False))
     else:
@@ -361,13 +373,13 @@ def _check_raw(raw: bool, system: str | None, thinking: bool | None) -> None:
         raise UsageError(f"{option} belongs to the chat template, which --raw leaves out; drop one of them")
 
 
-def _reply(model: Any, tokenizer: Any, request: Any, show: Printer | None) -> Any:
+def _reply(model: Any, tokenizer: Any, request: Any, drafts: tuple[Any, Any], show: Printer | None) -> Any:
     """Run a request to its end or to Ctrl-C, shown as it is made."""
     from . import generation
 
     collector = generation.Collector(model, request)
     try:
-        for step in generation.run(model, tokenizer, request):
+        for step in generation.run(model, tokenizer, request, *drafts):
             collector.add(step)
             if show:
                 show.step(step.text, step.thinking)

@@ -1,63 +1,101 @@
-"""The token layer: prefill and decode on token ids, for one prompt or a batch of different lengths.
-
-B batch, L tokens, V vocabulary
-"""
+"""The token layer: decode on token ids, for one prompt or a batch of different lengths."""
 
 from collections.abc import Collection, Iterator, Sequence
+from itertools import takewhile
 
 import mlx.core as mx
-import numpy as np
 
-from .cache import KVCache
 from .config import Qwen3Config
 from .errors import PromptError, UsageError
 from .model import Qwen3
-from .sampling import SamplingParams, penalize, sample
-
-# Tokens of one forward pass, which bound the memory of activations. MLX's CPU also keeps the scores of the pass, as a
-# GPU's fused attention does not: at 8,192 tokens passes of 512 take a third of the memory and no more time.
-PREFILL_CHUNK = {mx.gpu: 2048, mx.cpu: 512}
-
-
-def prefill_chunk() -> int:
-    """Tokens of one pass on the default device."""
-    return PREFILL_CHUNK[mx.default_device().type]
+from .passes import prefill
+from .sampling import Sampler, SamplingParams
+from .speculative import Drafter, make_drafter
+from .step import decode_step
 
 
-def prefill(model: Qwen3, ids: mx.array, cache: KVCache, chunk: int | None = None) -> mx.array:
-    """Feed token ids (B, L) to the cache, `chunk` at a time; logits (B, V) of the last position only."""
-    L, chunk = ids.shape[1], chunk or prefill_chunk()
-    for start in range(0, L - chunk, chunk):
-        model.hidden(ids[:, start : start + chunk], cache)
-        mx.eval(cache.arrays)  # nothing else of this chunk is needed, so its last MLP and norm are never computed
-    rest = ids[:, (L - 1) // chunk * chunk :]
-    return model.logits(model.hidden(rest, cache)[:, -1:])[:, 0]
+class _Replies:
+    """Replies under way: a cache, a step that the device computes, and the tokens known so far."""
+
+    def __init__(self, model: Qwen3, prompts: Sequence[Sequence[int]], sampler: Sampler, stop_ids: Collection[int]):
+        ids, padding = _left_padded(prompts)
+        self._model, self._step, self._stop_ids = model, decode_step(model), stop_ids
+        self.sampler = sampler
+        self._cache = model.make_cache(len(prompts), padding)
+        self._known = 0  # tokens of every reply
+        self._last: list[int] = []
+        self.running = set(range(len(prompts)))
+        self.coming: mx.array | None = sampler.next(prefill(model, ids, self._cache), 0)
+        mx.async_eval(self.coming)
+
+    def step(self, ahead: bool) -> list[int]:
+        """The next token of every reply; `ahead`, the one after it is computed while the caller has this one."""
+        if self.coming is None:
+            self.coming = self._following(mx.array(self._last, mx.uint32), self._known)
+            mx.async_eval(self.coming)
+        # Python builds the next step while the device computes this one, and hands it over when that is done: the
+        # cache is written in place only if no unfinished work holds its buffers, and is copied otherwise.
+        following = self._following(self.coming, self._known + 1) if ahead else None
+        tokens: list[int] = self.coming.tolist()  # type: ignore[assignment]
+        self._note(tokens)
+        self.coming = following if self.running else None
+        if self.coming is not None:
+            mx.async_eval(self.coming)
+        return tokens
+
+    def check(self, drafts: Sequence[int]) -> list[int]:
+        """The next tokens of a single reply, from one pass over its last token and drafts of what follows."""
+        fed = [*self._last, *drafts]
+        tokens = self.sampler.check(self._model(mx.array([fed]), self._cache)[0], self._known, fed)
+        ended = next((i for i, token in enumerate(tokens, 1) if token in self._stop_ids), len(tokens))
+        self._cache.trim(len(fed) - ended)
+        for token in tokens[:ended]:
+            self._note([token])
+        return tokens[:ended]
+
+    def _following(self, tokens: mx.array, position: int) -> mx.array:
+        return self.sampler.next(self._step(tokens, self._cache), position)
+
+    def _note(self, tokens: list[int]) -> None:
+        self._known += 1
+        self._last = tokens
+        self.running -= {row for row in self.running if tokens[row] in self._stop_ids}
 
 
 def decode(
-    model: Qwen3, prompts: Sequence[Sequence[int]], sampling: SamplingParams, vocabulary: int | None = None
+    model: Qwen3,
+    prompts: Sequence[Sequence[int]],
+    sampling: SamplingParams,
+    vocabulary: int | None = None,
+    *,
+    max_tokens: int | None = None,
+    stop_ids: Collection[int] = (),
+    drafter: Drafter | None = None,
 ) -> Iterator[list[int]]:
-    """The next token of every prompt, again and again without end; prompts may differ in length.
+    """The next token of every prompt, again and again; prompts may differ in length.
 
-    Ids from `vocabulary` up are never chosen: the embedding's padding rows stand for no text.
+    Ends when every reply has had a stop id, at `max_tokens`, or at the end of the context. Ids from `vocabulary` up are
+    never chosen: the embedding's padding rows stand for no text. A `drafter`, made for a single prompt, makes it faster
+    and changes no token.
     """
-    ids, padding = _left_padded(prompts)
-    cache = model.make_cache(len(prompts), padding)
-    vocabulary = model.config.vocab_size if vocabulary is None else min(vocabulary, model.config.vocab_size)
-    key = step = mx.random.key(sampling.seed)
-    seen = _seen(prompts, vocabulary) if sampling.repetition_penalty != 1 else None
-    logits = prefill(model, ids, cache)
-    while True:
-        if not sampling.greedy:  # which would never evaluate its keys, and let them pile up
-            key, step = mx.random.split(key)
-        logits = logits[:, :vocabulary]
-        if seen is not None:
-            logits = penalize(logits, seen, sampling.repetition_penalty)
-        tokens = sample(logits, sampling, step)
-        if seen is not None:
-            seen = mx.put_along_axis(seen, tokens[:, None], mx.array(True), axis=-1)
-        yield tokens.tolist()  # type: ignore[misc]
-        logits = model(tokens[:, None], cache)[:, 0]
+    room = model.config.context_length - max(map(len, prompts))
+    left = room if max_tokens is None else min(max_tokens, room)
+    size = model.config.vocab_size
+    sampler = Sampler(sampling, prompts, size if vocabulary is None else min(vocabulary, size))
+    replies = _Replies(model, prompts, sampler, stop_ids)
+    while left > 0 and replies.running:
+        drafts = drafter.propose(left - 1, sampler) if drafter and replies.coming is None else []
+        if drafter and drafts:
+            tokens = replies.check(drafts)
+            drafter.checked(len(drafts), len(tokens) - 1)
+            fresh = [[token] for token in tokens]
+        else:
+            fresh = [replies.step(ahead=left > 1 and not (drafter and drafter.expects()))]
+        left -= len(fresh)
+        for row in fresh:
+            if drafter:
+                drafter.add(row[0])
+            yield row
 
 
 def generate_batch(
@@ -68,25 +106,28 @@ def generate_batch(
     stop_ids: Collection[int] = (),
     sampling: SamplingParams | None = None,
     vocabulary: int | None = None,
+    draft: Qwen3 | None = None,
+    lookup: bool | None = None,
 ) -> list[list[int]]:
     """New token ids for every prompt of token ids, up to `max_tokens` or a stop id, which is left out.
 
-    Greedy unless `sampling` says otherwise; a row gets the tokens it would get alone. Raises PromptError for a
-    prompt that is empty or does not fit.
+    Greedy unless `sampling` says otherwise; a row then gets the tokens it would get alone. `draft` and `lookup` are
+    those of `make_drafter`. Raises PromptError for a prompt that is empty or does not fit.
     """
     for prompt in prompts:
         check_prompt(prompt, max_tokens, model.config)
-    replies: list[list[int]] = [[] for _ in prompts]
-    open_rows = set(range(len(prompts)))
-    steps = decode(model, prompts, sampling or SamplingParams(temperature=0), vocabulary)
-    for _ in range(max_tokens if prompts else 0):
-        tokens = next(steps)
-        open_rows -= {row for row in open_rows if tokens[row] in stop_ids}
-        for row in open_rows:
-            replies[row].append(tokens[row])
-        if not open_rows:
-            break
-    return replies
+    if not prompts:
+        return []
+    steps = decode(
+        model,
+        prompts,
+        sampling or SamplingParams(temperature=0),
+        vocabulary,
+        max_tokens=max_tokens,
+        stop_ids=stop_ids,
+        drafter=make_drafter(model, prompts, draft, lookup),
+    )
+    return [list(takewhile(lambda token: token not in stop_ids, reply)) for reply in zip(*steps, strict=True)]
 
 
 def check_prompt(ids: Sequence[int], max_tokens: int, config: Qwen3Config) -> None:
@@ -119,11 +160,3 @@ def _left_padded(prompts: Sequence[Sequence[int]]) -> tuple[mx.array, list[int]]
     longest = max(map(len, prompts))
     padding = [longest - len(prompt) for prompt in prompts]
     return mx.array([[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)]), padding
-
-
-def _seen(prompts: Sequence[Sequence[int]], vocabulary: int) -> mx.array:
-    """Which ids every prompt holds, (B, vocabulary) bool."""
-    seen = np.zeros((len(prompts), vocabulary), bool)
-    for row, prompt in zip(seen, prompts, strict=True):
-        row[[token for token in prompt if token < vocabulary]] = True
-    return mx.array(seen)

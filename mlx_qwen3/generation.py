@@ -4,6 +4,7 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -14,6 +15,7 @@ from .decoding import check_limit, check_prompt, decode
 from .errors import PromptError, UsageError
 from .model import Qwen3
 from .sampling import SamplingParams
+from .speculative import check_vocabulary, make_drafter
 from .streaming import MarkerScanner, ThinkingSplitter
 from .tokenizer import StreamDecoder, Tokenizer
 
@@ -35,19 +37,23 @@ class Request:
 class Step:
     """One token. `text` is the part of the answer that it completes and `thinking` that of the thinking, often one
     of them empty; `finish_reason` is set on the last step: "stop" (an end token or stop string) or "length".
+    `drafted` and `accepted` count the draft tokens of the reply so far, those checked and those right.
     """
 
     token: int
     text: str = ""
     thinking: str = ""
     finish_reason: str | None = None
+    drafted: int = 0
+    accepted: int = 0
 
 
 @dataclass
 class Result:
     """A reply with its measurements; times in seconds, rates in tokens per second.
 
-    `tokens` are all that were generated, the end token with them. `peak_memory_gb` is MLX's, in 10^9 bytes.
+    `tokens` are all that were generated, the end token with them; `accepted_tokens` of them came from
+    `drafted_tokens` that were guessed and checked (speculative decoding). `peak_memory_gb` is MLX's, in 10^9 bytes.
     """
 
     text: str = ""
@@ -56,6 +62,8 @@ class Result:
     finish_reason: str | None = None
     prompt_tokens: int = 0
     generation_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     ttft_s: float = 0.0
     prefill_tps: float = 0.0
     decode_tps: float = 0.0
@@ -82,6 +90,7 @@ class Collector:
         self._result.text += step.text
         self._result.thinking += step.thinking
         self._result.finish_reason = step.finish_reason
+        self._result.drafted_tokens, self._result.accepted_tokens = step.drafted, step.accepted
 
     def interrupt(self) -> None:
         """Note that the user ended the reply."""
@@ -148,19 +157,36 @@ def check_options(max_tokens: int | None, stop: str | Sequence[str]) -> tuple[st
     return stop
 
 
+def check_draft(folder: Path, config: Qwen3Config, tokenizer: Tokenizer) -> None:
+    """Raises UsageError where the model in a folder has another vocabulary; needs no weights."""
+    check_vocabulary(config, Qwen3Config.from_folder(folder))
+    if not tokenizer.speaks_like(Tokenizer(folder)):
+        raise UsageError("the draft model's tokenizer has other tokens; give a smaller model of the same family")
+
+
 def default_sampling(tokenizer: Tokenizer, thinking: bool | None = None, **changes: Any) -> SamplingParams:
     """The checkpoint's sampling settings with a fresh seed; `changes` replace single ones, None changes nothing."""
     chosen = {"seed": secrets.randbits(32)} | {name: value for name, value in changes.items() if value is not None}
     return replace(SamplingParams.from_generation_config(tokenizer.generation_config, thinking is not False), **chosen)
 
 
-def run(model: Qwen3, tokenizer: Tokenizer, request: Request) -> Iterator[Step]:
-    """The reply to a prepared request, step by step."""
+def run(
+    model: Qwen3, tokenizer: Tokenizer, request: Request, draft: Qwen3 | None = None, lookup: bool | None = None
+) -> Iterator[Step]:
+    """The reply to a prepared request, step by step; `draft` and `lookup` are those of `make_drafter`."""
+    drafter = make_drafter(model, [request.ids], draft, lookup)
     decoder, stops = StreamDecoder(tokenizer), MarkerScanner(request.stop)
     splitter = ThinkingSplitter(request.opens_thinking)
-    tokens = decode(model, [request.ids], request.sampling, tokenizer.size)
-    for count in range(1, request.max_tokens + 1):
-        [token] = next(tokens)
+    steps = decode(
+        model,
+        [request.ids],
+        request.sampling,
+        tokenizer.size,
+        max_tokens=request.max_tokens,
+        stop_ids=tokenizer.stop_ids,
+        drafter=drafter,
+    )
+    for count, [token] in enumerate(steps, 1):
         ended = token in tokenizer.stop_ids
         last = ended or count == request.max_tokens
         piece = ("" if ended else decoder.add(token)) + (decoder.flush() if last else "")
@@ -168,24 +194,46 @@ def run(model: Qwen3, tokenizer: Tokenizer, request: Request) -> Iterator[Step]:
         if last and not stopped:
             piece += stops.held
         thinking, text = splitter.feed(piece)
+        drafts = (drafter.drafted, drafter.accepted) if drafter else (0, 0)
         if last or stopped:
             rest = splitter.flush()
             reason = "stop" if ended or stopped else "length"
-            yield Step(token, text + rest[1], thinking + rest[0], reason)
+            yield Step(token, text + rest[1], thinking + rest[0], reason, *drafts)
             return
-        yield Step(token, text, thinking)
+        yield Step(token, text, thinking, None, *drafts)
 
 
-def stream(model: Qwen3, tokenizer: Tokenizer, prompt: Prompt, **options: Any) -> Iterator[Step]:
-    """The reply to a prompt, step by step as it is made; the options are those of `prepare`."""
-    yield from run(model, tokenizer, prepare(model.config, tokenizer, prompt, **options))
+def stream(
+    model: Qwen3,
+    tokenizer: Tokenizer,
+    prompt: Prompt,
+    *,
+    draft: Qwen3 | None = None,
+    lookup: bool | None = None,
+    **options: Any,
+) -> Iterator[Step]:
+    """The reply to a prompt, step by step as it is made.
+
+    `draft`, a smaller model of the same vocabulary, and `lookup`, which finds its guesses in prompt and reply, make it
+    faster and change no token: `lookup` is on while it pays (None), always (True) or never (False), and gives way to a
+    draft model. The other options are those of `prepare`.
+    """
+    yield from run(model, tokenizer, prepare(model.config, tokenizer, prompt, **options), draft, lookup)
 
 
-def generate(model: Qwen3, tokenizer: Tokenizer, prompt: Prompt, **options: Any) -> Result:
-    """The reply to a prompt, collected; the options are those of `prepare`."""
+def generate(
+    model: Qwen3,
+    tokenizer: Tokenizer,
+    prompt: Prompt,
+    *,
+    draft: Qwen3 | None = None,
+    lookup: bool | None = None,
+    **options: Any,
+) -> Result:
+    """The reply to a prompt, collected; the options are those of `stream`."""
     request = prepare(model.config, tokenizer, prompt, **options)
     collector = Collector(model, request)
-    for step in run(model, tokenizer, request):
+    for step in run(model, tokenizer, request, draft, lookup):
         collector.add(step)
     return collector.result()
 

@@ -3,7 +3,7 @@
 B batch, L new tokens, S cached + new, H query heads, K key/value heads, D head_dim, V vocabulary
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -101,7 +101,7 @@ class Qwen3(nn.Module):
 
     def make_cache(self, batch: int = 1, padding: Sequence[int] | None = None) -> KVCache:
         """An empty cache for `batch` rows; `padding` gives the number of padding tokens at the left of each row."""
-        return KVCache(len(self.layers), batch, padding)
+        return KVCache(batch, padding)
 
     def residuals(self, ids: mx.array, cache: KVCache | None = None) -> Iterator[mx.array]:
         """The residual stream (B, L, hidden) after the embedding and after each layer: layers + 1 arrays.
@@ -130,5 +130,9 @@ class Qwen3(nn.Module):
 
     def logits(self, hidden: mx.array) -> mx.array:
         """(B, L, hidden) -> (B, L, V). The largest product of the model: give it only the positions you need."""
-        head = self.embed_tokens.as_linear if self.config.tie_word_embeddings else self.lm_head
-        return watch("logits", head(hidden))
+        return watch("logits", self.head(hidden))
+
+    @property
+    def head(self) -> Callable[[mx.array], mx.array]:
+        """(..., hidden) -> (..., V)"""
+        return self.embed_tokens.as_linear if self.config.tie_word_embeddings else self.lm_head

@@ -17,7 +17,9 @@ class RoPE:
 
     def __init__(self, config: Qwen3Config):
         self.dims = config.head_dim
-        self.freqs = mx.array(1 / inverse_frequencies(config.head_dim, config.rope_theta, config.yarn))
+        speeds = inverse_frequencies(config.head_dim, config.rope_theta, config.yarn)
+        self.speeds = mx.array(speeds)  # radians per position, (D / 2,)
+        self.freqs = mx.array(1 / speeds)
 
     def __call__(self, x: mx.array, offset: int | mx.array) -> mx.array:
         """x (B, heads, L, D), the first of the L tokens at position `offset`, one for all rows or (B,)."""

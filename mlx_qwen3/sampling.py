@@ -1,10 +1,12 @@
 """From logits to a token. The order is that of transformers: penalty, temperature, top-k, top-p, min-p."""
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from .errors import ConfigError, UsageError
 
@@ -100,18 +102,80 @@ RANGES: dict[str, tuple[Any, str]] = {
 }
 
 
-def sample(logits: mx.array, params: SamplingParams, key: mx.array) -> mx.array:
-    """One token id per row, (B,), from logits (B, V) whose repetition penalty is applied."""
+class Sampler:
+    """Chooses the tokens of a batch of replies; the same seed, prompt and place in the reply draw the same.
+
+    What is random about a token hangs on the seed, its row and its position alone, and not on how many tokens one
+    forward pass made.
+    """
+
+    def __init__(self, params: SamplingParams, prompts: Sequence[Sequence[int]], vocabulary: int):
+        """Ids from `vocabulary` up are never chosen."""
+        self.vocabulary = vocabulary
+        self._params = params
+        self._seen = None if params.repetition_penalty == 1 else _seen(prompts, vocabulary)
+
+    def next(self, logits: mx.array, position: int) -> mx.array:
+        """The token of every row, (B,), at one position of their replies, from logits (B, V)."""
+        tokens = self._choose(logits, self._seen, [(row, position) for row in range(len(logits))])
+        self._note(tokens[:, None])
+        return tokens
+
+    def check(self, logits: mx.array, position: int, fed: Sequence[int]) -> list[int]:
+        """What `next` would choose for a single reply, one position after the other, as far as `fed` is right.
+
+        fed: the last token of the reply and k guesses of what follows; logits (k + 1, V) behind each of them. Returns
+        the right guesses and the token behind them.
+        """
+        places = [(0, position + i) for i in range(len(fed))]
+        chosen: list[int] = self._choose(logits, self._seen_along(fed), places).tolist()  # type: ignore[assignment]
+        right = next((i for i, guess in enumerate(fed[1:]) if chosen[i] != guess), len(fed) - 1)
+        self._note(mx.array([chosen[: right + 1]]))
+        return chosen[: right + 1]
+
+    def fork(self) -> "Sampler":
+        """One that goes on from here by itself."""
+        return copy.copy(self)  # arrays are replaced, never written
+
+    def _note(self, tokens: mx.array) -> None:
+        """Tokens (B, any) are in the replies from now on."""
+        if self._seen is not None:
+            self._seen = mx.put_along_axis(self._seen, tokens, mx.array(True), axis=-1)
+
+    def _seen_along(self, fed: Sequence[int]) -> mx.array | None:
+        """What every row of a check has seen, (k + 1, V): row i the guesses up to its own."""
+        if self._seen is None:
+            return None
+        tokens = mx.array([[fed[j if j <= i else 0] for j in range(len(fed))] for i in range(len(fed))])
+        rows = mx.broadcast_to(self._seen, (len(fed), self.vocabulary))
+        return mx.put_along_axis(rows, tokens, mx.array(True), axis=-1)
+
+    def _choose(self, logits: mx.array, seen: mx.array | None, places: list[tuple[int, int]]) -> mx.array:
+        logits = logits[:, : self.vocabulary]
+        if seen is not None:
+            logits = penalize(logits, seen, self._params.repetition_penalty)
+        keys = None if self._params.greedy else random_keys(self._params.seed, places)
+        return sample(logits, self._params, keys)
+
+
+def random_keys(seed: int, places: Sequence[tuple[int, int]]) -> mx.array:
+    """An independent key for each (row, position), (N, 2), by numpy's hash: one needs no other before it."""
+    words = [np.random.SeedSequence(seed, spawn_key=place).generate_state(2) for place in places]
+    return mx.array(np.stack(words))
+
+
+def sample(logits: mx.array, params: SamplingParams, keys: mx.array | None) -> mx.array:
+    """One token id per row, (B,), from logits (B, V) whose repetition penalty is applied, with keys (B, 2)."""
     if params.greedy:
         return mx.argmax(logits, axis=-1)
     logits = logits.astype(mx.float32)
     logits = (logits - mx.max(logits, axis=-1, keepdims=True)) / params.temperature  # a low one must not overflow
+    draw = mx.vmap(lambda row, key: mx.random.categorical(row, key=key))
     if params.top_k == 0 and params.top_p == 1 and params.min_p == 0:
-        return mx.random.categorical(logits, key=key)
+        return draw(logits, keys)
     values, ids = candidates(logits, params.top_k)
     values = min_p(top_p(values, params.top_p), params.min_p)
-    choice = mx.random.categorical(values, key=key)
-    return mx.take_along_axis(ids, choice[:, None], axis=-1)[:, 0]
+    return mx.take_along_axis(ids, draw(values, keys)[:, None], axis=-1)[:, 0]
 
 
 def candidates(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
@@ -145,3 +209,11 @@ def min_p(values: mx.array, p: float) -> mx.array:
 def penalize(logits: mx.array, seen: mx.array, penalty: float) -> mx.array:
     """Repetition penalty (arXiv 1909.05858): logits (B, V) of tokens already `seen` (B, V) bool move down."""
     return mx.where(seen, mx.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def _seen(prompts: Sequence[Sequence[int]], vocabulary: int) -> mx.array:
+    """Which ids every prompt holds, (B, vocabulary) bool."""
+    seen = np.zeros((len(prompts), vocabulary), bool)
+    for row, prompt in zip(seen, prompts, strict=True):
+        row[[token for token in prompt if token < vocabulary]] = True
+    return mx.array(seen)

@@ -59,8 +59,10 @@ class Printer:
 
 
 def statistics(result: Any) -> str:
+    drafts = f" | drafts {result.accepted_tokens} of {result.drafted_tokens} right" if result.drafted_tokens else ""
     return (
         f"{result.prompt_tokens} prompt tokens, {result.prefill_tps:.1f} tok/s | "
-        f"{result.generation_tokens} generated, {result.decode_tps:.1f} tok/s | first after {result.ttft_s:.2f} s | "
-        f"peak {result.peak_memory_gb:.2f} GB | {result.dtype} | {result.finish_reason}"
+        f"{result.generation_tokens} generated, {result.decode_tps:.1f} tok/s{drafts} | "
+        f"first after {result.ttft_s:.2f} s | peak {result.peak_memory_gb:.2f} GB | "
+        f"{result.dtype} | {result.finish_reason}"
     )

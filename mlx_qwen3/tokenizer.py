@@ -39,6 +39,11 @@ class Tokenizer:
         added = self._backend.get_added_tokens_decoder()
         return max([self._backend.get_vocab_size(with_added_tokens=False), *(i + 1 for i in added)])
 
+    def speaks_like(self, other: "Tokenizer") -> bool:
+        """Whether ids have the same meaning, apart from added tokens."""
+        ours, theirs = (x._backend.get_vocab(with_added_tokens=False) for x in (self, other))
+        return ours == theirs
+
     def encode(self, text: str) -> list[int]:
         """Token ids; special tokens written in the text count as such, nothing is added at the ends."""
         try:

@@ -66,7 +66,7 @@ def test_the_dtype_stays_and_rounding_is_all_that_differs(dtype):
 @pytest.mark.parametrize("chunk", CHUNKS)
 def test_padded_rows_and_other_masks(chunk):
     q, k, v = arrays(37, 37)
-    padded = KVCache(1, 2, [0, 6]).mask(37)
+    padded = KVCache(2, [0, 6]).mask(37)
     for mask in (padded, mx.where(padded, 0.0, -1e9), mx.ones((37,), dtype=mx.bool_)):
         assert relative(attention_chunk(q, k, v, mask=mask, chunk=chunk), as_numpy(fused(q, k, v, mask))) < 2e-6
 

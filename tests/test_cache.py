@@ -73,7 +73,7 @@ def test_left_padded_rows_equal_the_rows_alone(model, ids, splits):
 
 def test_every_query_sees_a_key():
     """Where a kernel lets a softmax over nothing be NaN, it would reach every later layer."""
-    assert np.array(KVCache(1, 2, [36, 3]).mask(37)).any(axis=-1).all()
+    assert np.array(KVCache(2, [36, 3]).mask(37)).any(axis=-1).all()
 
 
 def test_trim_and_continue_with_padding(model, ids):
@@ -94,7 +94,7 @@ def test_trim_does_not_reach_into_the_padding(model, ids):
 def test_a_step_writes_in_place(model):
     """Otherwise every token copies the cache: its memory would be there twice."""
     L, K, D = 64, TINY["num_key_value_heads"], TINY["head_dim"]
-    cache = KVCache(layers=1)
+    cache = KVCache()
     long = mx.zeros((1, K, 4096 * 8 - L, D))
     mx.eval(cache.update(0, long, long))
     cache.advance(long.shape[2])
@@ -105,10 +105,10 @@ def test_a_step_writes_in_place(model):
         k, v = cache.update(0, mx.ones((1, K, 1, D)), mx.ones((1, K, 1, D)))
         mx.eval(k[:, :, -1], v[:, :, -1])
         cache.advance(1)
-    assert mx.get_peak_memory() - before < 0.1 * sum(array.nbytes for array in cache.arrays)
+    assert mx.get_peak_memory() - before < 0.1 * sum(array.nbytes for array in cache.buffers)
 
 
 @pytest.mark.parametrize("padding", [[3], [0, -3], []])
 def test_padding_is_a_number_for_every_row(padding):
     with pytest.raises(ValueError, match="expected 2 numbers of tokens, one for each row of the batch"):
-        KVCache(layers=1, batch=2, padding=padding)
+        KVCache(batch=2, padding=padding)

@@ -44,7 +44,8 @@ def test_json_is_one_object(chat):
     result = run(*GENERATE, "--prompt", "hi", "--model", chat, "--max-tokens", "8", "--temp", "0", "--json")
     reply = json.loads(result.stdout)
     assert list(reply) == (
-        "text thinking tokens finish_reason prompt_tokens generation_tokens ttft_s prefill_tps decode_tps "
+        "text thinking tokens finish_reason prompt_tokens generation_tokens drafted_tokens accepted_tokens "
+        "ttft_s prefill_tps decode_tps "
         "peak_memory_gb dtype sampling model".split()
     )
     assert (reply["finish_reason"], reply["generation_tokens"], reply["model"]) == ("length", 8, str(chat))
@@ -57,6 +58,30 @@ def test_options_reach_the_sampler(chat):
     reply = json.loads(run(*GENERATE, "--prompt", "hi", "--model", chat, *options).stdout)
     wanted = {"temperature": 0.5, "top_k": 7, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.0, "seed": 3}
     assert reply["sampling"] == wanted
+
+
+def test_drafts_change_no_text_and_are_counted(chat):
+    command = [*GENERATE, "--prompt", "abcabcabc", "--model", chat, "--max-tokens", "30", "--temp", "0"]
+    plain, lookup, draft = (run(*command, *options) for options in (["--no-lookup"], ["--lookup"], ["--draft", chat]))
+    assert plain.stdout == lookup.stdout == draft.stdout != b""
+    assert re.search(rb"drafts [1-9]\d* of \d+ right", lookup.stderr)
+    assert b"drafts" not in plain.stderr
+    reply = json.loads(run(*command, "--lookup", "--json").stdout)
+    assert 0 < reply["accepted_tokens"] <= reply["drafted_tokens"]
+
+
+def test_a_draft_model_of_another_kind_is_refused(chat, tmp_path):
+    larger = write_tokenizer(write_checkpoint(tmp_path / "larger", vocab_size=VOCABULARY + 2))
+    other = write_tokenizer(write_checkpoint(tmp_path / "other", vocab_size=VOCABULARY))
+    backend = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = backend["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (other / "tokenizer.json").write_text(json.dumps(backend))
+    for folder, message in ((larger, b"a vocabulary of 309, the model one of 307"), (other, b"tokenizer has other")):
+        result = run(*GENERATE, "--prompt", "hi", "--model", chat, "--draft", folder)
+        assert (result.returncode, result.stdout) == (2, b"")
+        assert message in result.stderr
+        assert result.stderr.count(b"\n") == 1
 
 
 def test_no_think_changes_prompt_and_sampling(chat):

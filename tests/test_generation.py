@@ -6,13 +6,14 @@ import pytest
 from checkpoints import TINY, VOCABULARY, YARN, random_weights, write_checkpoint, write_tokenizer
 from conftest import as_numpy
 
-from mlx_qwen3 import generation
+from mlx_qwen3 import decoding, generation, kernels
 from mlx_qwen3.cache import KVCache
 from mlx_qwen3.config import Qwen3Config
-from mlx_qwen3.decoding import decode, generate_batch, prefill
+from mlx_qwen3.decoding import decode, generate_batch
 from mlx_qwen3.errors import PromptError, UsageError
 from mlx_qwen3.generation import generate, prepare, stream
 from mlx_qwen3.loading import load_model
+from mlx_qwen3.passes import prefill
 from mlx_qwen3.sampling import SamplingParams
 from mlx_qwen3.tokenizer import Tokenizer
 
@@ -65,22 +66,18 @@ def test_greedy_continuation_equals_transformers(lengths, lively, torch_model):
 @pytest.mark.parametrize("mistake", ["shifted positions", "frozen positions", "forgotten values"])
 def test_mistakes_in_decode_change_the_continuation(lengths, mistake, lively, monkeypatch):
     """That the comparison above can fail."""
-    model, rows = load_model(lively, "fp32"), prompts(*lengths)
-    right = generate_batch(model, rows, max_tokens=64)
-    positions, update = KVCache.positions.fget, KVCache.update
+    rows = prompts(*lengths)
+    right = generate_batch(load_model(lively, "fp32"), rows, max_tokens=64)
+    positions, attend = KVCache.positions.fget, kernels.attend
     prompt = max(lengths)
-
-    def forget(cache, layer, k, v):
-        k, v = update(cache, layer, k, v)
-        return k, v * (0 if cache.offset else 1)
 
     if mistake == "shifted positions":
         monkeypatch.setattr(KVCache, "positions", property(lambda c: positions(c) + (7 if c.offset else 0)))
     elif mistake == "frozen positions":
         monkeypatch.setattr(KVCache, "positions", property(lambda c: positions(c) - max(0, c.offset - prompt)))
     else:
-        monkeypatch.setattr(KVCache, "update", forget)
-    assert generate_batch(model, rows, max_tokens=64) != right
+        monkeypatch.setattr(kernels, "attend", lambda q, k, v, *rest: attend(q, k, 0 * v, *rest))
+    assert generate_batch(load_model(lively, "fp32"), rows, max_tokens=64) != right
 
 
 def test_greedy_with_a_repetition_penalty_equals_transformers(lively, torch_model):
@@ -113,8 +110,9 @@ def test_far_positions_after_a_long_past_equal_transformers(past, lively, torch_
 
 def test_every_step_draws_anew(chat, monkeypatch):
     model, _ = chat
-    monkeypatch.setattr(type(model), "logits", lambda m, h: mx.zeros((1, 1, VOCABULARY)))
-    [reply] = generate_batch(model, prompts(3), max_tokens=50, sampling=SamplingParams(1.0, 0, 1.0, seed=1))
+    monkeypatch.setattr(decoding, "decode_step", lambda _: lambda tokens, cache: mx.zeros((1, VOCABULARY)))
+    flat = SamplingParams(1.0, 0, 1.0, seed=1)
+    [reply] = generate_batch(model, prompts(3), max_tokens=50, sampling=flat, lookup=False)
     assert len(set(reply)) > 30
 
 
@@ -141,8 +139,8 @@ def test_a_prompt_is_one_pass_and_asks_for_one_row_of_logits(chat, monkeypatch):
     monkeypatch.setattr(type(model), "hidden", lambda m, ids, c: passes.append(ids.shape) or hidden(m, ids, c))
     monkeypatch.setattr(type(model), "logits", lambda m, h: projected.append(h.shape) or logits(m, h))
     generate_batch(model, prompts(50), max_tokens=3)
-    assert passes == [(1, 50), (1, 1), (1, 1)]
-    assert projected == [(1, 1, 48)] * 3
+    assert passes == [(1, 50)]  # and then steps
+    assert projected == [(1, 1, 48)]
 
 
 def test_rows_of_a_batch_are_the_rows_alone(chat):
@@ -177,9 +175,56 @@ def test_a_seed_repeats_a_reply_and_another_changes_it(chat, sampling):
     assert first == again != other
 
 
-def test_decode_goes_on_without_end_and_keeps_the_batch(chat):
-    steps = decode(chat[0], prompts(4, 6), GREEDY)
-    assert all(len(next(steps)) == 2 for _ in range(10))
+def test_decode_without_a_limit_goes_on_to_the_end_of_the_context(tmp_path):
+    model = load_model(write_checkpoint(tmp_path, max_position_embeddings=20), "fp32")
+    steps = list(decode(model, prompts(4, 6), GREEDY))
+    assert [len(tokens) for tokens in steps] == [2] * 14
+
+
+def test_nothing_is_computed_behind_an_end_token(chat, monkeypatch):
+    """And a batch goes on until each of its replies has ended."""
+    model, rows = chat[0], prompts(9, 30)
+    replies = generate_batch(model, rows, max_tokens=20)
+    stop = {replies[0][4], replies[1][6]}
+    expected = [next(i for i, token in enumerate(reply) if token in stop) for reply in replies]
+    evaluated, hand_over = [], mx.async_eval
+    monkeypatch.setattr(mx, "async_eval", lambda *arrays: evaluated.append(arrays) or hand_over(*arrays))
+    assert [len(reply) for reply in generate_batch(model, rows, max_tokens=20, stop_ids=stop)] == expected
+    assert len(evaluated) == max(expected) + 1
+
+
+def attend(tokens, cache):
+    """A step of attention alone: MLX lets a host run ahead by few operations only, and one of Qwen3 has more."""
+    k, v = (x * tokens.astype(mx.float32) for x in mx.ones((2, 1, 8, 1, 128)))
+    k, v = cache.update(0, k, v)
+    out = mx.fast.scaled_dot_product_attention(k[:, :, -1:], k, v, scale=1.0)
+    cache.advance(1)
+    return out[:, 0, 0]
+
+
+@pytest.mark.parametrize("replay_after", [0, 64], ids=["compiled", "eager"])
+@pytest.mark.parametrize("make_step", [decoding.decode_step, lambda _: attend], ids=["Qwen3", "attention"])
+def test_decode_holds_the_cache_once(make_step, replay_after, tmp_path, monkeypatch):
+    """A step that is handed over while the one before it is unfinished copies the cache."""
+    wide = {"num_hidden_layers": 1, "num_key_value_heads": 8, "num_attention_heads": 8, "head_dim": 128}
+    tokens = 131_072 - 16  # of 8 KB: a cache of 1 GB
+    model = load_model(write_checkpoint(tmp_path, **wide, max_position_embeddings=2 * tokens), "fp32")
+    cache = model.make_cache()
+    past = mx.zeros((1, 8, tokens, 128))
+    mx.eval(*cache.update(0, past, past))
+    cache.advance(tokens)
+    del past
+    monkeypatch.setattr(model, "make_cache", lambda *_: cache)
+    monkeypatch.setattr(decoding, "decode_step", make_step)
+    monkeypatch.setattr(kernels, "replay_after", lambda: replay_after)
+    steps = decode(model, [[5]], GREEDY, max_tokens=6)
+    next(steps)
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    assert len(list(steps)) == 5
+    assert (size := sum(array.nbytes for array in cache.buffers)) > 1e9
+    assert mx.get_peak_memory() - before < 0.05 * size  # measured 0.004
 
 
 # Replies
@@ -188,7 +233,7 @@ def test_decode_goes_on_without_end_and_keeps_the_batch(chat):
 def scripted(monkeypatch, tokenizer, text, end=True):
     """Let the model say `text`, then its end token."""
     tokens = tokenizer.encode(text) + ([258] if end else [])
-    monkeypatch.setattr(generation, "decode", lambda *_: iter([[token] for token in tokens]))
+    monkeypatch.setattr(generation, "decode", lambda *_, **__: iter([[token] for token in tokens]))
     return tokens
 
 
@@ -228,7 +273,7 @@ def test_steps_join_to_the_result(chat, monkeypatch, thinking):
 
 def test_an_incomplete_character_is_shown_at_the_end_only(chat, monkeypatch):
     tokens = chat[1].encode("né")[:-1]
-    monkeypatch.setattr(generation, "decode", lambda *_: iter([[token] for token in tokens]))
+    monkeypatch.setattr(generation, "decode", lambda *_, **__: iter([[token] for token in tokens]))
     texts = [step.text for step in stream(*chat, "?", max_tokens=len(tokens))]
     assert texts == ["n", "\ufffd"]
 
@@ -264,7 +309,7 @@ def test_a_stop_string_is_never_shown_in_part(chat, monkeypatch):
 @pytest.mark.parametrize("end", [258, 256])
 def test_every_end_token_stops(chat, monkeypatch, end):
     [letter] = chat[1].encode("A")
-    monkeypatch.setattr(generation, "decode", lambda *_: iter([[letter], [end], [letter]]))
+    monkeypatch.setattr(generation, "decode", lambda *_, **__: iter([[letter], [end], [letter]]))
     result = generate(*chat, "?")
     assert (result.text, result.tokens, result.finish_reason) == ("A", [letter, end], "stop")
 
@@ -293,6 +338,17 @@ def test_measurements_are_there(chat):
     assert min(result.ttft_s, result.prefill_tps, result.decode_tps, result.peak_memory_gb) > 0
     assert result.dtype == "float32"
     assert result.sampling["temperature"] == 0
+
+
+def test_drafts_are_counted_and_change_nothing_else(chat):
+    """A tied model with random weights says one token again and again."""
+    options = {"max_tokens": 40, "sampling": GREEDY}
+    plain, lookup = (generate(*chat, "hello", lookup=on, **options) for on in (False, True))
+    assert (plain.text, plain.tokens) == (lookup.text, lookup.tokens)
+    assert (plain.drafted_tokens, plain.accepted_tokens) == (0, 0)
+    assert 20 < lookup.accepted_tokens <= lookup.drafted_tokens
+    steps = list(stream(*chat, "hello", draft=chat[0], **options))
+    assert [step.token for step in steps] == plain.tokens
 
 
 def test_sampling_defaults_follow_thinking(chat):

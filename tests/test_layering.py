@@ -7,10 +7,10 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mlx_qwen3"
 GROUPS = [
-    {"errors", "config", "blas", "watch", "terminal"},
+    {"errors", "config", "blas", "watch", "terminal", "kernels"},
     {"model", "cache", "rope", "chat_template", "tokenizer", "sampling", "checkpoint", "attention"},
-    {"weights", "hub", "streaming", "numerics"},
-    {"quantize", "values", "loading", "decoding"},
+    {"weights", "hub", "streaming", "numerics", "passes", "step"},
+    {"quantize", "values", "loading", "speculative", "decoding"},
     {"generation", "behaviour", "transform", "staging"},
     {"shards"},
     {"plan", "parity"},
@@ -45,6 +45,7 @@ WITHIN = {
     ("model", "cache"),
     ("model", "rope"),
     ("tokenizer", "chat_template"),
+    ("decoding", "speculative"),
 }
 ONLY_IN = {
     "click": {"cli"},

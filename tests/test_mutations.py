@@ -74,7 +74,7 @@ def off_by_one_in_decode(model, patch):
 
 
 def standing_still(model, patch):
-    patch.setattr(KVCache, "positions", property(lambda c: min(c.offset, 20) - c._padding))
+    patch.setattr(KVCache, "positions", property(lambda c: min(c.offset, 20) - c.padding))
 
 
 def neighbours(model, patch):

@@ -7,13 +7,18 @@ import numpy as np
 import pytest
 
 from mlx_qwen3.errors import ConfigError, UsageError
-from mlx_qwen3.sampling import SamplingParams, candidates, min_p, penalize, sample, top_p
+from mlx_qwen3.sampling import Sampler, SamplingParams, candidates, min_p, penalize, random_keys, sample, top_p
 
 QWEN_THINKING = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "eos_token_id": [3]}
 
 
 def logits(rows: int = 3, vocabulary: int = 500, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(0, 3, (rows, vocabulary)).astype(np.float32)
+
+
+def places(count: int) -> mx.array:
+    """The keys of the first tokens of a reply."""
+    return random_keys(0, [(0, position) for position in range(count)])
 
 
 def kept(scores: np.ndarray, k: int, p: float, m: float) -> np.ndarray:
@@ -56,10 +61,9 @@ def test_the_penalty_is_that_of_transformers(penalty):
 def test_temperature_comes_before_top_p():
     """At 0.1 the first of these holds more than 0.9 by itself; at 1 it does not."""
     row = mx.array([[2.0, 1.5, 1.0, 0.5]])
-    draws = [sample(row, SamplingParams(0.1, 0, 0.9), mx.random.key(seed)).item() for seed in range(50)]
-    assert set(draws) == {0}
-    draws = [sample(row, SamplingParams(1.0, 0, 0.9), mx.random.key(seed)).item() for seed in range(50)]
-    assert len(set(draws)) > 1
+    rows, keys = mx.repeat(row, 50, axis=0), places(50)
+    assert set(sample(rows, SamplingParams(0.1, 0, 0.9), keys).tolist()) == {0}
+    assert len(set(sample(rows, SamplingParams(1.0, 0, 0.9), keys).tolist())) > 1
 
 
 @pytest.mark.parametrize(
@@ -71,11 +75,30 @@ def test_tokens_come_with_their_probabilities(params):
     expected = np.exp(scores[0] / params.temperature)
     expected /= expected.sum()
     draws = 20_000
-    drawn = np.array(sample(mx.array(row.repeat(draws, axis=0)), params, mx.random.key(0)))
+    drawn = np.array(sample(mx.array(row.repeat(draws, axis=0)), params, places(draws)))
     shares = np.bincount(drawn, minlength=6) / draws
     # Five standard deviations of a share; the key is fixed, so this cannot flicker.
     assert np.abs(shares - expected).max() < 5 * np.sqrt(0.25 / draws)
     assert not shares[expected == 0].any()
+
+
+@pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(1.0, 0, 1.0)], ids=["filtered", "whole"])
+def test_a_draw_hangs_on_its_own_row_and_position_alone(params):
+    scores = mx.array(logits(5))
+    keys = random_keys(7, [(0, 4), (0, 5), (1, 4), (0, 300), (2, 0)])
+    together = sample(scores, params, keys).tolist()
+    assert together == [sample(scores[i : i + 1], params, keys[i : i + 1]).item() for i in range(5)]
+    assert len(set(map(tuple, keys.tolist()))) == 5
+    assert random_keys(8, [(0, 4)]).tolist() != keys[:1].tolist() == random_keys(7, [(0, 4)]).tolist()
+
+
+def test_the_first_row_of_a_batch_draws_what_it_draws_alone():
+    params, rows = SamplingParams(1.0, 0, 1.0, repetition_penalty=1.2, seed=2**64 - 1), logits(3)
+    batch, alone = Sampler(params, [[1], [2], [3]], 400), Sampler(params, [[1]], 400)
+    for position in range(20):
+        drawn = batch.next(mx.array(rows), position).tolist()
+        assert drawn[:1] == alone.next(mx.array(rows[:1]), position).tolist()
+        assert max(drawn) < 400
 
 
 @pytest.mark.parametrize(
@@ -91,7 +114,7 @@ def test_tokens_come_with_their_probabilities(params):
 )
 def test_the_limits_of_every_setting_are_greedy(params):
     scores = logits() * 50  # far apart, and past float32 when divided by a low temperature
-    chosen = sample(mx.array(scores), params, mx.random.key(0))
+    chosen = sample(mx.array(scores), params, places(3))
     np.testing.assert_array_equal(np.array(chosen), scores.argmax(-1))
 
 

@@ -7,8 +7,8 @@ import mlx.core as mx
 import numpy as np
 
 from ..checkpoint import dtype_name
-from ..decoding import prefill_chunk
 from ..model import Qwen3
+from ..passes import prefill_chunk
 from .probe import ScoreBlock, probing
 from .statistics import Accumulator, Statistics, grouped
 from .steps import ENTROPY, FIRST_TOKEN, K_SHARED, SCORES, SOFTMAX, V_SHARED, Step
@@ -45,7 +45,7 @@ def measure(model: Qwen3, ids: mx.array, *, layer: int = 0, head: int = 0, chunk
     with probing(model, cache, collector):
         for start in range(0, L, chunk):
             hidden = model.hidden(ids[:, start : start + chunk], cache)
-            mx.eval(hidden, cache.arrays)
+            mx.eval(hidden, cache.buffers)
             for first in range(0, hidden.shape[1], LOGIT_POSITIONS):
                 mx.eval(model.logits(hidden[:, first : first + LOGIT_POSITIONS]))
     return collector.result(B)

@@ -1,0 +1,89 @@
+"""Graph nodes of one decode step, per layer, as Metal dispatches them: ours and mlx-lm's.
+
+    python benchmarks/nodes.py FOLDER   (a Hugging Face or an MLX folder)
+
+Metal runs each of MLX's `fast` operations, and our own kernel, as one dispatch; a CPU expands them. So each is replaced
+by one operation that no compiler fuses, the step's graph is exported, and the operations that move data are counted:
+views (slices, reshapes, transposes, broadcasts) cost Metal nothing. A slice update at a position that is an array has
+a second, tiny dispatch, which computes the offset (mlx/backend/gpu/primitives.cpp); it is counted beside the nodes.
+"""
+
+import re
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+import mlx_qwen3  # noqa: F401  first: it loads the BLAS
+from mlx_qwen3 import kernels
+from mlx_qwen3.loading import load_model
+from mlx_qwen3.passes import prefill
+from mlx_qwen3.step import decode_step
+
+VIEWS = "Broadcast Flatten Unflatten Transpose Slice ExpandDims Squeeze Reshape Split AsStrided".split()
+PROMPT = mx.array([[1, 2, 3]])
+
+
+def one_norm_rope(qkv: mx.array, weight: mx.array, *_: Any) -> tuple[mx.array, mx.array]:
+    B, heads, _, D = qkv.shape
+    H = 2 * weight.shape[0] - heads
+    done = mx.sort(qkv)
+    return done[:, :H], done[:, H:].reshape(B, 2, -1, 1, D).transpose(1, 0, 2, 3, 4)
+
+
+STANDINS: tuple[tuple[Any, str, Callable[..., Any]], ...] = (
+    (mx.fast, "rms_norm", lambda x, *_, **__: mx.sort(x)),
+    (mx.fast, "rope", lambda x, *_, **__: mx.sort(x)),
+    (mx.fast, "scaled_dot_product_attention", lambda q, *_, **__: mx.sort(q)),
+    (kernels, "norm_rope", one_norm_rope),
+    (kernels, "attend", lambda q, *_: mx.sort(q)),
+    (kernels, "replay_after", lambda: 0),
+)
+
+
+def ours(folder: str) -> tuple[list[mx.array], int]:
+    """The arrays that one decode step makes, and the number of layers."""
+    model = load_model(folder)
+    cache = model.make_cache()
+    mx.eval(prefill(model, PROMPT, cache), cache.buffers)
+    return [decode_step(model)(PROMPT[0, :1], cache), *cache.buffers], len(model.layers)
+
+
+def mlx_lm(folder: str) -> tuple[list[mx.array], int]:
+    from mlx_lm.models.cache import make_prompt_cache
+    from mlx_lm.utils import load_model
+
+    model, _ = load_model(Path(folder))
+    cache = make_prompt_cache(model)
+    mx.eval(model(PROMPT, cache=cache), [layer.state for layer in cache])
+    logits = model(PROMPT[:, :1], cache=cache)
+    return [logits, *(array for layer in cache for array in (layer.keys, layer.values))], len(model.layers)
+
+
+def count(arrays: list[mx.array]) -> Counter[str]:
+    """Operations that the arrays still wait for, by name, without views."""
+    with tempfile.NamedTemporaryFile(suffix=".dot") as file:
+        mx.export_to_dot(file.name, *arrays)
+        names = re.findall(r'label ?= ?"(\w+)", shape=rectangle', Path(file.name).read_text())
+    return Counter(name for name in names if name not in VIEWS)
+
+
+def main() -> None:
+    folder = sys.argv[1]
+    for module, name, standin in STANDINS:
+        setattr(module, name, standin)
+    for name, build in {"mlx-qwen3": ours, "mlx-lm": mlx_lm}.items():
+        arrays, layers = build(folder)
+        operations = count(arrays)
+        offsets = operations["DynamicSliceUpdate"] / layers
+        per_layer = sum(number // layers for number in operations.values())
+        print(f"{name}: {per_layer} nodes a layer, {per_layer + offsets:g} dispatches; per step {operations.total()}")
+        print("   " + ", ".join(f"{name} {number / layers:.2g}" for name, number in operations.most_common()))
+
+
+if __name__ == "__main__":
+    main()
