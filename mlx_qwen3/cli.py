@@ -349,7 +349,7 @@ def bench_command(
     """Measure SOURCE beside torch and mlx-lm: same tokens, in turns, outputs compared first; Markdown on stdout."""
     from . import bench
 
-    options = bench.options(against, prompt_tokens, reference=not no_reference, **choices)
+    options = bench.parse(against, prompt_tokens, reference=not no_reference, **choices)
     bench.check_files(json_file, plot)
     baseline = bench.read_baseline(baseline_file, margin) if baseline_file else None
 

@@ -21,6 +21,7 @@ from mlx_qwen3.config import Qwen3Config
 from mlx_qwen3.convert import convert
 from mlx_qwen3.errors import BenchError, OutputError, UsageError
 
+UNTIED = {"vocab_size": VOCABULARY, "tie_word_embeddings": False}  # tied, it would repeat the prompt
 TWICE = "mlx-qwen3:bf16"  # this package again: the contestant that starts fastest
 QUICK = {"against": (TWICE,), "prompt_tokens": (5,), "generate": 4, "repeat": 2}
 
@@ -161,8 +162,9 @@ def planted(monkeypatch, command, change):
 @pytest.mark.parametrize("mistake", ["weights", "loop"])
 def test_no_speed_of_a_contestant_that_says_something_else(chat, tmp_path, monkeypatch, mistake):
     if mistake == "weights":
-        weights = random_weights({**TINY, "vocab_size": VOCABULARY}, seed=7)
-        other = write_checkpoint(tmp_path / "other", {"vocab_size": VOCABULARY}, weights)
+        chat = write_checkpoint(tmp_path / "one", **UNTIED)
+        weights = random_weights({**TINY, **UNTIED}, seed=7)
+        other = write_checkpoint(tmp_path / "other", weights=weights, **UNTIED)
         planted(monkeypatch, "load", lambda ask: ask(folder=str(other)))
     else:  # the right model, and a loop that does not say what it computes
 
@@ -382,7 +384,7 @@ def test_what_a_contestant_cannot_read(chat, tmp_path):
         chosen(packed, against=("torch", "mlx-lm"))
     convert(chat, tmp_path / "native", behaviour=False)
     assert [c.name for c in chosen(tmp_path / "native")] == ["mlx-qwen3"]
-    with pytest.raises(UsageError, match="native layout, which mlx-lm cannot read; .* convert with --layout hf"):
+    with pytest.raises(UsageError, match=r"native layout, which mlx-lm cannot read; .* convert with --layout hf"):
         chosen(tmp_path / "native", against=("mlx-lm",))
 
 

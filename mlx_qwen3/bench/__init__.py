@@ -2,7 +2,7 @@
 
 from .baseline import check, check_settings, read_baseline
 from .files import as_json, check_files, write_files
-from .options import Options, options
+from .options import Options, parse
 from .report import Report
 from .session import bench
 from .tables import limits_table, render
@@ -16,7 +16,7 @@ __all__ = [
     "check_files",
     "check_settings",
     "limits_table",
-    "options",
+    "parse",
     "read_baseline",
     "render",
     "write_files",

@@ -137,7 +137,7 @@ def _check_lengths(options: Options, config: Qwen3Config) -> None:
         )
 
 
-def options(against: str | None, prompt_tokens: str, **choices: Any) -> Options:
+def parse(against: str | None, prompt_tokens: str, **choices: Any) -> Options:
     """Options from a command line's words. Raises UsageError."""
     return Options(against=parse_names(against), prompt_tokens=parse_lengths(prompt_tokens), **choices)
 

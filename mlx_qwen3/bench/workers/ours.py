@@ -1,7 +1,7 @@
 """This package, by the functions that its users call."""
 
 from collections.abc import Callable
-from itertools import islice
+from itertools import count
 from typing import Any
 
 import mlx_qwen3  # before MLX, since its __init__ loads a BLAS
@@ -11,9 +11,10 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_qwen3 import blas
-from mlx_qwen3.decoding import decode, prefill
+from mlx_qwen3.decoding import decode
 from mlx_qwen3.loading import load_model
-from mlx_qwen3.sampling import SamplingParams, sample
+from mlx_qwen3.passes import prefill
+from mlx_qwen3.sampling import Sampler, SamplingParams
 
 from .limits import measure
 from .on_mlx import OnMlx, as_numpy
@@ -34,11 +35,8 @@ class Engine(OnMlx):
         return self.describe(self._model, self._dtype, c.tie_word_embeddings, values)
 
     def generate(self, ids: list[int], count: int, emit: Emit) -> None:
-        steps = decode(self._model, [ids], SamplingParams(temperature=0))
-        for [token] in islice(steps, count):
+        for [token] in decode(self._model, [ids], SamplingParams(temperature=0), max_tokens=count):
             emit(token)
-        del steps
-        mx.synchronize()  # a step that was begun ahead
 
     def logits(self, ids: list[int], last: int) -> np.ndarray:
         cache, prompt = self._model.make_cache(), mx.array([ids])
@@ -47,15 +45,9 @@ class Engine(OnMlx):
         return as_numpy(self._model(prompt[:, -last:], cache)[0])
 
     def sampler(self, logits: np.ndarray) -> Callable[[], int]:
-        values, params = mx.array(logits).astype(self._dtype), SamplingParams()
-        key = mx.random.key(params.seed)
-
-        def draw() -> int:
-            nonlocal key
-            key, step = mx.random.split(key)
-            return sample(values, params, step).item()  # type: ignore[return-value]
-
-        return draw
+        values, sampler = mx.array(logits).astype(self._dtype), Sampler(SamplingParams(), [[0]], logits.shape[1])
+        positions = count()
+        return lambda: sampler.next(values, next(positions)).item()  # type: ignore[return-value]
 
     def limits(self) -> dict[str, float]:
         return measure(self._dtype)
