@@ -136,7 +136,7 @@ def aligned(values: list[int]) -> list[str]:
 
 def picks(left: list[str], down: bool = False, most: int = 9) -> str:
     """The working of a sort: a line for each pick, with what is left to pick from and the pick."""
-    left, lines = list(left), []
+    left, lines = list(left), list[str]()
     while left and len(lines) < most:
         pick = max(left) if down else min(left)
         lines.append(f"- {' '.join(left)}: {pick}")
