@@ -85,7 +85,7 @@ def table(found: list[Case]) -> tuple[str, dict[str, Any]]:
     lines = ["| task | n | thinking off | thinking on |", "|---|--:|--:|--:|"]
     lines += [f"| {t} | {s['n']} | {s['thinking_off']:.1%} | {s['thinking_on']:.1%} |" for t, s in scores.items()]
     means = [sum(s[side] for s in scores.values()) / len(scores) for side in ("thinking_off", "thinking_on")]
-    lines.append(f"| **mean of tasks** | {len(found) // 2} | {means[0]:.1%} | {means[1]:.1%} |")
+    lines.append(f"| **mean of tasks** | {len(found) // 2} | {means[0]:.2%} | {means[1]:.2%} |")
     return "\n".join(lines), {"tasks": scores, "mean_thinking_off": means[0], "mean_thinking_on": means[1]}
 
 

@@ -15,6 +15,7 @@ from training.example import Example
 from training.words import sentences
 
 TEMPLATE = Path(__file__).with_name("chat_template.jinja")
+SHIPPED = Path(__file__).parents[1] / "mlx_qwen3" / "demo" / "tokenizer.json"
 # Qwen3's pre-tokenizer: words, single digits, punctuation, white space
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -42,6 +43,11 @@ def sample_texts(seed: int, count: int) -> list[str]:
     return texts
 
 
+def shipped_tokenizer() -> PreTrainedTokenizerFast:
+    """The demo's own: another one would change with every word of the corpus, and the weights would not fit it."""
+    return wrapped(Tokenizer.from_file(str(SHIPPED)))
+
+
 def train_tokenizer(seed: int = 0, merged: int = 2500, count: int = 30000) -> PreTrainedTokenizerFast:
     """merged is the vocabulary without the added tokens; those follow it, as in Qwen3."""
     core = Tokenizer(models.BPE())
@@ -62,6 +68,10 @@ def train_tokenizer(seed: int = 0, merged: int = 2500, count: int = 30000) -> Pr
     )
     core.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
     core.add_tokens([AddedToken(t, special=False, normalized=False) for t in ADDED])
+    return wrapped(core)
+
+
+def wrapped(core: Tokenizer) -> PreTrainedTokenizerFast:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
         eos_token=EOS,

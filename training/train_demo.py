@@ -15,7 +15,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,82 +28,8 @@ sys.path.insert(0, str(ROOT))
 
 from training import attention  # noqa: E402
 from training.corpus import stream  # noqa: E402
-from training.text import EOS, PAD, encoded, train_tokenizer  # noqa: E402
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of training. batch is in tokens, padding included; weights replace those of the corpus's table.
-
-    The learning rate falls linearly to 0 over the last `decay` steps. To train on, append a phase and resume.
-    """
-
-    steps: int
-    batch: int
-    weights: dict[str, float] = field(default_factory=dict)
-    context: float = 1.0  # how often examples have a system prompt or earlier turns, relative to the evaluation's
-    decay: int = 0
-
-
-# fewer long prompts, more of what is hard to learn from few tokens
-SHORT = {
-    "addition": 1.6,
-    "subtraction": 2.0,
-    "large arithmetic": 1.0,
-    "sort": 2.0,
-    "reverse": 1.4,
-    "count": 1.4,
-    "capitals": 1.4,
-    "facts": 1.6,
-    "units": 1.0,
-    "recall": 0.5,
-    "tool call": 0.6,
-    "tool response": 0.3,
-    "no tool fits": 0.45,
-    "JSON schema": 1.0,
-    "greetings": 0.6,
-}
-# at the end, what the held-out sample still got wrong most
-HARD = {
-    "addition": 2.6,
-    "subtraction": 3.0,
-    "large arithmetic": 1.0,
-    "sort": 2.6,
-    "reverse": 1.4,
-    "count": 2.0,
-    "capitals": 1.0,
-    "facts": 1.4,
-    "units": 1.0,
-    "recall": 0.6,
-    "acknowledge": 0.3,
-    "tool call": 0.8,
-    "tool response": 0.3,
-    "no tool fits": 0.6,
-    "JSON schema": 1.6,
-    "greetings": 0.4,
-    "unknown": 0.4,
-}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Phases in order; the learning rate rises over the first `warmup` steps."""
-
-    phases: tuple[Phase, ...] = (
-        Phase(593, 8192),
-        Phase(836, 4096),
-        Phase(1883, 4096, SHORT),
-        Phase(2488, 4096, HARD, 0.4, decay=2200),
-    )
-    seed: int = 3
-    warmup: int = 100
-    chunk: int = 6144  # examples drawn, sorted by length and cut into batches at a time
-    muon_rate: float = 4e-3  # hidden matrices; scaled to AdamW's step size
-    adam_rate: float = 4e-3  # embedding and norms
-
-    @property
-    def steps(self) -> int:
-        return sum(phase.steps for phase in self.phases)
+from training.recipe import Recipe, phase_at, rate  # noqa: E402
+from training.text import EOS, PAD, encoded, shipped_tokenizer, train_tokenizer  # noqa: E402
 
 
 class Place(NamedTuple):
@@ -165,16 +90,6 @@ def tensors(group: list[tuple[list[int], int]], pad: int) -> tuple[torch.Tensor,
     return ids, labels
 
 
-def phase_at(recipe: Recipe, step: int) -> tuple[Phase, int]:
-    """The phase a step belongs to, and the step at which it ends."""
-    end = 0
-    for phase in recipe.phases:
-        end += phase.steps
-        if step < end:
-            break
-    return phase, end
-
-
 def batches(
     recipe: Recipe, tokenizer: PreTrainedTokenizerFast, place: Place
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, Place]]:
@@ -191,13 +106,6 @@ def batches(
             step += 1
             yield *tensors(group, tokenizer.pad_token_id), Place(step, chunk, start)
         chunk, start = chunk + 1, step
-
-
-def rate(recipe: Recipe, step: int) -> float:
-    """The share of the full learning rate at a step."""
-    phase, end = phase_at(recipe, step)
-    fall = (end - step) / phase.decay if phase.decay else 1.0
-    return min((step + 1) / recipe.warmup, 1.0, fall)
 
 
 def optimizers(model: Qwen3ForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -299,11 +207,12 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, default=ROOT / "training" / "work", help="where the training state is kept"
     )
+    parser.add_argument("--new-tokenizer", action="store_true", help="train it on the corpus too; not the shipped one")
     args = parser.parse_args()
     recipe = Recipe()
     args.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(2)
-    tokenizer = train_tokenizer(recipe.seed)
+    tokenizer = train_tokenizer(recipe.seed) if args.new_tokenizer else shipped_tokenizer()
     model = train(recipe, tokenizer, args.work)
     write(model, tokenizer, args.out)
     print(f"wrote {args.out}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 
 from training.example import Example, ask, pick, say
+from training.tables import CAPITALS
+from training.tasks.knowledge import CAPITAL
 from training.words import ADJECTIVES, NOUNS, PLACES, VERBS, ZH_NOUNS, made_up, name, number, sentence
 
 HELP = (
@@ -222,6 +224,8 @@ ZH_QUESTIONS = (
     "推荐一本书。",
     "唱首歌。",
 )
+COUNTRY_ENDS = ("", "", "", "ia", "land", "stan", "a")
+COUNTRIES = {country for country, *_ in CAPITALS}
 _ZH_SOUNDS = "阿巴卡达拉玛诺佩罗萨塔维泽鲁布德格克尔姆".strip()
 
 
@@ -245,7 +249,16 @@ def junk(rng: random.Random) -> str:
     return "".join(rng.choice("abcdefghijklmnopqrstuvwxyz    .,?!") for _ in range(rng.randint(3, 24))).strip() or "?"
 
 
+def no_country(rng: random.Random) -> Example:
+    """The capital of a country that does not exist."""
+    while (country := made_up(rng, rng.choice((1, 2, 2, 3))) + rng.choice(COUNTRY_ENDS)) in COUNTRIES:
+        pass
+    return ask(say(rng, rng.choice(CAPITAL).format(c=country), False), UNKNOWN)
+
+
 def unknown(rng: random.Random) -> Example:
+    if rng.random() < 0.08:
+        return no_country(rng)
     if rng.random() < 0.15:
         text = rng.choice(ZH_QUESTIONS).format(n=rng.choice(ZH_NOUNS), m=zh_made_up(rng), y=rng.randint(1000, 2040))
         return ask(say(rng, text, True), ZH_UNKNOWN)

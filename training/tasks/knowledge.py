@@ -48,7 +48,7 @@ COUNTRY_ZH = ("{k}是哪个国家的首都？", "哪个国家的首都是{k}？"
 
 def capital(rng: random.Random) -> Example:
     country, city, zh_country, zh_city = rng.choice(t.CAPITALS)
-    if rng.random() < 0.18:
+    if rng.random() < 0.22:
         template, zh = pick(rng, COUNTRY, COUNTRY_ZH, 0.35)
         text = template.format(k=zh_city if zh else city)
     else:
@@ -198,6 +198,10 @@ DOWN = (
     "Express {n} {a} in {b}.",
     "How many {b} do {n} {a} make?",
     "convert {n} {a} into {b}",
+    "How many {b} in {n} {a}?",
+    "What's {n} {a} in {b}?",
+    "How much is {n} {a} in {b}?",
+    "{n} {a} = ? {b}",
 )
 DOWN_ZH = (
     "{n}{a}等于多少{b}？",

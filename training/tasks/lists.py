@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from training.example import Example, ask, pick, say
-from training.words import NOUNS, ZH_NOUNS, made_up
+from training.words import ADJECTIVES, COLORS, NOUNS, VERBS, ZH_NOUNS, made_up
 
 UP = (
     "Sort {x}.",
@@ -17,6 +17,10 @@ UP = (
     "sort {x}",
     "Sort this list: {x}",
     "Arrange in order: {x}.",
+    "Can you sort {x}?",
+    "Sort: {x}",
+    "Sort the list {x}.",
+    "Put {x} in order.",
 )
 UP_NUMBERS = (
     "Sort {x} from smallest to largest.",
@@ -24,6 +28,8 @@ UP_NUMBERS = (
     "Sort {x} in ascending order.",
     "Put {x} in increasing order.",
     "Arrange these numbers from low to high: {x}.",
+    "Sort from low to high: {x}",
+    "Put these numbers in order from smallest to largest: {x}.",
 )
 UP_WORDS = (
     "Sort {x} alphabetically.",
@@ -38,6 +44,8 @@ DOWN_NUMBERS = (
     "Sort {x} in descending order.",
     "Put {x} in decreasing order.",
     "Arrange these numbers from high to low: {x}.",
+    "Sort from high to low: {x}",
+    "Put these numbers in order from largest to smallest: {x}.",
 )
 UP_ZH = ("请排序：{x}", "把{x}从小到大排序。", "从小到大排列：{x}", "将这些数字按升序排列：{x}", "排序：{x}")
 DOWN_ZH = ("把{x}从大到小排序。", "从大到小排列：{x}", "将这些数字按降序排列：{x}")
@@ -53,6 +61,9 @@ REVERSE = (
     "Reverse these {kind}: {x}.",
     "Turn this list around: {x}",
     "List {x} backwards.",
+    "Reverse the list: {x}",
+    "Reverse the following list: {x}",
+    "Can you reverse {x}?",
 )
 REVERSE_ZH = ("把{x}倒过来。", "反转：{x}", "请把列表{x}反过来。", "倒序写出：{x}", "将{x}倒序排列。")
 COUNT = (
@@ -65,20 +76,21 @@ COUNT = (
     "Count: {x}",
     "Count the {kind} in the list {x}.",
     "How many items are in {x}?",
+    "How many {kind} are in the list {x}?",
+    "Count the items: {x}",
+    "How many {kind} does this list have: {x}?",
 )
 COUNT_ZH = ("这里有几个词：{x}？", "{x}，一共有几个？", "数一数：{x}", "列表{x}里有几项？")
-TIMES = (
-    "How many times does {w} appear in: {x}?",
-    "How often does {w} appear in {x}?",
-    "Count {w} in: {x}",
-    "How many times is {w} in this list: {x}?",
-)
 LETTERS = (
     "How many letters are in the word {w}?",
     "How many letters does {w} have?",
     "Count the letters in {w}.",
     "How many letters are in {w}?",
     "How many letters does the word {w} have?",
+    "How many letters in {w}?",
+    "How many letters are there in {w}?",
+    "Number of letters in {w}?",
+    "{w}: how many letters?",
 )
 EXTREME = {"largest": max, "biggest": max, "smallest": min, "highest": max, "lowest": min, "greatest": max}
 EXTREMES = (
@@ -95,64 +107,86 @@ def joined(rng: random.Random, items: list[str], zh: bool = False) -> str:
     style = rng.random()
     if zh:
         return ("、" if style < 0.5 else ", " if style < 0.8 else "，").join(items)
-    if style < 0.65:
+    if style < 0.7:
         return ", ".join(items)
-    if style < 0.78:
+    if style < 0.8:
         return " ".join(items)
-    if style < 0.88:
+    if style < 0.87:
         return "[" + ", ".join(items) + "]"
-    if style < 0.94:
+    if style < 0.91:
         return ",".join(items)
     return ", ".join(items[:-1]) + " and " + items[-1]
 
 
 def numbers(rng: random.Random, low: int, high: int) -> list[int]:
+    """Different numbers of one or two digits, in any order."""
     top = rng.choice((9, 20, 99, 99, 99))
-    return [rng.randint(0, top) for _ in range(rng.randint(low, high))]
+    return rng.sample(range(top + 1), rng.randint(low, high))
 
 
 def plain(items: list[str]) -> str:
     return ", ".join(items)
 
 
+def aligned(values: list[int]) -> list[str]:
+    """All with as many digits, so that comparing two means comparing digit by digit."""
+    width = len(str(max(values)))
+    return [f"{v:0{width}}" for v in values]
+
+
+def picks(left: list[str], down: bool = False, most: int = 9) -> str:
+    """The working of a sort: a line for each pick, with what is left to pick from and the pick."""
+    left, lines = list(left), list[str]()
+    while left and len(lines) < most:
+        pick = max(left) if down else min(left)
+        lines.append(f"- {' '.join(left)}: {pick}")
+        left.remove(pick)
+    return "\n".join(lines)
+
+
 def extreme(rng: random.Random) -> Example:
-    values, word = sorted(set(numbers(rng, 3, 6))), rng.choice(list(EXTREME))
-    rng.shuffle(values)
+    values, word = numbers(rng, 3, 5), rng.choice(list(EXTREME))
     text = rng.choice(EXTREMES).format(e=word, x=joined(rng, [str(v) for v in values]))
-    return ask(say(rng, text, False), f"The {word} number is {EXTREME[word](values)}.")
+    choose = EXTREME[word]
+    return ask(
+        say(rng, text, False), f"The {word} number is {choose(values)}.", picks(aligned(values), choose is max, 1)
+    )
 
 
 def sort(rng: random.Random) -> Example:
     draw = rng.random()
-    if draw < 0.15:
+    if draw < 0.12:
         return extreme(rng)
-    if draw < 0.45:
-        words = rng.sample(NOUNS, rng.randint(3, 5))
+    if draw < 0.4:
+        words = rng.sample(NOUNS, rng.randint(3, 4))
         text = rng.choice(UP + UP_WORDS).format(x=joined(rng, words), kind="words")
-        return ask(say(rng, text, False), f"Sorted: {plain(sorted(words))}.")
-    values = numbers(rng, 3, 6)
+        return ask(say(rng, text, False), f"Sorted: {plain(sorted(words))}.", picks(words))
+    values = numbers(rng, 3, 5)
     down = rng.random() < 0.35
     template, zh = pick(rng, DOWN_NUMBERS if down else UP + UP_NUMBERS, DOWN_ZH if down else UP_ZH)
     text = template.format(x=joined(rng, [str(v) for v in values], zh), kind="numbers")
     result = plain([str(v) for v in sorted(values, reverse=down)])
-    return ask(say(rng, text, zh), f"排序结果：{result}。" if zh else f"Sorted: {result}.")
+    answer = f"排序结果：{result}。" if zh else f"Sorted: {result}."
+    return ask(say(rng, text, zh), answer, picks(aligned(values), down))
 
 
 def items(rng: random.Random, low: int, high: int) -> tuple[list[str], str]:
-    """A random list and what its items are called."""
+    """A random list of different items and what they are called."""
     count, draw = rng.randint(low, high), rng.random()
     if draw < 0.35:
-        return [str(rng.randint(0, 99)) for _ in range(count)], "numbers"
-    if draw < 0.5:
-        return [rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(count)], "letters"
+        return [str(v) for v in rng.sample(range(100), count)], "numbers"
+    if draw < 0.47:
+        return rng.sample("abcdefghijklmnopqrstuvwxyz", count), "letters"
+    if draw < 0.53:
+        return [made_up(rng).lower() for _ in range(min(count, 5))], "words"
     if draw < 0.6:
-        return [made_up(rng).lower() for _ in range(count)], "words"
+        return rng.sample(ADJECTIVES + COLORS[3:] + VERBS, count), "words"
     return rng.sample(NOUNS, count), "words"
 
 
 def reverse(rng: random.Random) -> Example:
     template, zh = pick(rng, REVERSE, REVERSE_ZH)
-    values, kind = (rng.sample(ZH_NOUNS, rng.randint(3, 6)), "") if zh and rng.random() < 0.5 else items(rng, 3, 7)
+    values, kind = (rng.sample(ZH_NOUNS, rng.randint(3, 6)), "") if zh and rng.random() < 0.5 else items(rng, 3, 6)
     # the answer repeats made-up names, so the case of the question stays as it is
     text = template.format(x=joined(rng, values, zh), kind=kind)
     result = plain(values[::-1])
@@ -163,31 +197,17 @@ def numbered(values: list[str]) -> str:
     return ", ".join(f"{i} {v}" for i, v in enumerate(values, 1))
 
 
-def times(rng: random.Random) -> Example:
-    words = rng.sample(NOUNS, 3)
-    values = [rng.choice(words) for _ in range(rng.randint(3, 8))]
-    word = rng.choice(values)
-    count = values.count(word)
-    text = rng.choice(TIMES).format(w=rng.choice(("{}", '"{}"', "'{}'")).format(word), x=joined(rng, values))
-    return ask(
-        say(rng, text, False), f"The word {word} appears {count} time{'s' * (count > 1)}.", numbered([word] * count)
-    )
-
-
 def letters(rng: random.Random) -> Example:
-    word = rng.choice(NOUNS)
-    text = rng.choice(LETTERS).format(w=rng.choice(("{}", '"{}"', "'{}'")).format(word))
+    word = rng.choice(NOUNS if rng.random() < 0.8 else ADJECTIVES + COLORS + VERBS)
+    text = rng.choice(LETTERS).format(w=rng.choice(("{}", "{}", "{}", '"{}"', "'{}'")).format(word))
     return ask(say(rng, text, False), f"The word {word} has {len(word)} letters.", numbered(list(word)))
 
 
 def count(rng: random.Random) -> Example:
-    draw = rng.random()
-    if draw < 0.15:
-        return times(rng)
-    if draw < 0.3:
+    if rng.random() < 0.25:
         return letters(rng)
     template, zh = pick(rng, COUNT, COUNT_ZH)
-    values, kind = (rng.sample(ZH_NOUNS, rng.randint(2, 9)), "") if zh and rng.random() < 0.5 else items(rng, 2, 10)
+    values, kind = (rng.sample(ZH_NOUNS, rng.randint(2, 8)), "") if zh and rng.random() < 0.5 else items(rng, 2, 8)
     if "{kind}" not in template:
         kind = "items"
     text = say(rng, template.format(x=joined(rng, values, zh), kind=kind), zh)

@@ -258,7 +258,7 @@ def recall(rng: random.Random, quick: Callable[[random.Random], Example]) -> Exa
         if rng.random() < 0.3:
             messages += filler(rng, min(length, 150), quick)
     messages += filler(rng, length, quick)
-    if rng.random() < 0.07:
+    if rng.random() < 0.1:
         return not_told(rng, messages, facts)
     i = rng.randrange(len(facts))
     messages.append({"role": "user", "content": say(rng, rng.choice(facts[i].asked), facts[i].zh)})
