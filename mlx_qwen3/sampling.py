@@ -168,28 +168,50 @@ def sample(logits: mx.array, params: SamplingParams, keys: mx.array | None) -> m
     """One token id per row, (B,), from logits (B, V) whose repetition penalty is applied, with keys (B, 2)."""
     if params.greedy:
         return mx.argmax(logits, axis=-1)
-    logits = logits.astype(mx.float32)
-    logits = (logits - mx.max(logits, axis=-1, keepdims=True)) / params.temperature  # a low one must not overflow
     draw = mx.vmap(lambda row, key: mx.random.categorical(row, key=key))
     if params.top_k == 0 and params.top_p == 1 and params.min_p == 0:
-        return draw(logits, keys)
+        return draw(_cooled(logits, mx.max(logits, axis=-1, keepdims=True), params), keys)
     values, ids = candidates(logits, params.top_k)
-    values = min_p(top_p(values, params.top_p), params.min_p)
+    values = min_p(top_p(_cooled(values, values[:, :1], params), params.top_p), params.min_p)
     return mx.take_along_axis(ids, draw(values, keys)[:, None], axis=-1)[:, 0]
 
 
-def candidates(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
-    """The k largest logits of each row, largest first, and their ids, (B, k); all where k is 0.
+def _cooled(logits: mx.array, largest: mx.array, params: SamplingParams) -> mx.array:
+    """Divided by the temperature, as float32; without the largest, since a low temperature must not overflow."""
+    return (logits.astype(mx.float32) - largest.astype(mx.float32)) / params.temperature
 
-    Partitioned before they are sorted: the later filters then work on k values and not on the vocabulary.
-    """
+
+BLOCK = 128  # neighbouring logits of which only the largest is looked at first
+
+
+def candidates(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
+    """The k largest logits of each row, largest first, and their ids, (B, k); all where k is 0."""
     if not 0 < k < logits.shape[-1]:
         ids = mx.argsort(-logits, axis=-1)
         return mx.take_along_axis(logits, ids, axis=-1), ids
-    ids = mx.argpartition(-logits, k - 1, axis=-1)[:, :k]
+    ids = _largest(logits, k)
     values = mx.take_along_axis(logits, ids, axis=-1)
     order = mx.argsort(-values, axis=-1)
     return mx.take_along_axis(values, order, axis=-1), mx.take_along_axis(ids, order, axis=-1)
+
+
+def _largest(logits: mx.array, k: int) -> mx.array:
+    """Ids of the k largest, in any order.
+
+    They lie in the k blocks with the largest maxima, so only those, and what is left behind the last whole block, have
+    to be partitioned: a hundredth of Qwen3's vocabulary.
+    """
+    B, V = logits.shape
+    whole = V // BLOCK * BLOCK
+    if whole <= 4 * k * BLOCK:
+        return mx.argpartition(logits, -k, axis=-1)[:, -k:]
+    maxima = mx.max(logits[:, :whole].reshape(B, -1, BLOCK), axis=-1)
+    blocks = mx.argpartition(maxima, -k, axis=-1)[:, -k:]
+    ids = (blocks[..., None] * BLOCK + mx.arange(BLOCK, dtype=mx.uint32)).reshape(B, -1)
+    rest = mx.broadcast_to(mx.arange(whole, V, dtype=mx.uint32), (B, V - whole))
+    ids = mx.concatenate([ids, rest], axis=-1)
+    best = mx.argpartition(mx.take_along_axis(logits, ids, axis=-1), -k, axis=-1)[:, -k:]
+    return mx.take_along_axis(ids, best, axis=-1)
 
 
 def top_p(values: mx.array, p: float) -> mx.array:

@@ -45,6 +45,17 @@ def test_the_filters_keep_what_transformers_keeps(k, p, m):
     np.testing.assert_array_equal(kept(scores, k, p, m), np.isfinite(expected.numpy()))
 
 
+@pytest.mark.parametrize("vocabulary", [151_936, 151_669, 5_000, 600])
+@pytest.mark.parametrize("k", [1, 20, 200])
+def test_candidates_are_the_largest(k, vocabulary):
+    scores = logits(2, vocabulary)
+    scores[:, -k // 2 :] += 9  # some behind the last whole block
+    values, ids = candidates(mx.array(scores), k)
+    expected = np.argsort(-scores, axis=-1)[:, :k]
+    np.testing.assert_array_equal(np.array(values), np.take_along_axis(scores, expected, axis=-1))
+    np.testing.assert_array_equal(np.take_along_axis(scores, np.array(ids), axis=-1), np.array(values))
+
+
 @pytest.mark.parametrize("penalty", [1.3, 0.8])
 def test_the_penalty_is_that_of_transformers(penalty):
     torch = pytest.importorskip("torch")
