@@ -10,25 +10,32 @@ from .options import Options
 
 
 @dataclass(frozen=True)
-class Outputs:
-    """Greedy tokens of a contestant beside ours, over the first `compared`.
+class Parting:
+    """The first greedy token that differs: ours, theirs, how far below our largest logit theirs lies, and the
+    difference of the two models' logits there, its largest element and its relative norm.
+    """
 
-    Where they part: our token and theirs, how far below our largest logit theirs lies, the relative norm of the
-    difference of the logits and its largest element, all at `position`; then the worst of these over all tokens that
-    the contestant chose, both models in the contestant's own context.
+    position: int
+    ours: int
+    theirs: int
+    gap: float
+    largest: float
+    relative: float
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """A contestant beside ours, over the first `compared` greedy tokens.
+
+    `relative` is the norm of the difference of the logits over the norm of ours, the worst over these tokens.
     """
 
     prompt_tokens: int
     compared: int
     agree: bool
-    position: int | None = None
-    ours: int | None = None
-    theirs: int | None = None
-    gap: float | None = None
-    relative: float | None = None
-    largest: float | None = None
-    worst_relative: float | None = None
-    allowed: float | None = None
+    relative: float
+    allowed: float
+    parting: Parting | None = None
 
 
 @dataclass(frozen=True)

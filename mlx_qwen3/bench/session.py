@@ -83,9 +83,10 @@ def _measure(
     for row, worker, count in zip(report.rows, workers, counts, strict=True):
         if count:
             tokens = worker.ask("generate", ids=ids, count=count)["tokens"]
+            if ours:
+                dtypes = {report.ours.dtype, row.dtype}
+                row.outputs.append(outputs.compare(workers[0], worker, ids, ours, tokens, dtypes))
             ours = ours or tokens
-            dtypes = {report.ours.dtype, row.dtype}
-            row.outputs.append(outputs.compare(workers[0], worker, ids, ours, tokens, dtypes))
         _note(row, len(ids), count, options.generate)
         progress(stage, 1, total)
     for _ in range(options.repeat):

@@ -18,7 +18,7 @@ def render(report: Report) -> str:
     blocks = [_heading(report)]
     blocks += [_length_table(report, length) for length in report.options.prompt_tokens]
     blocks.append(_process_table(report))
-    found = [sentence(row.name, output) for row in report.rows[1:] for output in row.outputs]
+    found = [sentence(row.name, output) for row in report.rows for output in row.outputs]
     notes = [note for row in report.rows for note in row.notes]
     blocks += [_list("Outputs, beside ours", found), _list("Notes", notes)]
     return "\n\n".join(block for block in blocks if block)
