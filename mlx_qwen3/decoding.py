@@ -5,6 +5,7 @@ from itertools import takewhile
 
 import mlx.core as mx
 
+from . import kernels
 from .config import Qwen3Config
 from .errors import PromptError, UsageError
 from .model import Qwen3
@@ -32,15 +33,15 @@ class _Replies:
         """The next token of every reply; `ahead`, the one after it is computed while the caller has this one."""
         if self.coming is None:
             self.coming = self._following(mx.array(self._last, mx.uint32), self._known)
-            mx.async_eval(self.coming)
+        mx.async_eval(self.coming)
         # Python builds the next step while the device computes this one, and hands it over when that is done: the
         # cache is written in place only if no unfinished work holds its buffers, and is copied otherwise.
         following = self._following(self.coming, self._known + 1) if ahead else None
         tokens: list[int] = self.coming.tolist()  # type: ignore[assignment]
         self._note(tokens)
         self.coming = following if self.running else None
-        if self.coming is not None:
-            mx.async_eval(self.coming)
+        if self.coming is not None and kernels.on_gpu():
+            mx.async_eval(self.coming)  # on a CPU this waits for most of the step, and the caller for this token
         return tokens
 
     def check(self, drafts: Sequence[int]) -> list[int]:
