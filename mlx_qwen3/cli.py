@@ -31,7 +31,6 @@ class Commands(click.Group):
         except (KeyboardInterrupt, click.Abort):
             code = INTERRUPTED
         except BrokenPipeError:  # the reader, `head` say, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = 1
         except OSError as error:  # a full disk behind stdout, say
             code = _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
@@ -40,7 +39,16 @@ class Commands(click.Group):
                 raise
             where = "set MLX_QWEN3_TRACEBACK=1 to see where, and please report it"
             code = _fail(f"unexpected {type(error).__name__}: {error}; {where}", 1)
+        _let_go_of_stdout()
         sys.exit(code or 0)
+
+
+def _let_go_of_stdout() -> None:
+    """What cannot be written is dropped here: the interpreter would try again at its end, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _show_version(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
