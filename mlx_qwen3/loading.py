@@ -7,6 +7,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
+from . import kernels
 from .checkpoint import StoredTensor
 from .config import Qwen3Config
 from .model import ConcatLinear, Qwen3
@@ -23,7 +24,7 @@ def load_model(folder: str | Path, dtype: str | mx.Dtype | None = None) -> Qwen3
     folder = Path(folder)
     config = Qwen3Config.from_folder(folder)
     parts = read_parts(folder, config)
-    compute = parse_dtype(dtype) or (mx.float32 if mx.default_device().type == mx.cpu else checkpoint_dtype(parts))
+    compute = parse_dtype(dtype) or (checkpoint_dtype(parts) if kernels.on_gpu() else mx.float32)
     modules = native_modules(parts, config, compute)
     model = Qwen3(config)
     places = _shape_modules(model, modules, config)

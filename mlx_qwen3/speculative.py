@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_reduce
 
-from . import blas
+from . import blas, kernels
 from .config import Qwen3Config
 from .errors import UsageError
 from .model import Qwen3
@@ -37,7 +37,7 @@ COST_GPU_PACKED_OLD = (1.0, 1.83, 2.5, 3.26, 3.9, 4.6, 5.28, 6.12)  # before the
 def pass_costs(model: Qwen3) -> tuple[float, ...]:
     """Which of the tables holds for a model on the default device."""
     packed = any(isinstance(module, nn.QuantizedLinear) for module in model.modules())
-    if mx.default_device().type == mx.cpu:
+    if not kernels.on_gpu():
         return ROW_BY_ROW if packed or (model.norm.weight.dtype == mx.float32 and blas.lacking()) else COST_CPU
     generation = re.search(r"g(\d\d)\w$", str(mx.device_info().get("architecture", "")))
     if packed and generation and int(generation[1]) < 15:

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mlx_qwen3"
 GROUPS = [
-    {"errors", "config", "blas", "watch", "terminal", "kernels"},
+    {"errors", "config", "blas", "watch", "terminal", "kernels", "writing"},
     {"model", "cache", "rope", "chat_template", "tokenizer", "sampling", "checkpoint", "attention"},
     {"weights", "hub", "streaming", "numerics", "passes", "step"},
     {"quantize", "values", "loading", "speculative", "decoding"},
@@ -42,6 +42,7 @@ WITHIN = {
     ("config", "errors"),
     ("blas", "errors"),
     ("terminal", "errors"),
+    ("writing", "errors"),
     ("model", "cache"),
     ("model", "rope"),
     ("tokenizer", "chat_template"),

@@ -1,7 +1,6 @@
 """The files that `bench` writes: everything as JSON, a picture. Each appears whole or not at all."""
 
 import json
-import math
 import os
 import tempfile
 from dataclasses import asdict, fields
@@ -9,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Qwen3Config
-from ..errors import OutputError, UsageError
+from ..errors import OutputError
 from ..inspect.pictures import figure_class
+from ..writing import check_picture, check_place, finite
 from .pictures import png
 from .report import PER_LENGTH, PER_PROCESS, Metric, Report, Row, Spread, ratio, samples
 
@@ -20,18 +20,13 @@ FORMAT = 1  # of the JSON
 def check_files(as_json: Path | None, plot: Path | None) -> None:
     """Raises UsageError or OutputError, before the hour of measuring, where a file could not be made."""
     if plot:
-        if plot.suffix.lower() != ".png":
-            raise UsageError(f"--plot is {plot}; expected a name that ends in .png")
+        check_picture(plot)
         figure_class()
     for path in (as_json, plot):
         if path is None:
             continue
-        folder = path.absolute().parent
-        if not folder.is_dir():
-            raise OutputError(f"{path.parent} is no folder; make it first, or give another place")
-        if path.is_dir():
-            raise OutputError(f"{path} is a folder; give a file name")
-        if not os.access(folder, os.W_OK):
+        check_place(path)
+        if not os.access(path.absolute().parent, os.W_OK):
             raise OutputError(f"{path.parent} cannot be written to; give another place")
 
 
@@ -54,7 +49,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "limits": report.limits,
         "contestants": [{**asdict(row), "summary": _summary(report, row)} for row in report.rows],
     }
-    return {name: _finite(value) for name, value in plain.items()}
+    return {name: finite(value) for name, value in plain.items()}
 
 
 def _shape(config: Qwen3Config) -> dict[str, Any]:
@@ -79,15 +74,6 @@ def _figures(report: Report, row: Row, metrics: tuple[Metric, ...], length: int 
             found = None if row is report.ours else ratio(report, row, metric, length)
             figures[metric.name] = {**asdict(spread), "ratio": asdict(found) if found else None}
     return figures
-
-
-def _finite(value: Any) -> Any:
-    """Strict JSON has no NaN: null."""
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write(path: Path, content: bytes) -> None:

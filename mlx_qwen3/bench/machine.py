@@ -8,6 +8,8 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from .. import kernels
+
 PACKAGES = ("mlx", "mlx-lm", "torch", "transformers", "numpy")
 
 
@@ -22,7 +24,7 @@ def describe() -> dict[str, str]:
 
 
 def _chip() -> str:
-    if mx.default_device().type == mx.gpu:
+    if kernels.on_gpu():
         name = str(mx.device_info()["device_name"])
     elif platform.system() == "Darwin":
         command = ["sysctl", "-n", "machdep.cpu.brand_string"]
@@ -45,6 +47,6 @@ def _from_cpuinfo() -> str:
 
 
 def _backend() -> str:
-    if mx.default_device().type == mx.cpu:
+    if not kernels.on_gpu():
         return "MLX CPU"
     return "MLX Metal" if mx.metal.is_available() else "MLX CUDA"

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from ..errors import OutputError, UsageError
+from ..errors import OutputError
+from ..writing import check_picture, check_place
 from .page import page
 from .pictures import figure_class, png
 from .report import Report
@@ -10,15 +11,12 @@ from .report import Report
 
 def check_files(plot: Path | None, html: Path | None) -> None:
     """Raises UsageError or OutputError, before the work, where a file could not be made."""
-    if plot and plot.suffix.lower() != ".png":
-        raise UsageError(f"--plot is {plot}; expected a name that ends in .png")
+    if plot:
+        check_picture(plot)
     for path in (plot, html):
         if path is None:
             continue
-        if not path.absolute().parent.is_dir():
-            raise OutputError(f"{path.parent} is no folder; make it first, or give another place")
-        if path.is_dir():
-            raise OutputError(f"{path} is a folder; give a file name")
+        check_place(path)
         figure_class()
 
 

@@ -1,11 +1,11 @@
 """A report as text for the terminal and as JSON for programs."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from textwrap import fill
 from typing import Any
 
+from ..writing import finite
 from .report import Report, place
 from .statistics import Statistics
 from .tables import Table, forecast, tables, verdict_lines
@@ -30,7 +30,7 @@ def headline(report: Report) -> str:
 
 def as_json(report: Report) -> dict[str, Any]:
     """Everything, in types that strict JSON has: what is not finite is null, and counted in nan and inf."""
-    return _finite(
+    return finite(
         {
             "source": report.source,
             "dtype": report.dtype,
@@ -115,14 +115,6 @@ def _comparison(report: Report) -> dict[str, Any] | None:
 
 def _statistics(statistics: Statistics) -> dict[str, Any]:
     return asdict(statistics) | {"abs_max": statistics.abs_max}
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _text(table: Table) -> str:
