@@ -69,23 +69,23 @@ class Task:
 TASKS = {
     t.name: t
     for t in (
-        Task("addition", arithmetic.addition, 1.3, 0.35),
-        Task("subtraction", arithmetic.subtraction, 1.6, 0.4),
-        Task("large arithmetic", arithmetic.large, 1.3, 0.85),
-        Task("sort", lists.sort, 1.6, 0.55),
-        Task("reverse", lists.reverse, 0.9),
-        Task("count", lists.count, 1.2, 0.55),
-        Task("capitals", knowledge.capital, 1.0),
-        Task("facts", knowledge.fact, 1.0),
+        Task("addition", arithmetic.addition, 1.6, 0.35),
+        Task("subtraction", arithmetic.subtraction, 2.9, 0.4),
+        Task("large arithmetic", arithmetic.large, 0.9, 0.85),
+        Task("sort", lists.sort, 4.6, 0.55),
+        Task("reverse", lists.reverse, 2.8),
+        Task("count", lists.count, 2.8, 0.55),
+        Task("capitals", knowledge.capital, 1.4),
+        Task("facts", knowledge.fact, 1.6),
         Task("units", knowledge.unit, 0.9),
-        Task("recall", partial(recall.recall, quick=earlier_turn), 1.2),
+        Task("recall", partial(recall.recall, quick=earlier_turn), 1.0),
         Task("acknowledge", recall.acknowledge, 0.4),
-        Task("tool call", tools.call, 0.9, 0.35),
-        Task("tool response", tools.respond, 0.6),
-        Task("no tool fits", partial(tools.no_call, quick=quick), 0.6, 0.3),
-        Task("JSON schema", schema.schema, 0.8),
-        Task("greetings", chat.greeting, 0.5),
-        Task("unknown", chat.unknown, 0.9),
+        Task("tool call", tools.call, 1.1, 0.35),
+        Task("tool response", tools.respond, 0.8),
+        Task("no tool fits", partial(tools.no_call, quick=quick), 1.4, 0.3),
+        Task("JSON schema", schema.schema, 1.4),
+        Task("greetings", chat.greeting, 0.9),
+        Task("unknown", chat.unknown, 1.0),
     )
 }
 
@@ -126,12 +126,12 @@ def examples(task: str, count: int, seed: int) -> list[Example]:
     return found
 
 
-def stream(seed: int, weights: dict[str, float] | None = None, share: float = 1.0) -> Iterator[tuple[Example, bool]]:
+def stream(seed: int, share: float = 1.0) -> Iterator[tuple[Example, bool]]:
     """Endless training examples, each with whether its working is written out (thinking on)."""
     rng, table = random.Random(seed), list(TASKS.values())
-    shares = [(weights or {}).get(t.name, t.weight) for t in table]
+    weights = [task.weight for task in table]
     while True:
-        task = rng.choices(table, shares)[0]
+        task = rng.choices(table, weights)[0]
         example = draw(rng, task, False, share)
         yield example, not example.thinking or rng.random() < task.thought
 

@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 from training import attention  # noqa: E402
 from training.corpus import stream  # noqa: E402
-from training.recipe import Recipe, phase_at, rate  # noqa: E402
+from training.recipe import Recipe, rate  # noqa: E402
 from training.text import EOS, PAD, encoded, shipped_tokenizer, train_tokenizer  # noqa: E402
 
 
@@ -93,16 +93,15 @@ def tensors(group: list[tuple[list[int], int]], pad: int) -> tuple[torch.Tensor,
 def batches(
     recipe: Recipe, tokenizer: PreTrainedTokenizerFast, place: Place
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, Place]]:
-    """The batches from a place on, each with the place after it. A chunk depends on the seed, its number and its
-    phase alone, so that a resumed run sees what an unbroken one would have seen."""
+    """The batches from a place on, each with the place after it. A chunk depends on the seed and its number alone,
+    so that a resumed run sees what an unbroken one would have seen."""
     step, chunk, start = place
     while True:
-        phase, end = phase_at(recipe, start)
-        source = stream(recipe.seed * 1_000_003 + chunk, phase.weights, phase.context)
+        source = stream(recipe.seed * 1_000_003 + chunk, recipe.context)
         rows = [encoded(tokenizer, example, thinking) for example, thinking in islice(source, recipe.chunk)]
-        groups = list(cut(rows, phase.batch))
+        groups = list(cut(rows, recipe.batch))
         random.Random(chunk).shuffle(groups)
-        for group in groups[step - start : end - start]:
+        for group in groups[step - start :]:
             step += 1
             yield *tensors(group, tokenizer.pad_token_id), Place(step, chunk, start)
         chunk, start = chunk + 1, step
