@@ -21,8 +21,8 @@ from statistics import median
 ROOT = Path(__file__).parent.parent
 OURS = """
 import sys
-from mlx_qwen3.convert import convert
-convert(sys.argv[1], sys.argv[2], quantize=sys.argv[3] or None, behaviour=False)
+from mlx_qwen3.conversion.convert import convert
+convert(sys.argv[1], sys.argv[2], quantize=sys.argv[3] or None, divergence=False)
 """
 THEIRS = """
 import sys
@@ -72,7 +72,7 @@ def modes(source: str, *wanted: str) -> None:
             command = [sys.executable, ROOT / "convert.py", source, f"{folder}/out", *option, "--json"]
             result = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
             seconds = time.monotonic() - began
-        b = result["behaviour"]
+        b = result["divergence"]
         ratio = "-" if b["perplexity_ratio"] is None else f"{b['perplexity_ratio']:.4f}"
         print(
             f"| {mode} | {result['bits_per_weight']:.3f} | {result['bytes'] / 1e6:.1f} | {b['kl_mean']:.3g} "
@@ -84,8 +84,8 @@ def modes(source: str, *wanted: str) -> None:
 def exact(*wanted: str) -> None:
     """Thinking on, 30 held-out examples of every task."""
     sys.path.insert(0, str(ROOT))
-    from mlx_qwen3.convert import convert
-    from mlx_qwen3.hub import DEMO
+    from mlx_qwen3.conversion.convert import convert
+    from mlx_qwen3.files.hub import DEMO
     from training import evaluate
 
     print("| mode | exact match |\n|---|---|")
@@ -93,9 +93,9 @@ def exact(*wanted: str) -> None:
         with tempfile.TemporaryDirectory() as folder:
             source = str(DEMO)
             if mode != "bf16":  # unpacked again, the same values go through a BLAS, which packed ones cannot
-                convert(source, f"{folder}/packed", quantize=mode, behaviour=False)
+                convert(source, f"{folder}/packed", quantize=mode, divergence=False)
                 source = f"{folder}/plain"
-                convert(f"{folder}/packed", source, quantize="none", dtype="fp32", behaviour=False)
+                convert(f"{folder}/packed", source, quantize="none", dtype="fp32", divergence=False)
             engine, tokenizer = evaluate.mlx_engine(source, folder)
             cases = [case for case in evaluate.cases(tokenizer, evaluate.TASKS, 30, 0) if case.thinking]
             evaluate.answer_all(cases, engine, tokenizer)

@@ -19,10 +19,10 @@ from typing import Any
 import mlx.core as mx
 
 import mlx_qwen3  # noqa: F401  first: it loads the BLAS
-from mlx_qwen3 import kernels
-from mlx_qwen3.loading import load_model
-from mlx_qwen3.passes import prefill
-from mlx_qwen3.step import decode_step
+from mlx_qwen3.engine.prefill import prefill
+from mlx_qwen3.model import kernels
+from mlx_qwen3.model.load import load_model
+from mlx_qwen3.model.step import decode_step
 
 VIEWS = "Broadcast Flatten Unflatten Transpose Slice ExpandDims Squeeze Reshape Split AsStrided".split()
 PROMPT = mx.array([[1, 2, 3]])

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
-from mlx_qwen3.attention import attention_chunk
+from mlx_qwen3.compare.attention import attention_chunk
 
 HEADS, KV_HEADS, HEAD_DIM = 16, 8, 128  # of Qwen3-0.6B
 LENGTHS = (512, 1024, 2048, 4096, 8192)

@@ -1,29 +1,43 @@
 """Qwen3 on MLX: `load`, `stream`, `generate`, `convert`."""
 
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from . import blas
 
 blas.preload()  # before the first import of MLX
 
-from .certificate import Certificate
-from .convert import convert
-from .errors import Qwen3Error
-from .generation import Result, Step, generate, stream
-from .hub import resolve
-from .loading import load_model
-from .model import Qwen3
-from .sampling import SamplingParams
-from .tokenizer import Tokenizer
+if TYPE_CHECKING:
+    from .conversion.certificate import Certificate
+    from .conversion.convert import convert
+    from .engine.reply import Chunk, Result, generate, stream
+    from .engine.sampling import SamplingParams
+    from .errors import Qwen3Error
+    from .model.qwen3 import Qwen3
+    from .text.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
+# Public name -> its module, which is imported at first use: `import mlx_qwen3` does not wait for all of conversion.
+_PLACES = {
+    "Certificate": "conversion.certificate",
+    "Chunk": "engine.reply",
+    "Qwen3": "model.qwen3",
+    "Qwen3Error": "errors",
+    "Result": "engine.reply",
+    "SamplingParams": "engine.sampling",
+    "Tokenizer": "text.tokenizer",
+    "convert": "conversion.convert",
+    "generate": "engine.reply",
+    "stream": "engine.reply",
+}
 __all__ = [
     "Certificate",
+    "Chunk",
     "Qwen3",
     "Qwen3Error",
     "Result",
     "SamplingParams",
-    "Step",
     "Tokenizer",
     "convert",
     "generate",
@@ -32,12 +46,27 @@ __all__ = [
 ]
 
 
-def load(source: str | Path, dtype: str | None = None) -> tuple[Qwen3, Tokenizer]:
+def load(source: str | Path, dtype: str | None = None) -> "tuple[Qwen3, Tokenizer]":
     """Model and tokenizer of a folder, a Hub id or "demo".
 
     `dtype`: bf16, fp16 or fp32; the default is the checkpoint's on a GPU and float32 on a CPU.
     Raises a subclass of Qwen3Error that names what is wrong and the remedy.
     """
+    from .files.hub import resolve
+    from .model.load import load_model
+    from .text.tokenizer import Tokenizer
+
     blas.check()
     folder = resolve(source)
     return load_model(folder, dtype), Tokenizer(folder)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{_PLACES[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

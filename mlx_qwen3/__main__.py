@@ -1,3 +1,3 @@
-from .cli import cli
+from .cli.app import cli
 
 cli(prog_name="mlx-qwen3")

@@ -7,6 +7,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import tokenizers
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 # head_dim != hidden / heads, fewer kv heads, a prime vocabulary, and no two sizes alike
@@ -146,3 +147,16 @@ def byte_letters() -> list[str]:
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = iter(range(256, 512))
     return [chr(byte) if byte in plain else chr(next(others)) for byte in range(256)]
+
+
+def stored(folder: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """Every tensor of a folder as the safetensors library reads it: dtype, shape, bytes."""
+    result = {}
+    for path in folder.glob("*.safetensors"):
+        arrays = mx.load(str(path))
+        with safe_open(path, framework="numpy") as file:
+            for name in arrays:
+                part = file.get_slice(name)
+                raw = np.array(arrays[name].view(mx.uint8)).tobytes()
+                result[name] = (part.get_dtype(), tuple(part.get_shape()), raw)
+    return result

@@ -3,12 +3,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 import pytest
 from checkpoints import TINY, write_checkpoint
 
-from mlx_qwen3 import behaviour
+from mlx_qwen3.compare import divergence
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers reads it: no test reaches the network
 
@@ -17,7 +16,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers reads it: no test reac
 def short_text() -> Iterator[None]:
     """The text that conversions are measured on, cut: a tokenizer of one token a byte makes it long."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(behaviour, "TEXT", behaviour.TEXT[-150:])
+        patch.setattr(divergence, "TEXT", divergence.TEXT[-150:])
         yield
 
 
@@ -67,13 +66,3 @@ def torch_states() -> Callable[..., tuple[list[np.ndarray], np.ndarray]]:
         return [state.float().numpy() for state in states], logits.float().numpy()
 
     return run
-
-
-def as_numpy(array: mx.array) -> np.ndarray:
-    return np.array(array.astype(mx.float32))
-
-
-def relative(ours: Any, theirs: np.ndarray) -> float:
-    """Norm of the difference over the norm of the reference."""
-    ours = as_numpy(ours) if isinstance(ours, mx.array) else ours
-    return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))

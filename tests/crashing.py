@@ -13,7 +13,7 @@ import signal
 import sys
 from pathlib import Path
 
-from mlx_qwen3.convert import convert
+from mlx_qwen3.conversion.convert import convert
 
 WATCHED = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.listdir", "shutil.rmtree", "shutil.copyfile"}
 

@@ -56,14 +56,14 @@ def test_a_library_that_packages_install_is_found(library):
 
 @pytest.mark.parametrize("arguments", [["generate", "--prompt", "x"], ["convert", "a", "b"]])
 def test_a_library_that_cannot_be_loaded_is_named(arguments):
-    program = f"from mlx_qwen3.cli import cli; cli({arguments!r})"
+    program = f"from mlx_qwen3.cli.app import cli; cli({arguments!r})"
     result = run(program, MLX_QWEN3_BLAS="/nowhere/libblas.so")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert "MLX_QWEN3_BLAS is '/nowhere/libblas.so', which cannot be loaded" in result.stderr
 
 
 def test_the_version_shows_what_is_in_use(library):
-    program = "from mlx_qwen3.cli import cli; cli(['--version'])"
+    program = "from mlx_qwen3.cli.app import cli; cli(['--version'])"
     assert str(library) in run(program, MLX_QWEN3_BLAS=str(library)).stdout
     assert run(program, MLX_QWEN3_BLAS="none").stdout.endswith("BLAS of MLX\n")
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from arrays import as_numpy, relative
 from checkpoints import TINY, random_weights, write_checkpoint
-from conftest import as_numpy, relative
 
-from mlx_qwen3.loading import load_model
+from mlx_qwen3.model.load import load_model
 
 SHAPE = {
     **TINY,
@@ -66,8 +66,8 @@ def test_loading_never_holds_two_copies(full, dtype, gigabytes):
 def test_conversion_works_tensor_by_tensor(full, tmp_path, quantize):
     """Peak memory above the empty process, which is 0.011 GB; the embedding alone has 0.311 GB."""
     program = (
-        "import pathlib, sys; from mlx_qwen3.convert import convert; "
-        "convert(sys.argv[1], sys.argv[2], quantize=sys.argv[3] or None, behaviour=False); "
+        "import pathlib, sys; from mlx_qwen3.conversion.convert import convert; "
+        "convert(sys.argv[1], sys.argv[2], quantize=sys.argv[3] or None, divergence=False); "
         "print(pathlib.Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
     )
     command = [sys.executable, "-c", program, str(full), str(tmp_path / "out"), quantize or ""]

@@ -7,10 +7,10 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from ..config import Qwen3Config
 from ..errors import OutputError
+from ..files.config import Qwen3Config
 from ..inspect.pictures import figure_class
-from ..writing import check_picture, check_place, finite
+from ..report import check_picture, check_place, finite
 from .pictures import png
 from .report import PER_LENGTH, PER_PROCESS, Metric, Report, Row, Spread, ratio, samples
 

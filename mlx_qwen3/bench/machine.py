@@ -8,7 +8,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from .. import kernels
+from ..model import kernels
 
 PACKAGES = ("mlx", "mlx-lm", "torch", "transformers", "numpy")
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import blas
-from ..config import Qwen3Config, read_json
 from ..errors import UsageError
+from ..files.config import Qwen3Config, read_json
 
 DTYPES = ("bf16", "fp16", "fp32")
 DEFAULT = "default"  # every contestant as its users get it

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from ..config import Qwen3Config
+from ..files.config import Qwen3Config
 from .options import Options
 
 

@@ -3,7 +3,7 @@
 L prompt tokens, N weights of the layers' matrices, H query heads, D head_dim
 """
 
-from ..config import Qwen3Config
+from ..files.config import Qwen3Config
 
 
 def decode_limit(bytes_per_second: float, bytes_per_token: float) -> float:

@@ -8,8 +8,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ..config import Qwen3Config
-from ..hub import resolve
+from ..files.config import Qwen3Config
+from ..files.hub import resolve
 from . import machine, outputs, whole
 from .options import Contestant, Options, contestants, tokens_made
 from .process import Worker

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..errors import OutputError
-from ..writing import check_picture, check_place
+from ..report import check_picture, check_place
 from .page import page
 from .pictures import figure_class, png
 from .report import Report

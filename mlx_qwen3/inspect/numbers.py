@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from ..checkpoint import dtype_name
-from ..model import Qwen3
-from ..passes import prefill_chunk
+from ..engine.prefill import prefill_chunk
+from ..files.checkpoint import dtype_name
+from ..model.qwen3 import Qwen3
 from .probe import ScoreBlock, probing
 from .statistics import Accumulator, Statistics, grouped
 from .steps import ENTROPY, FIRST_TOKEN, K_SHARED, SCORES, SOFTMAX, V_SHARED, Step

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from textwrap import fill
 from typing import Any
 
-from ..writing import finite
+from ..report import finite
 from .report import Report, place
 from .statistics import Statistics
 from .tables import Table, forecast, tables, verdict_lines

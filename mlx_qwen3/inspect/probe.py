@@ -6,10 +6,10 @@ from typing import Protocol
 
 import mlx.core as mx
 
-from ..attention import score_blocks, softmax
-from ..cache import KVCache
-from ..model import Qwen3
-from ..watch import watching
+from ..compare.attention import score_blocks, softmax
+from ..model.cache import KVCache
+from ..model.qwen3 import Qwen3
+from ..model.watch import watching
 from .steps import AFTER_LAYERS, EVENTS, Step
 
 

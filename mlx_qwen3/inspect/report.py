@@ -8,15 +8,15 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from ..checkpoint import dtype_name
-from ..config import Qwen3Config
-from ..decoding import check_prompt
+from ..compare.steps import Comparison, Difference, check_same_shape, compare, reference_steps, steps_of, tolerance
+from ..engine.runner import check_prompt
 from ..errors import HealthError, UsageError
-from ..hub import resolve
-from ..loading import load_model
-from ..model import Qwen3
-from ..tokenizer import Tokenizer
-from .compare import Comparison, Difference, check_same_shape, compare, reference_steps, steps_of, tolerance
+from ..files.checkpoint import dtype_name
+from ..files.config import Qwen3Config
+from ..files.hub import resolve
+from ..model.load import load_model
+from ..model.qwen3 import Qwen3
+from ..text.tokenizer import Tokenizer
 from .numbers import Key, Numbers, measure
 from .rules import ABNORMAL, Rules, Verdict, judge, load_rules, typical, units
 from .steps import NUMBERS

@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..errors import UsageError
-from ..model import Qwen3
+from ..model.qwen3 import Qwen3
 from .statistics import Statistics
 from .steps import NUMBERS
 

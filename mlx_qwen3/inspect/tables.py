@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from .compare import Difference
+from ..compare.steps import Difference
 from .numbers import Key
 from .report import Report, describe, place
 from .rules import ABNORMAL, NORMAL, Verdict

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..checkpoint import NAMES, StoredTensor, read_tensors
-from ..config import Quantization, Qwen3Config
-from ..values import unpacked
-from ..weights import LEAVES, Part, read_parts
+from ..files.checkpoint import NAMES, StoredTensor, read_tensors
+from ..files.config import Quantization, Qwen3Config
+from ..files.layout import LEAVES, Part, read_parts
+from ..files.values import unpacked
 from .rules import Rules
 from .statistics import Statistics, grouped, pooled, summarize
 

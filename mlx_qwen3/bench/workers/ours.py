@@ -11,10 +11,10 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_qwen3 import blas
-from mlx_qwen3.decoding import decode
-from mlx_qwen3.loading import load_model
-from mlx_qwen3.passes import prefill
-from mlx_qwen3.sampling import Sampler, SamplingParams
+from mlx_qwen3.engine.prefill import prefill
+from mlx_qwen3.engine.runner import decode
+from mlx_qwen3.engine.sampling import Sampler, SamplingParams
+from mlx_qwen3.model.load import load_model
 
 from .limits import measure
 from .on_mlx import OnMlx, as_numpy

@@ -10,7 +10,7 @@ import mlx_qwen3
 import numpy as np
 import torch
 
-from mlx_qwen3.reference import load_reference
+from mlx_qwen3.compare.reference import load_reference
 
 from .serve import Emit
 

@@ -1,0 +1,93 @@
+"""The group of commands: every failure is one line on stderr, never a traceback."""
+
+import os
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+from ..errors import Qwen3Error
+from .terminal import open_standard_streams
+
+COMMANDS = ("generate", "convert", "verify", "inspect", "bench")  # each a module of this folder
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+
+class Commands(click.Group):
+    """Imports a command when it is asked for. Exit codes: 2 for usage, 1 for other errors, 130 for Ctrl-C."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        command: click.Command | None = None
+        if name in COMMANDS:
+            command = import_module(f".{name}", __package__).command
+        return command
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        open_standard_streams()
+        try:
+            code = super().main(*args, **{**kwargs, "standalone_mode": False})
+            sys.stdout.flush()
+        except click.ClickException as error:
+            code = _fail(error.format_message(), error.exit_code)
+        except Qwen3Error as error:
+            code = _fail(str(error), error.exit_code)
+        except (KeyboardInterrupt, click.Abort):
+            code = INTERRUPTED
+        except BrokenPipeError:  # the reader, `head` say, has seen enough
+            code = 1
+        except OSError as error:  # a full disk behind stdout, say
+            code = _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
+        except Exception as error:
+            if os.environ.get("MLX_QWEN3_TRACEBACK"):
+                raise
+            where = "set MLX_QWEN3_TRACEBACK=1 to see where, and please report it"
+            code = _fail(f"unexpected {type(error).__name__}: {error}; {where}", 1)
+        _let_go_of_stdout()
+        sys.exit(code or 0)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option(
+    "--version",
+    is_flag=True,
+    callback=lambda *args: _show_version(*args),
+    expose_value=False,
+    is_eager=True,
+    help="Show the versions.",
+)
+def cli() -> None:
+    """Qwen3 on MLX. SOURCE is a checkpoint folder, a Hub id such as Qwen/Qwen3-0.6B, or `demo`."""
+    from .. import blas
+
+    blas.check()
+
+
+def _show_version(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if not wanted:
+        return
+    from importlib.metadata import version
+
+    import mlx.core as mx
+
+    from .. import __version__, blas
+
+    device = str(mx.default_device()).removeprefix("Device(").split(",")[0]
+    click.echo(f"mlx-qwen3 {__version__}, MLX {version('mlx')} on {device}, BLAS {blas.in_use or 'of MLX'}")
+    context.exit()
+
+
+def _let_go_of_stdout() -> None:
+    """Drop what cannot be written: the interpreter would try again at its end, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fail(message: str, code: int) -> int:
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    return code

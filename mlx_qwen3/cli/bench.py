@@ -1,0 +1,71 @@
+"""`mlx-qwen3 bench`"""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .progress import Bar
+
+
+@click.command("bench")
+@click.argument("source")
+@click.option(
+    "--against",
+    metavar="NAMES",
+    help="Some of torch, reference, mlx-lm, with commas; name:fp32 asks for a dtype. Default: torch,mlx-lm, those that "
+    "are installed and can read it.",
+)
+@click.option(
+    "--prompt-tokens", default="16,512,2048", show_default=True, metavar="L,L", help="Lengths of the prompts."
+)
+@click.option("--generate", type=int, default=128, show_default=True, metavar="N", help="Tokens behind each prompt.")
+@click.option("--repeat", type=int, default=5, show_default=True, metavar="N", help="Timed runs of everything.")
+@click.option(
+    "--dtype", default="default", show_default=True, help="default, each as its users get it; bf16, fp16, fp32."
+)
+@click.option("--same-blas", is_flag=True, help="Give the others the BLAS that this package loaded.")
+@click.option("--no-reference", is_flag=True, help="Leave out reference.py, which runs beside torch.")
+@click.option("--roofline", is_flag=True, help="Print the limits of this machine before the numbers.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Everything, every repeat.")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Bars with spread as PNG.")
+@click.option(
+    "--check",
+    "baseline_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="What --json wrote before: exit code 1 where a ratio is worse.",
+)
+@click.option("--margin", type=float, default=0.15, show_default=True, metavar="X", help="By how much it may be.")
+@click.option("--progress/--no-progress", default=None, help="Default: a bar on a terminal.")
+def command(
+    against: str | None,
+    prompt_tokens: str,
+    no_reference: bool,
+    roofline: bool,
+    json_file: Path | None,
+    plot: Path | None,
+    baseline_file: Path | None,
+    margin: float,
+    progress: bool | None,
+    **choices: Any,
+) -> None:
+    """Measure SOURCE beside torch and mlx-lm: same tokens, in turns, outputs compared first; Markdown on stdout."""
+    from .. import bench
+
+    options = bench.parse(against, prompt_tokens, reference=not no_reference, **choices)
+    bench.check_files(json_file, plot)
+    baseline = bench.read_baseline(baseline_file, margin) if baseline_file else None
+
+    def ready(report: bench.Report) -> None:
+        if baseline:
+            bench.check_settings(report, baseline)
+        if roofline:
+            click.echo(bench.limits_table(report) + "\n")
+
+    with Bar(progress) as bar:
+        report = bench.bench(options, bar, ready)
+    click.echo(bench.render(report))
+    bench.write_files(report, json_file, plot)
+    if baseline:
+        bench.check(report, baseline, margin)

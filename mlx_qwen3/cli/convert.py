@@ -1,0 +1,69 @@
+"""`mlx-qwen3 convert`"""
+
+import json
+from typing import Any
+
+import click
+
+from .progress import Bar
+
+
+@click.command("convert")
+@click.argument("source")
+@click.argument("out", type=click.Path())
+@click.option("--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), help="Default: every tensor keeps its own.")
+@click.option("--layout", type=click.Choice(["native", "hf"]), default="native", show_default=True)
+@click.option(
+    "--quantize",
+    metavar="MODE",
+    help="affine{2,3,4,5,6,8}, with g32, g64 or g128 behind it; mxfp4, mxfp8, nvfp4; mixed; none unpacks.",
+)
+@click.option("--bits", type=float, metavar="X", help="Budget of mixed in bits per weight.  [default: 5]")
+@click.option("--text", type=click.Path(), metavar="FILE", help="Measure the perplexity on it; default: built in.")
+@click.option("--max-kl", type=float, metavar="X", help="Publish nothing, and exit 1, past this mean KL divergence.")
+@click.option("--no-divergence", is_flag=True, help="Do not compare what source and result compute.")
+@click.option("--shard-size", default="5GB", show_default=True, metavar="SIZE", help="Largest file.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT, when the new one is complete.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done, and the sizes before and after.")
+@click.option("--progress/--no-progress", default=None, help="Default: a bar on a terminal.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def command(
+    source: str,
+    out: str,
+    text: str | None,
+    max_kl: float | None,
+    no_divergence: bool,
+    overwrite: bool,
+    dry_run: bool,
+    progress: bool | None,
+    as_json: bool,
+    shard_size: str,
+    **choices: Any,
+) -> None:
+    """Write the checkpoint SOURCE to the folder OUT, with a certificate of what was done.
+
+    native has fused projections and is what this package loads fastest; hf has Hugging Face's names, for transformers
+    and mlx-lm. Native to hf gives back the source's tensors bit for bit. Killed, the same command goes on where it was.
+    """
+    from ..conversion import certificate, plan
+    from ..conversion.convert import convert, dry_plan
+
+    choices["shard_bytes"] = plan.parse_size(shard_size)
+    with Bar(progress) as bar:
+        if dry_run:
+            planned = dry_plan(source, out, overwrite=overwrite, progress=bar, **choices)
+        else:
+            made = convert(
+                source,
+                out,
+                divergence=not no_divergence,
+                text=text,
+                max_kl=max_kl,
+                overwrite=overwrite,
+                progress=bar,
+                **choices,
+            )
+    if as_json:
+        click.echo(json.dumps(planned.summary() if dry_run else made.summary(), ensure_ascii=False))
+    else:
+        click.echo(planned.table() if dry_run else certificate.table(made), err=True)

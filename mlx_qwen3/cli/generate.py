@@ -1,0 +1,118 @@
+"""`mlx-qwen3 generate`"""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from ..errors import UsageError
+from .terminal import Printer, read_stdin, statistics
+
+
+@click.command("generate")
+@click.option("--prompt", required=True, metavar="TEXT", help="The user's message; - reads standard input.")
+@click.option("--model", "source", metavar="SOURCE", help="Default: Qwen/Qwen3-0.6B if it is downloaded, else demo.")
+@click.option("--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), help="Default: the checkpoint's; fp32 on a CPU.")
+@click.option("--system", metavar="TEXT", help="System message.")
+@click.option("--max-tokens", type=int, metavar="N", help="Default: to the end of the context.")
+@click.option("--temp", "temperature", type=float, metavar="T", help="0 is greedy. Default: the checkpoint's.")
+@click.option("--top-k", type=int, metavar="K", help="0 is off. Default: the checkpoint's.")
+@click.option("--top-p", type=float, metavar="P", help="1 is off. Default: the checkpoint's.")
+@click.option("--min-p", type=float, metavar="M", help="0 is off. Default: the checkpoint's.")
+@click.option("--seed", type=int, metavar="S", help="Repeat a reply. Default: a new one each time.")
+@click.option("--think/--no-think", "thinking", default=None, help="Default: as the template has it, on for Qwen3.")
+@click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template.")
+@click.option("--stop", multiple=True, metavar="S", help="End before this text; may be given several times.")
+@click.option("--draft", metavar="SOURCE", help="A smaller model of the same vocabulary whose guesses are checked.")
+@click.option(
+    "--lookup/--no-lookup",
+    default=None,
+    help="Check guesses from what was said before. Default: while it pays. Neither changes a token.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of streamed text.")
+def command(
+    prompt: str,
+    source: str | None,
+    dtype: str | None,
+    system: str | None,
+    max_tokens: int | None,
+    thinking: bool | None,
+    raw: bool,
+    stop: tuple[str, ...],
+    draft: str | None,
+    lookup: bool | None,
+    as_json: bool,
+    **sampling: Any,
+) -> None:
+    """Reply to a prompt; the text streams to stdout."""
+    from .. import blas
+    from ..engine import reply as generation
+    from ..engine.sampling import SamplingParams
+    from ..files import hub
+    from ..files.config import Qwen3Config
+    from ..model import load as loading
+    from ..text.tokenizer import Tokenizer
+
+    # What no model could honour is told before one is downloaded.
+    _check_raw(raw, system, thinking)
+    generation.check_options(max_tokens, stop)
+    SamplingParams(**{name: value for name, value in sampling.items() if value is not None})
+    text = read_stdin() if prompt == "-" else prompt
+    source = source or _default_source(hub)
+    folder, draft_folder = hub.resolve(source), hub.resolve(draft) if draft is not None else None
+    config, tokenizer = Qwen3Config.from_folder(folder), Tokenizer(folder)
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    request = generation.prepare(
+        config,
+        tokenizer,
+        tokenizer.encode(text) if raw else [*messages, {"role": "user", "content": text}],
+        sampling=generation.default_sampling(tokenizer, thinking, **sampling),
+        max_tokens=max_tokens,
+        thinking=thinking,
+        stop=stop,
+    )
+    if draft_folder:
+        generation.check_draft(draft_folder, config, tokenizer)
+    if advice := blas.advice():
+        click.echo(f"note: {advice}", err=True)
+    model = loading.load_model(folder, dtype)
+    drafts = (loading.load_model(draft_folder, dtype) if draft_folder else None, lookup)
+    result = _reply(model, tokenizer, request, drafts, None if as_json else Printer())
+    if as_json:
+        click.echo(json.dumps({**asdict(result), "model": source}, ensure_ascii=False))
+    else:
+        click.echo(statistics(result), err=True)
+    if result.finish_reason == "interrupted":
+        raise KeyboardInterrupt
+
+
+def _check_raw(raw: bool, system: str | None, thinking: bool | None) -> None:
+    if raw and (system is not None or thinking is not None):
+        option = "--system" if system is not None else "--think" if thinking else "--no-think"
+        raise UsageError(f"{option} belongs to the chat template, which --raw leaves out; drop one of them")
+
+
+def _reply(model: Any, tokenizer: Any, request: Any, drafts: tuple[Any, Any], show: Printer | None) -> Any:
+    """Run a request to its end or to Ctrl-C, shown as it is made."""
+    from ..engine import reply as generation
+
+    collector = generation.Collector(model, request)
+    try:
+        for step in generation.run(model, tokenizer, request, *drafts):
+            collector.add(step)
+            if show:
+                show.step(step.text, step.thinking)
+    except KeyboardInterrupt:
+        collector.interrupt()
+    finally:
+        if show:
+            show.end()
+    return collector.result()
+
+
+def _default_source(hub: Any) -> str:
+    source: str = hub.default_source()
+    if source == "demo":
+        click.echo(f"using the demo model in the package; --model {hub.DEFAULT} downloads the real one", err=True)
+    return source

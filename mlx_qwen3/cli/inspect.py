@@ -1,0 +1,47 @@
+"""`mlx-qwen3 inspect`"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .terminal import read_stdin
+
+
+@click.command("inspect")
+@click.argument("source")
+@click.option("--prompt", metavar="TEXT", help="The user's message; - reads standard input. Default: random tokens.")
+@click.option("--batch", type=int, metavar="B", help="Rows of random tokens. Default: 1.")
+@click.option("--length", type=int, metavar="L", help="Random tokens in a row. Default: 16.")
+@click.option("--layer", type=int, default=0, metavar="I", help="The layer shown step by step. Default: 0.")
+@click.option("--head", type=int, default=0, metavar="H", help="The head of the attention map. Default: 0.")
+@click.option("--heads", is_flag=True, help="Numbers and verdicts of every head.")
+@click.option("--full", is_flag=True, help="Every tensor by itself, and the numbers of every layer.")
+@click.option("--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), help="Default: the checkpoint's; fp32 on a CPU.")
+@click.option("--rules", type=click.Path(path_type=Path), metavar="FILE", help="JSON that replaces the limits.")
+@click.option("--against", metavar="SOURCE", help="Compare step by step with another checkpoint, or with `torch`.")
+@click.option("--strict", is_flag=True, help="Exit code 1 where there is a fault or a difference.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Heat maps and an attention map as PNG.")
+@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Tables and pictures on one page.")
+def command(
+    source: str,
+    prompt: str | None,
+    full: bool,
+    strict: bool,
+    as_json: bool,
+    plot: Path | None,
+    html: Path | None,
+    **options: Any,
+) -> None:
+    """Show what flows through the model SOURCE: weights, shapes, numbers, and whether they are healthy."""
+    from .. import inspect
+
+    inspect.check_files(plot, html)
+    text = read_stdin() if prompt == "-" else prompt
+    report = inspect.inspect(source, inspect.Options(prompt=text, **options))
+    inspect.write_files(report, plot, html, full)
+    click.echo(json.dumps(inspect.as_json(report), allow_nan=False) if as_json else inspect.render(report, full))
+    if strict:
+        report.raise_for_fault()

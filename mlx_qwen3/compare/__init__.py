@@ -1,0 +1,1 @@
+"""Two models side by side: states layer by layer, logits by their divergence, and the references to compare with."""

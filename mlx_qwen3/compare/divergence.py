@@ -1,0 +1,275 @@
+"""Two checkpoints side by side: what both compute in float32 for the same tokens, and how far they are apart.
+
+The forward pass is that of model.py, one block in memory at a time and the output matrix in runs of rows, so that a
+model needs neither to fit in memory nor its logits. Weights are unpacked to float32 and multiplied by NumPy: that is
+true float32 on every device, and 50 times faster on a CPU than the BLAS in MLX's Linux wheel.
+
+T tokens of all sequences together, V vocabulary, L tokens of one sequence
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ..errors import CheckpointError, UsageError
+from ..files.config import Qwen3Config
+from ..files.layout import NAME_MAP, read_parts
+from ..files.numerics import Floats, read_rows
+from ..model.qwen3 import Block
+from ..model.rope import RoPE
+from ..text.tokenizer import Tokenizer
+
+FIXED_IDS = 64
+WINDOW = 512  # tokens of a text that are seen together
+HEAD_VALUES = 1 << 21  # logits of one model in memory at a time
+TEXT = """\
+The lighthouse keeper wrote one line each evening, whether or not a ship had passed. "Wind from the west, glass falling,
+lamp lit at six." After thirty years the lines filled nine books, and when the lamp was at last given a motor, a student
+of the weather came to read them. She found that the keeper had never once written how he felt, and yet she knew: in the
+winters the letters leaned, and in the spring they stood up straight again.
+
+To find the sum of the first n odd numbers, draw them as corners of a square: 1, then 3 around it, then 5 around both.
+Every new corner makes the square one wider, so the sum is n * n. For n = 12 it is 144.
+
+def mean(values):
+    if not values:
+        raise ValueError("mean of nothing")
+    return sum(values) / len(values)
+
+水往低处流，人往高处走。Le train de sept heures est parti à l'heure. Der Kaffee ist kalt, aber das Gespräch war gut.
+"""
+Tick = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A result against its source, over every position of every sequence; logits in float32, KL in nats."""
+
+    sequences: tuple[tuple[int, ...], ...]  # token ids: the fixed ones, then the text in windows
+    text: str | None  # where it came from; None where the checkpoint has no tokenizer
+    logits_max: float  # largest absolute difference
+    logits_relative: float  # norm of the difference over the norm of the source's logits
+    kl_mean: float  # KL(source || result)
+    kl_p99: float
+    top1_agreement: float  # share of positions
+    source_perplexity: float | None
+    perplexity: float | None
+    top1: tuple[int, ...]  # of the result, so that it can be checked where the source is gone
+
+    @property
+    def perplexity_ratio(self) -> float | None:
+        return self.perplexity / self.source_perplexity if self.perplexity and self.source_perplexity else None
+
+
+class Streamed:
+    """The forward pass of a checkpoint folder that is read as it is computed."""
+
+    def __init__(self, folder: Path):
+        self.config = Qwen3Config.from_folder(folder)
+        self.parts = read_parts(folder, self.config)
+        self._rope = RoPE(self.config)
+
+    def hidden(self, sequences: Sequence[Sequence[int]], tick: Tick = lambda: None) -> Floats:
+        """The normalised last states (T, hidden) of all sequences; `tick` is called after every layer."""
+        states = [mx.array(self._embed(ids))[None] for ids in sequences]  # each (1, L, hidden)
+        for layer in range(self.config.num_hidden_layers):
+            states = self._layer(layer, states)
+            tick()
+        norm = nn.RMSNorm(self.config.hidden_size, eps=self.config.rms_norm_eps)
+        norm.weight = mx.array(self._weight("norm"))
+        return np.concatenate([np.array(norm(state))[0] for state in states])
+
+    def head(self, first: int, count: int) -> Floats:
+        """Rows of the output matrix, (count, hidden)."""
+        part = self.parts["embed_tokens" if self.config.tie_word_embeddings else "lm_head"]
+        return read_rows(part.leaves, part.quantization, first, count)
+
+    def _layer(self, layer: int, states: list[mx.array]) -> list[mx.array]:
+        block = Block(self.config, 0, self._rope)
+        prefix = f"layers.{layer}"
+        for name in ("input_layernorm", "self_attn.q_norm", "self_attn.k_norm", "post_attention_layernorm"):
+            _submodule(block, name).weight = mx.array(self._weight(f"{prefix}.{name}"))
+        plain = {name: (name,) for name in ("self_attn.o_proj", "mlp.down_proj")}
+        for name, parts in {**NAME_MAP, **plain}.items():
+            weight = np.concatenate([self._weight(f"{prefix}.{part}") for part in parts])
+            owner, leaf = name.split(".")
+            setattr(block[owner], leaf, _Product(weight))
+        results = []
+        for state in states:
+            cache = _OneLayer()
+            results.append(block(state, cache, cache.mask(state.shape[1])))  # type: ignore[arg-type]
+        mx.eval(results)
+        return results
+
+    def _weight(self, name: str) -> Floats:
+        part = self.parts[name]
+        return read_rows(part.leaves, part.quantization, 0, part.leaves["weight"].shape[0])
+
+    def _embed(self, ids: Sequence[int]) -> Floats:
+        part = self.parts["embed_tokens"]
+        tokens, places = np.unique(ids, return_inverse=True)
+        rows = [read_rows(part.leaves, part.quantization, int(token), 1) for token in tokens]
+        return np.concatenate(rows)[places]
+
+
+class _Product(nn.Module):
+    """x (..., inputs) times the transpose of a weight (outputs, inputs)."""
+
+    def __init__(self, weight: Floats):
+        super().__init__()
+        self._weight = weight
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return mx.array(np.array(x) @ self._weight.T)
+
+
+class _OneLayer:
+    """A cache for a block that sees its sequence once: nothing is kept."""
+
+    positions = 0
+
+    def mask(self, length: int) -> str | None:
+        return "causal" if length > 1 else None
+
+    def update(self, layer: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        return keys, values
+
+
+def sequences_for(folder: Path, text: Path | None) -> tuple[list[list[int]], str | None]:
+    """(token ids to compare two checkpoints on, where the text among them came from).
+
+    The first sequence is fixed and needs no tokenizer. The text, the built-in one or a UTF-8 file, does; the built-in
+    one is left out where there is none that fits. Raises UsageError or CheckpointError for a file that cannot be used.
+    """
+    config = Qwen3Config.from_folder(folder)
+    try:
+        ids = _encode(folder, config, TEXT if text is None else _read_text(text))
+    except CheckpointError as error:
+        if text is not None:
+            raise UsageError(f"--text {text} needs the tokenizer, but {error}") from None
+        return [fixed_ids(config)], None
+    if len(ids) < 2:
+        raise UsageError(f"--text {text} has {len(ids)} tokens; a perplexity needs 2")
+    window = min(WINDOW, config.context_length)
+    windows = [ids[first : first + window] for first in range(0, len(ids), window)]
+    return [fixed_ids(config), *windows], "built-in" if text is None else str(text)
+
+
+def _encode(folder: Path, config: Qwen3Config, text: str) -> list[int]:
+    ids = Tokenizer(folder).encode(text)
+    if beyond := [token for token in ids if token >= config.vocab_size]:
+        raise CheckpointError(
+            f"{folder / 'tokenizer.json'} gives the id {beyond[0]}, but vocab_size is {config.vocab_size}; "
+            "config.json and tokenizer are of different models"
+        )
+    return ids
+
+
+def fixed_ids(config: Qwen3Config) -> list[int]:
+    """Token ids that are spread over the vocabulary, the same for every checkpoint of its size."""
+    return [(7 + 2654435761 * index) % config.vocab_size for index in range(min(FIXED_IDS, config.context_length))]
+
+
+def compare(
+    source: Path, result: Path, sequences: Sequence[Sequence[int]], text: str | None, tick: Tick = lambda: None
+) -> Divergence:
+    """What `result` computes for `sequences`, against `source`; they are read one after another.
+
+    `tick` is called twice for every layer and once for every run of rows of the output matrix.
+    """
+    models = Streamed(source), Streamed(result)
+    hidden = [model.hidden(sequences, tick) for model in models]
+    sums = _Sums(np.concatenate([[*ids[1:], -1] for ids in sequences]))
+    vocabulary = models[0].config.vocab_size
+    step = head_rows(len(hidden[0]), vocabulary)
+    for first in range(0, vocabulary, step):
+        count = min(step, vocabulary - first)
+        logits = [states @ model.head(first, count).T for states, model in zip(hidden, models, strict=True)]
+        sums.add(first, *logits)
+        tick()
+    return sums.divergence(sequences, text)
+
+
+def head_rows(tokens: int, vocabulary: int) -> int:
+    """Rows of the output matrix to multiply at a time."""
+    return min(vocabulary, max(256, HEAD_VALUES // tokens))
+
+
+def ticks(config: Qwen3Config, tokens: int) -> int:
+    """How often `compare` calls its `tick`."""
+    return 2 * config.num_hidden_layers + -(-config.vocab_size // head_rows(tokens, config.vocab_size))
+
+
+class _Sums:
+    """Everything that is asked of two sets of logits, collected over runs of the vocabulary."""
+
+    def __init__(self, targets: np.ndarray):
+        self._targets = targets  # (T,) the next token, -1 at the end of a sequence
+        T = len(targets)
+        self._top = np.full((2, T), -np.inf)
+        self._top1 = np.zeros((2, T), np.int64)
+        self._total = np.zeros((2, T))  # sum of exp(logit - top)
+        self._weighted = np.zeros(T)  # sum of exp(source - top) * (source - result)
+        self._target = np.zeros((2, T))
+        self._largest = 0.0
+        self._squares = np.zeros(2)  # of the difference, of the source
+
+    def add(self, first: int, source: Floats, result: Floats) -> None:
+        """Logits (T, count) of the tokens from `first`."""
+        difference = source.astype(np.float64) - result
+        self._largest = max(self._largest, float(np.abs(difference).max()))
+        self._squares += np.square(difference).sum(), np.square(source, dtype=np.float64).sum()
+        for side, logits in enumerate((source, result)):
+            best = logits.argmax(-1)
+            value = np.take_along_axis(logits, best[:, None], -1)[:, 0].astype(np.float64)
+            higher = value > self._top[side]
+            self._top1[side] = np.where(higher, first + best, self._top1[side])
+            top = np.maximum(value, self._top[side])
+            shrink = np.exp(self._top[side] - top)
+            weights = np.exp(logits - top[:, None])
+            self._total[side] = self._total[side] * shrink + weights.sum(-1)
+            if side == 0:
+                self._weighted = self._weighted * shrink + np.einsum("tv,tv->t", weights, difference)
+            self._top[side] = top
+            inside = np.flatnonzero((self._targets >= first) & (self._targets < first + logits.shape[1]))
+            self._target[side, inside] = logits[inside, self._targets[inside] - first]
+
+    def divergence(self, sequences: Sequence[Sequence[int]], text: str | None) -> Divergence:
+        log_total = self._top + np.log(self._total)
+        divergence = np.maximum(self._weighted / self._total[0] - (log_total[0] - log_total[1]), 0)
+        scored = self._targets >= 0
+        scored[: len(sequences[0])] = False  # the fixed ids are no text
+        surprise = (log_total - self._target)[:, scored]
+        source, result = (math.exp(min(side.mean(), 700)) for side in surprise) if scored.any() else (None, None)
+        return Divergence(
+            sequences=tuple(tuple(ids) for ids in sequences),
+            text=text,
+            logits_max=self._largest,
+            logits_relative=math.sqrt(self._squares[0] / self._squares[1]),
+            kl_mean=float(divergence.mean()),
+            kl_p99=float(np.quantile(divergence, 0.99)),
+            top1_agreement=float((self._top1[0] == self._top1[1]).mean()),
+            source_perplexity=source,
+            perplexity=result,
+            top1=tuple(self._top1[1].tolist()),
+        )
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--text {path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise UsageError(f"--text {path} cannot be read ({error.strerror})") from None
+
+
+def _submodule(module: nn.Module, path: str) -> nn.Module:
+    for name in path.split("."):
+        module = module[name]
+    return module

@@ -1,0 +1,214 @@
+"""Checkpoint in, checkpoint out: planned, written tensor by tensor, compared with its source, published whole."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ..compare.divergence import Divergence, compare, sequences_for, ticks
+from ..errors import CheckpointError, UsageError, VerificationError
+from ..files.checkpoint import INDEX, identity, read_tensors
+from ..files.hub import resolve
+from .certificate import Certificate, tensor_record
+from .plan import SHARD_BYTES, Options, Plan, Progress, make_plan
+from .shards import FileRecord, SourceDigests, TensorRecord, sha256, write_shard
+from .staging import Staging, check_apart, check_free, staging
+
+CARRIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+)
+TokenIds = tuple[list[list[int]], str | None]
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    *,
+    dtype: str | None = None,
+    layout: str = "native",
+    quantize: str | None = None,
+    bits: float | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    divergence: bool = True,
+    text: str | Path | None = None,
+    max_kl: float | None = None,
+    overwrite: bool = False,
+    progress: Progress = lambda stage, done, total: None,
+) -> Certificate:
+    """Write the checkpoint `source` (any SOURCE) to the folder `out`, with a certificate of what was done.
+
+    `layout` native: fused qkv and gate_up, for this package; hf: the names of Hugging Face, for transformers and
+    mlx-lm. `dtype` (bf16, fp16, fp32) casts what is not packed; by default every tensor keeps its own, and native
+    to hf gives back the tensors of the source bit for bit. `quantize` packs every matrix: affine4, affine8g32, mxfp4,
+    ..., or mixed under a budget of `bits` per weight; none unpacks. Files hold at most `shard_bytes` of tensors, or
+    one tensor.
+
+    `divergence` compares what source and result compute on fixed token ids and on a `text` file (default: built in);
+    past a mean KL divergence of `max_kl` nothing is published. `out` appears whole or not at all, and `overwrite`
+    keeps what is there until then. After a kill the same call goes on where it stopped.
+
+    Raises UsageError, SourceError, ConfigError, CheckpointError, OutputError, or VerificationError past `max_kl`.
+    """
+    options = Options(dtype, layout, quantize, bits, shard_bytes)
+    options.check()
+    if max_kl is not None and not (divergence and max_kl >= 0):
+        raise UsageError(f"max_kl is {max_kl:g}, which needs the divergence to be measured and is 0 or more")
+    folder, out = _places(source, out, overwrite)
+    before = identity(folder)
+    plan = make_plan(folder, options, progress)
+    sequences = sequences_for(folder, Path(text).expanduser() if text is not None else None) if divergence else None
+    with staging(out, _settings(plan, before), overwrite) as stage:
+        with SourceDigests(sorted({tensor.path for tensor in read_tensors(folder).values()})) as digests:
+            files, tensors = _write_tensors(plan, stage, progress)
+            files |= _write_rest(plan, stage.folder)
+            measured = _measure(plan, stage.folder, sequences, progress)
+            source_files = digests.result()
+        after = identity(folder)
+        if changed := [name for name in {**before, **after} if before.get(name) != after.get(name)]:
+            raise CheckpointError(
+                f"{folder / changed[0]} changed while it was converted, nothing was published; run it again"
+            )
+        _check_gate(measured, max_kl)
+        certificate = _certify(plan, str(source), str(out), files, tensors, source_files, measured)
+        certificate.write(stage.folder)
+    return certificate
+
+
+def dry_plan(
+    source: str | Path,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    progress: Progress = lambda stage, done, total: None,
+    **choices: Any,
+) -> Plan:
+    """What `convert` would do with the same arguments, after the same checks; writes nothing."""
+    options = Options(**choices)
+    options.check()
+    folder, _ = _places(source, out, overwrite)
+    return make_plan(folder, options, progress)
+
+
+def _places(source: str | Path, out: str | Path, overwrite: bool) -> tuple[Path, Path]:
+    """The folders of source and result, once the result's is free, which is told before a download."""
+    out = Path(out).expanduser()
+    check_free(out, overwrite)
+    folder = resolve(source)
+    check_apart(folder, out)
+    return folder, out
+
+
+def _settings(plan: Plan, files: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be the same for a conversion to be gone on with: source, options, and what they come to."""
+    tensors = hashlib.sha256(json.dumps(plan.summary()["tensors"]).encode()).hexdigest()
+    return {
+        "source": str(plan.source.resolve()),
+        **asdict(plan.options),
+        **{f"source file {name}": state for name, state in files.items()},
+        "the tensors to write": tensors,
+        "version": version("mlx-qwen3"),
+    }
+
+
+def _write_tensors(plan: Plan, stage: Staging, progress: Progress) -> tuple[dict[str, FileRecord], list[TensorRecord]]:
+    """Every shard that an earlier run has not finished."""
+    files: dict[str, FileRecord] = {}
+    tensors: list[TensorRecord] = []
+    total = plan.bytes
+    format_name = "mlx" if plan.options.layout == "native" else "pt"
+    for shard in plan.shards:
+        if done := stage.finished(shard.file):
+            files[shard.file] = FileRecord(**done["file"])
+            tensors += [tensor_record(record) for record in done["tensors"]]
+            progress("writing", shard.nbytes, total)
+            continue
+        file, records = write_shard(stage.folder, shard, format_name, lambda n: progress("writing", n, total))
+        stage.finish(shard.file, {"file": asdict(file), "tensors": [asdict(record) for record in records]})
+        files[shard.file] = file
+        tensors += records
+    return files, tensors
+
+
+def _write_rest(plan: Plan, folder: Path) -> dict[str, FileRecord]:
+    """config.json, the index of several shards, and the files that are carried over."""
+    _write_json(folder / "config.json", plan.config_json)
+    names = ["config.json"]
+    if len(plan.shards) > 1:
+        places = {tensor.name: shard.file for shard in plan.shards for tensor in shard.tensors}
+        _write_json(folder / INDEX, {"metadata": {"total_size": plan.bytes}, "weight_map": places})
+        names.append(INDEX)
+    for path in (plan.source / name for name in CARRIED):
+        if path.exists() or path.is_symlink():  # a link that leads nowhere is an error, not an absent file
+            _copy(path, folder / path.name)
+            names.append(path.name)
+    return {name: FileRecord((folder / name).stat().st_size, sha256(folder / name)) for name in names}
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        content = source.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{source} cannot be read ({error.strerror}); download it again") from None
+    target.write_bytes(content)
+
+
+def _measure(plan: Plan, result: Path, sequences: TokenIds | None, progress: Progress) -> Divergence | None:
+    if sequences is None:
+        return None
+    ids, text = sequences
+    total = ticks(plan.config, sum(len(sequence) for sequence in ids))
+    return compare(plan.source, result, ids, text, lambda: progress("comparing", 1, total))
+
+
+def _certify(
+    plan: Plan,
+    source: str,
+    out: str,
+    files: Mapping[str, FileRecord],
+    tensors: Sequence[TensorRecord],
+    source_files: Mapping[str, FileRecord],
+    divergence: Divergence | None,
+) -> Certificate:
+    return Certificate(
+        source=source,
+        out=out,
+        layout=plan.options.layout,
+        dtype=plan.dtype,
+        quantize=plan.options.quantize,
+        bits_per_weight=plan.bits_per_weight,
+        source_bytes=plan.source_bytes,
+        bytes=plan.bytes,
+        source_files=source_files,
+        files=files,
+        tensors=tuple(tensors),
+        dropped=plan.dropped,
+        divergence=divergence,
+        versions={"mlx-qwen3": version("mlx-qwen3"), "mlx": version("mlx")},
+    )
+
+
+def _check_gate(divergence: Divergence | None, max_kl: float | None) -> None:
+    if divergence is None:
+        return
+    if not math.isfinite(divergence.kl_mean + divergence.logits_max):
+        raise VerificationError("source or result computes logits that are not finite; nothing was published")
+    if max_kl is not None and divergence.kl_mean > max_kl:
+        raise VerificationError(
+            f"the mean KL divergence from the source is {divergence.kl_mean:.4g}, past the {max_kl:g} allowed; "
+            "nothing was published, use more bits per weight"
+        )
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

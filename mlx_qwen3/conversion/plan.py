@@ -1,0 +1,225 @@
+"""A conversion before it is run: every tensor, every file, and the sizes before and after."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ..errors import UsageError
+from ..files.checkpoint import FLOATS, NAMES, dtype_name, read_tensors
+from ..files.config import FORMAT, Quantization, Qwen3Config, read_json
+from ..files.layout import Part, parse_dtype, part_shapes, read_parts
+from .quantize import DEFAULT_BITS, MIXED, NONE, fits, mixed, parse
+from .shards import Shard, plan_shards
+from .transform import Recipe, float_dtype, jobs, modules, refuse_packed
+
+LAYOUTS = ("native", "hf")
+SHARD_BYTES = 5 * 10**9
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+# What is going on ("measuring", "writing" in bytes; "comparing" in steps), what was just done of it, the total
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to make of a checkpoint. `quantize` is None to keep, a mode, mixed, or none to unpack."""
+
+    dtype: str | None = None
+    layout: str = "native"
+    quantize: str | None = None
+    bits: float | None = None  # budget of mixed, in bits per weight over the whole checkpoint
+    shard_bytes: int = SHARD_BYTES
+
+    def check(self) -> None:
+        """Raises UsageError for a value that is unknown or contradicts another."""
+        parse_dtype(self.dtype)
+        parse(self.quantize)
+        if self.layout not in LAYOUTS:
+            raise UsageError(f"layout is {self.layout!r}; expected {' or '.join(LAYOUTS)}")
+        if self.bits is not None and self.quantize != MIXED:
+            raise UsageError(f"bits is {self.bits:g}, but quantize is {self.quantize!r}; a budget needs {MIXED!r}")
+        if self.shard_bytes < 1:
+            raise UsageError(f"shard_bytes is {self.shard_bytes}; expected 1 or more")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a conversion will do; `summary` is what --dry-run prints."""
+
+    source: Path
+    options: Options
+    config: Qwen3Config
+    config_json: Mapping[str, Any]  # of the result
+    dtype: str
+    shards: tuple[Shard, ...]
+    dropped: Mapping[str, str]  # tensors of the source that the result does without -> why
+    source_bytes: int
+
+    @property
+    def bytes(self) -> int:
+        return sum(shard.nbytes for shard in self.shards)
+
+    @property
+    def bits_per_weight(self) -> float:
+        return self.bytes * 8 / sum(prod(shape) for shape in part_shapes(self.config).values())
+
+    def summary(self) -> dict[str, Any]:
+        tensors = [
+            {"name": t.name, "from": t.sources, "shape": t.shape, "dtype": NAMES[t.dtype], "made": t.made}
+            | ({"note": t.note} if t.note else {})
+            for shard in self.shards
+            for t in shard.tensors
+        ]
+        return {
+            "source": str(self.source),
+            **asdict(self.options),
+            "dtype": self.dtype,
+            "source_bytes": self.source_bytes,
+            "bytes": self.bytes,
+            "bits_per_weight": self.bits_per_weight,
+            "files": {shard.file: shard.nbytes for shard in self.shards},
+            "tensors": tensors,
+            "dropped": dict(self.dropped),
+        }
+
+    def table(self) -> str:
+        """The plan for a terminal."""
+        rows = [
+            (
+                t.name,
+                " | ".join(t.sources),
+                str(list(t.shape)),
+                NAMES[t.dtype],
+                f"{t.made} ({t.note})" if t.note else t.made,
+            )
+            for shard in self.shards
+            for t in shard.tensors
+        ]
+        files = [f"{shard.file}  {shard.nbytes:,} bytes" for shard in self.shards]
+        dropped = [f"left out: {name} ({why})" for name, why in self.dropped.items()]
+        return "\n".join(
+            [
+                *columns([("tensor", "from", "shape", "dtype", "made"), *rows]),
+                *dropped,
+                *files,
+                f"{self.source_bytes:,} bytes before, {self.bytes:,} after, {self.bits_per_weight:.3f} bits per weight",
+                "nothing was written",
+            ]
+        )
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines with the cells below one another."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def make_plan(folder: Path, options: Options, progress: Progress = lambda stage, done, total: None) -> Plan:
+    """Read the headers of a checkpoint and decide what becomes of every tensor.
+
+    Only mixed reads the weights too, to measure what fewer bits cost.
+    Raises UsageError, ConfigError or CheckpointError.
+    """
+    options.check()
+    raw = read_json(folder / "config.json")
+    config = Qwen3Config.from_hf(raw)
+    parts = read_parts(folder, config)
+    stored = read_tensors(folder)
+    repeats_head = _repeats_head(stored, raw, config)
+    recipe = _recipe(parts, options, repeats_head)
+    recipe = replace(recipe, packings=_packings(parts, config, options, recipe, progress))
+    made = jobs(parts, config, recipe)
+    tensors = [tensor for job in made for tensor in job.tensors]
+    dtype = max((tensor for tensor in tensors if tensor.dtype in FLOATS), key=lambda tensor: tensor.nbytes).dtype
+    kept = {name: part.quantization for name, part in parts.items() if part.quantization and not recipe.unpack}
+    used = {name for tensor in tensors for name in tensor.sources}
+    if recipe.repeats_head:
+        used |= {name for name in stored if name.startswith("lm_head.")}
+    return Plan(
+        source=folder,
+        options=options,
+        config=config,
+        config_json=_config(raw, options.layout, dtype, {**kept, **recipe.packings}, repeats_head),
+        dtype=dtype_name(dtype),
+        shards=tuple(plan_shards(made, options.shard_bytes)),
+        dropped=dict.fromkeys(sorted(stored.keys() - used), "repeats the embedding that it is tied to"),
+        source_bytes=sum(tensor.nbytes for tensor in stored.values()),
+    )
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as 5GB, 500MB or 2GiB. Raises UsageError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    if match is None or match[2].upper() not in UNITS or (size := round(float(match[1]) * UNITS[match[2].upper()])) < 1:
+        raise UsageError(f"size is {text!r}; expected a number with a unit, such as 5GB or 500MB")
+    return size
+
+
+def _recipe(parts: Mapping[str, Part], options: Options, repeats_head: bool) -> Recipe:
+    packing = parse(options.quantize)
+    if packing is not None and packing != NONE:
+        refuse_packed(parts, str(options.quantize))
+        repeats_head = False  # mlx-lm refuses the scales of a repeated lm_head
+    return Recipe(
+        layout=options.layout,
+        dtype=parse_dtype(options.dtype),
+        packings={},
+        unpack=packing == NONE,
+        repeats_head=repeats_head and options.layout == "hf",
+        asked=packing if isinstance(packing, Quantization) else None,
+    )
+
+
+def _packings(
+    parts: Mapping[str, Part], config: Qwen3Config, options: Options, recipe: Recipe, progress: Progress
+) -> dict[str, Quantization]:
+    if recipe.asked:
+        shapes = {name: part.leaves["weight"].shape for name, part in parts.items()}
+        return {name: recipe.asked for name, shape in shapes.items() if fits(shape, recipe.asked)}
+    if options.quantize != MIXED:
+        return {}
+    stacked = modules(parts, config, recipe)
+    total = sum(part.leaves["weight"].nbytes for part in parts.values())
+    return mixed(
+        stacked,
+        lambda module: float_dtype(module.parts[0], recipe.dtype),
+        DEFAULT_BITS if options.bits is None else options.bits,
+        lambda done: progress("measuring", done, total),
+    )
+
+
+def _repeats_head(stored: Mapping[str, Any], raw: Mapping[str, Any], config: Qwen3Config) -> bool:
+    """Whether the original checkpoint repeats the tied embedding as lm_head; the native layout only notes it."""
+    noted = (raw.get("mlx_qwen3") or {}).get("repeats_lm_head", False)
+    return config.tie_word_embeddings and (noted or any(name.startswith("lm_head.") for name in stored))
+
+
+def _config(
+    raw: Mapping[str, Any], layout: str, dtype: mx.Dtype, packings: Mapping[str, Quantization], repeats_head: bool
+) -> dict[str, Any]:
+    """config.json of the result: the source's keys, with dtype and quantization where this layout has them."""
+    ours = ("mlx_qwen3", "quantization", "quantization_config")
+    config = {key: value for key, value in raw.items() if key not in ours}
+    for key in {"dtype", "torch_dtype"} & config.keys() or {"torch_dtype"}:  # transformers 5 and 4
+        config[key] = dtype_name(dtype)
+    if layout == "native":
+        quantization = _quantization(packings, "")
+        note = {"format": FORMAT, "layout": layout, "dtype": dtype_name(dtype), "quantization": quantization}
+        return config | {"mlx_qwen3": note | ({"repeats_lm_head": True} if repeats_head else {})}
+    if quantization := _quantization(packings, "model."):
+        config |= {"quantization": quantization, "quantization_config": quantization}  # mlx-lm writes both
+    return config
+
+
+def _quantization(packings: Mapping[str, Quantization], prefix: str) -> dict[str, Any] | None:
+    """The commonest packing as the default, and each module that differs by its name: the form of mlx-lm."""
+    if not packings:
+        return None
+    kinds = list(packings.values())
+    default = max(kinds, key=kinds.count)
+    others = {name: asdict(packing) for name, packing in packings.items() if packing != default}
+    return asdict(default) | {name if name == "lm_head" else prefix + name: value for name, value in others.items()}

@@ -1,0 +1,220 @@
+"""Packing weights into fewer bits: which tensors, which mode, and what each of them loses.
+
+Every matrix is packed, the embedding too, as mlx-lm does; norms and matrices whose rows are no whole number of groups
+stay in float. Groups run along a row, so a block of rows packs as it would within the whole matrix, and a fused
+matrix as its parts would.
+"""
+
+import heapq
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import prod
+from typing import TypeVar
+
+import mlx.core as mx
+import numpy as np
+
+from ..errors import UsageError
+from ..files.checkpoint import StoredTensor
+from ..files.config import QUANTIZATION_MODES, Quantization
+from ..files.layout import Module, cast, packed_leaves
+from ..files.numerics import Tally, dequantize, to_float32
+
+NONE, MIXED = "none", "mixed"
+AFFINE = re.compile(r"affine(\d+)(?:g(\d+))?")
+LEVELS = tuple(Quantization("affine", bits, 64) for bits in QUANTIZATION_MODES["affine"]["bits"])  # of mixed
+DEFAULT_BITS = 5.0  # of mixed
+READ_BYTES = 1 << 23
+BLOCK_VALUES = 1 << 18  # a block in float32 and its error stay in a processor's second-level cache
+Item = TypeVar("Item")
+CARRIERS = {1: (mx.uint8, np.uint8), 2: (mx.uint16, np.uint16), 4: (mx.uint32, np.uint32)}  # NumPy has no bfloat16
+
+
+def parse(spec: str | None) -> Quantization | str | None:
+    """A packing for all matrices, MIXED, NONE (unpack) or None (keep). Raises UsageError for anything else."""
+    if spec in (None, NONE, MIXED):
+        return spec
+    if spec != "affine" and spec in QUANTIZATION_MODES:
+        ((bit_count,), (group_size,)) = QUANTIZATION_MODES[spec].values()
+        return Quantization(spec, bit_count, group_size)
+    known = QUANTIZATION_MODES["affine"]
+    if match := AFFINE.fullmatch(spec):
+        packing = Quantization("affine", int(match[1]), int(match[2] or 64))
+        if packing.bits in known["bits"] and packing.group_size in known["group_size"]:
+            return packing
+    bits, groups = ("|".join(map(str, known[key])) for key in ("bits", "group_size"))
+    raise UsageError(
+        f"quantize is {spec!r}; expected affine{{{bits}}}, with g{{{groups}}} behind it or not, "
+        f"mxfp4, mxfp8, nvfp4, {MIXED}, or {NONE} to unpack"
+    )
+
+
+def fits(shape: Sequence[int], packing: Quantization) -> bool:
+    """Whether a tensor is a matrix whose rows are whole groups; mlx-lm leaves others in float."""
+    return len(shape) == 2 and shape[1] % packing.group_size == 0
+
+
+def packed_blocks(
+    runs: Sequence[StoredTensor], packing: Quantization, dtype: mx.Dtype, tally: Tally
+) -> Iterator[tuple[str, bytes]]:
+    """(leaf, bytes) of the packed form of float rows, first all of the weight; they are cast to `dtype` before."""
+    others: dict[str, list[bytes]] = {}
+    for block, raw, arrays in _ahead(_packing(runs, packing, dtype)):
+        weight, *scales = [np.array(array) for array in arrays]
+        yield "weight", weight.tobytes()
+        for leaf, array in zip(("scales", "biases"), scales, strict=False):
+            others.setdefault(leaf, []).append(array.tobytes())
+        _add_errors(tally, block, raw, packing, [weight, *scales], dtype)
+    for leaf, blocks in others.items():
+        yield leaf, b"".join(blocks)
+
+
+def unpacked_blocks(
+    leaves: Mapping[str, StoredTensor], packing: Quantization, dtype: mx.Dtype, tally: Tally
+) -> Iterator[bytes]:
+    """The rows of a packed matrix in `dtype`: what MLX computes in it where the scales have it, else rounded once."""
+    scales = leaves["scales"].dtype
+    exact = dtype if dtype == scales or packing.mode != "affine" else mx.float32
+    rows = leaves["weight"].shape[0]
+    columns = leaves["scales"].shape[1] * packing.group_size
+    step = max(1, BLOCK_VALUES // columns)
+    for first in range(0, rows, step):
+        count = min(step, rows - first)
+        arrays = [_stored(leaf.rows(first, count)) for leaf in leaves.values()]
+        inputs = [array if array.dtype in (mx.uint32, mx.uint8) else array.astype(exact) for array in arrays]
+        biases = inputs[2] if len(inputs) > 2 else None
+        how = (packing.group_size, packing.bits, packing.mode)
+        values = cast(mx.dequantize(inputs[0], inputs[1], biases, *how, dtype=exact), dtype, leaves["weight"].name)
+        weight, *others = [_as_numpy(array) for array in arrays]
+        source = dequantize(packing, weight.view(np.uint8), *_scale_values(scales, others[0], others[1:]))
+        raw = _as_numpy(values).tobytes()
+        tally.add(source, to_float32(raw, dtype).reshape(source.shape).copy())
+        yield raw
+
+
+def mixed(
+    modules: Sequence[Module],
+    dtype_of: Callable[[Module], mx.Dtype],
+    budget: float,
+    measured: Callable[[int], None] = lambda _: None,
+) -> dict[str, Quantization]:
+    """A packing by part name for all modules, with at most `budget` bits per weight over the whole checkpoint.
+
+    Starts one level below what fits everywhere, and gives the next level to the module with the largest relative
+    error, measured, for as long as one can be paid for. A module is what stays fused: q, k, v share a packing.
+    Raises UsageError for a budget that 2 bits everywhere would exceed. `measured` is told the bytes of each part.
+    """
+    # sizes[module][level] in bits
+    sizes = [[_module_bits(module, packing, dtype_of(module)) for packing in LEVELS] for module in modules]
+    weights = sum(prod(part.leaves["weight"].shape) for module in modules for part in module.parts)
+    totals = [sum(column) for column in zip(*sizes, strict=True)]
+    if totals[0] > budget * weights:
+        raise UsageError(f"bits is {budget:g}; this model needs {totals[0] / weights:.3f} bits a weight at the least")
+    start = max(0, sum(total <= budget * weights for total in totals) - 2)
+    left = budget * weights - totals[start]
+    levels = {i: start for i, m in enumerate(modules) if fits(m.parts[0].leaves["weight"].shape, LEVELS[0])}
+
+    def entry(index: int) -> tuple[float, int]:  # the largest error first, then the order of the forward pass
+        module = modules[index]
+        return -_relative_error(module, LEVELS[levels[index]], dtype_of(module), measured), index
+
+    worst = [entry(index) for index in levels]
+    heapq.heapify(worst)
+    while worst:
+        _, index = heapq.heappop(worst)
+        level = levels[index]
+        if level + 1 < len(LEVELS) and (price := sizes[index][level + 1] - sizes[index][level]) <= left:
+            left -= price
+            levels[index] += 1
+            heapq.heappush(worst, entry(index))
+    return {part.name: LEVELS[level] for index, level in levels.items() for part in modules[index].parts}
+
+
+def _module_bits(module: Module, packing: Quantization, dtype: mx.Dtype) -> int:
+    return sum(packed_bits(part.leaves["weight"].shape, packing, dtype) for part in module.parts)
+
+
+def _relative_error(module: Module, packing: Quantization, dtype: mx.Dtype, measured: Callable[[int], None]) -> float:
+    """Of the part that loses most: the outputs of q, k and v go separate ways."""
+    errors = []
+    for part in module.parts:
+        tally = Tally(module.name)
+        for _ in packed_blocks((part.leaves["weight"],), packing, dtype, tally):
+            pass
+        errors.append(tally.error.relative)
+        measured(part.leaves["weight"].nbytes)
+    return max(errors)
+
+
+def packed_bits(shape: tuple[int, ...], packing: Quantization, dtype: mx.Dtype) -> int:
+    """Bits that a tensor of `shape` takes in the files, packed where it can be and else in `dtype`."""
+    if not fits(shape, packing):
+        return prod(shape) * dtype.size * 8
+    leaves = packed_leaves(shape, packing).values()
+    return sum(prod(leaf) * (dtype if dtype in dtypes else dtypes[0]).size * 8 for leaf, dtypes in leaves)
+
+
+def _packing(
+    runs: Sequence[StoredTensor], packing: Quantization, dtype: mx.Dtype
+) -> Iterator[tuple[StoredTensor, bytes, list[mx.array]]]:
+    """(rows, their bytes, what MLX is packing them into) for each block of rows."""
+    for block in (block for run in runs for block in run.row_blocks(READ_BYTES)):
+        raw = block.read()
+        rows = cast(_from_bytes(raw, block), dtype, block.name)
+        arrays = [_bits(array) for array in mx.quantize(rows, packing.group_size, packing.bits, packing.mode)]
+        mx.async_eval(arrays)
+        yield block, raw, arrays
+
+
+def _add_errors(
+    tally: Tally,
+    block: StoredTensor,
+    raw: bytes,
+    packing: Quantization,
+    packed: Sequence[np.ndarray],
+    dtype: mx.Dtype,
+) -> None:
+    """In steps that stay in the cache, which the block is too large for: it saves MLX and NumPy from taking turns."""
+    rows, columns = block.shape
+    step = max(1, BLOCK_VALUES // columns)
+    width = columns * block.dtype.size
+    for first in range(0, rows, step):
+        part = slice(first, min(first + step, rows))
+        source = to_float32(raw[part.start * width : part.stop * width], block.dtype).reshape(-1, columns)
+        weight, scales, *biases = [array[part] for array in packed]
+        tally.add(source, dequantize(packing, weight.view(np.uint8), *_scale_values(dtype, scales, biases)))
+
+
+def _ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items, each handed out after the next is begun: MLX packs while NumPy looks at the last block."""
+    last = next(items)
+    for item in items:
+        yield last
+        last = item
+    yield last
+
+
+def _scale_values(
+    dtype: mx.Dtype, scales: np.ndarray, biases: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    if not biases:
+        return scales, None
+    values = [to_float32(array.tobytes(), dtype).reshape(array.shape) for array in (scales, *biases)]
+    return values[0], values[1]
+
+
+def _stored(tensor: StoredTensor) -> mx.array:
+    return _from_bytes(tensor.read(), tensor)
+
+
+def _from_bytes(raw: bytes, tensor: StoredTensor) -> mx.array:
+    return mx.array(np.frombuffer(raw, CARRIERS[tensor.dtype.size][1])).view(tensor.dtype).reshape(tensor.shape)
+
+
+def _bits(array: mx.array) -> mx.array:
+    """The stored bits, as unsigned integers of the same size."""
+    return array.view(CARRIERS[array.dtype.size][0])
+
+
+def _as_numpy(array: mx.array) -> np.ndarray:
+    return np.array(_bits(array))

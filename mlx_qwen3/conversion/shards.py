@@ -1,0 +1,205 @@
+"""safetensors files of a limited size, written as a stream, every tensor and every file with its sha256.
+
+https://huggingface.co/docs/safetensors: header length, JSON header, bytes. The library would need it all in memory.
+"""
+
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from ..errors import CheckpointError
+from ..files.checkpoint import NAMES
+from ..files.numerics import Tally, TensorError
+from .transform import Job, OutputTensor
+
+READ_BYTES = 1 << 22
+PENDING = 4  # blocks that wait to be hashed
+Progress = Callable[[int], None]  # is told the bytes that were written
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file of the result and its tensors; those of one job may go on in the next file."""
+
+    file: str
+    jobs: tuple[Job, ...]
+    tensors: tuple[OutputTensor, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """A tensor of the result: where it lies, where it came from, and what it lost on the way."""
+
+    name: str
+    sources: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    made: str
+    note: str
+    file: str
+    start: int  # bytes from the beginning of the file
+    bytes: int
+    sha256: str
+    error: TensorError | None  # None where no value can have changed
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    bytes: int
+    sha256: str
+
+
+def plan_shards(jobs: Sequence[Job], limit: int) -> list[Shard]:
+    """One file, or numbered ones, with at most `limit` bytes of tensors in each, or one tensor."""
+    files: list[list[tuple[Job, OutputTensor]]] = [[]]
+    size = 0
+    for job in jobs:
+        for tensor in job.tensors:
+            if files[-1] and size + tensor.nbytes > limit:
+                files.append([])
+                size = 0
+            files[-1].append((job, tensor))
+            size += tensor.nbytes
+    count = len(files)
+    names = [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+    return [
+        Shard(name, tuple({id(job): job for job, _ in entries}.values()), tuple(tensor for _, tensor in entries))
+        for name, entries in zip(["model.safetensors"] if count == 1 else names, files, strict=True)
+    ]
+
+
+def write_shard(
+    folder: Path, shard: Shard, format_name: str, progress: Progress
+) -> tuple[FileRecord, list[TensorRecord]]:
+    """Write and fsync one file; its digests are computed beside the writing, in a thread."""
+    header, starts = _header(shard.tensors, format_name)
+    digests: dict[str, str] = {}
+    errors: dict[str, TensorError | None] = {}
+    wanted = {tensor.name for tensor in shard.tensors}
+    with (folder / shard.file).open("wb") as file, _Hasher() as hasher:
+        file.write(header)
+        hasher.add(header)
+        for job in shard.jobs:
+            tally = Tally(job.tensors[0].sources[0])
+            for tensor, raw in job.blocks(tally):
+                if tensor.name in wanted:
+                    file.write(raw)
+                    hasher.add(raw, tensor.name)
+                    progress(len(raw))
+            errors[job.tensors[0].name] = tally.error if tally.used else None  # of the weight, not of its scales
+        file.flush()
+        os.fsync(file.fileno())
+        whole, digests = hasher.result()
+    records = [
+        TensorRecord(
+            name=tensor.name,
+            sources=tensor.sources,
+            shape=tensor.shape,
+            dtype=NAMES[tensor.dtype],
+            made=tensor.made,
+            note=tensor.note,
+            file=shard.file,
+            start=starts[tensor.name],
+            bytes=tensor.nbytes,
+            sha256=digests[tensor.name],
+            error=errors.get(tensor.name),
+        )
+        for tensor in shard.tensors
+    ]
+    return FileRecord(len(header) + shard.nbytes, whole), records
+
+
+def sha256(path: Path, start: int = 0, count: int | None = None, stop: Event | None = None) -> str:
+    """Digest of a file, or of `count` of its bytes from `start`."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(READ_BYTES))
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        while (left := READ_BYTES if count is None else min(count, READ_BYTES)) and not (stop and stop.is_set()):
+            if not (length := file.readinto(buffer[:left])):
+                break
+            digest.update(buffer[:length])
+            count = None if count is None else count - length
+    return digest.hexdigest()
+
+
+class SourceDigests:
+    """sha256 of the files of a source, computed in a thread while they are converted."""
+
+    def __init__(self, paths: Iterable[Path]):
+        self._stop = Event()
+        self._pool = ThreadPoolExecutor(1)
+        self._results = {path.name: self._pool.submit(self._digest, path) for path in paths}
+
+    def _digest(self, path: Path) -> FileRecord:
+        return FileRecord(path.stat().st_size, sha256(path, stop=self._stop))
+
+    def __enter__(self) -> "SourceDigests":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._pool.shutdown()
+
+    def result(self) -> dict[str, FileRecord]:
+        try:
+            return {name: future.result() for name, future in self._results.items()}
+        except OSError as error:
+            raise CheckpointError(f"{error.filename} cannot be read any more ({error.strerror})") from None
+
+
+class _Hasher:
+    """sha256 of a stream of blocks, of all and of each tensor, in a thread that may lag a few blocks behind."""
+
+    def __init__(self) -> None:
+        self._whole = hashlib.sha256()
+        self._tensors: dict[str, Any] = {}
+        self._pool = ThreadPoolExecutor(1)
+        self._pending: deque[Future[None]] = deque()
+
+    def __enter__(self) -> "_Hasher":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def add(self, raw: bytes, tensor: str | None = None) -> None:
+        if len(self._pending) >= PENDING:
+            self._pending.popleft().result()
+        self._pending.append(self._pool.submit(self._update, raw, tensor))
+
+    def result(self) -> tuple[str, dict[str, str]]:
+        for future in self._pending:
+            future.result()
+        return self._whole.hexdigest(), {name: digest.hexdigest() for name, digest in self._tensors.items()}
+
+    def _update(self, raw: bytes, tensor: str | None) -> None:
+        self._whole.update(raw)
+        if tensor is not None:
+            self._tensors.setdefault(tensor, hashlib.sha256()).update(raw)
+
+
+def _header(tensors: Sequence[OutputTensor], format_name: str) -> tuple[bytes, dict[str, int]]:
+    """(length and JSON header, where each tensor starts in the file)."""
+    header: dict[str, Any] = {"__metadata__": {"format": format_name}}
+    offsets: dict[str, int] = {}
+    end = 0
+    for tensor in tensors:
+        start, end = end, end + tensor.nbytes
+        offsets[tensor.name] = start
+        header[tensor.name] = {"dtype": NAMES[tensor.dtype], "shape": tensor.shape, "data_offsets": [start, end]}
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)  # tensors start on a multiple of 8, as the library writes them
+    encoded = len(encoded).to_bytes(8, "little") + encoded
+    return encoded, {name: len(encoded) + start for name, start in offsets.items()}

@@ -1,0 +1,237 @@
+"""A folder that appears whole or not at all: written beside its place, resumable, published by one rename.
+
+For OUT the work lies in `.OUT.partial`, on the same file system:
+
+    new/            what will be OUT
+    old/            the OUT that --overwrite replaces, from the moment before the new one takes its place
+    journal.json    the settings, and a record of every file that is finished and on disk
+
+An error or Ctrl-C removes the work. After a kill or a power cut it stays: the next run with the same settings goes
+on behind the last finished file, and one with other settings is refused. With --overwrite there is an instant between
+two renames in which OUT is absent, both folders are complete, and the next run, whatever it is asked for, first
+finishes the exchange. At every other instant OUT is absent or complete as without it.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+from ..errors import OutputError, UsageError
+
+CHECKPOINT = ("config.json", "certificate.json")  # what a folder holds that --overwrite may replace
+
+
+class _Refusal(OutputError):
+    """Nothing was begun, and unfinished work that is there may still be wanted."""
+
+
+class Staging:
+    """The folder `new`, and the journal of what in it is finished."""
+
+    def __init__(self, work: Path, settings: Mapping[str, Any]):
+        self.folder = work / "new"
+        self._journal = work / "journal.json"
+        self._content: dict[str, Any] = {"settings": dict(settings), "finished": {}}
+        if self._journal.exists():
+            self._resume(work)
+        else:
+            self.folder.mkdir()
+            self._write()
+
+    def finished(self, file: str) -> Any:
+        """What `finish` was told of a file, or None where it has to be written."""
+        return self._content["finished"].get(file) if (self.folder / file).exists() else None
+
+    def finish(self, file: str, record: Any) -> None:
+        """A file is complete and on disk."""
+        sync(self.folder)
+        self._content["finished"][file] = record
+        self._write()
+
+    def _resume(self, work: Path) -> None:
+        stored = json.loads(self._journal.read_text(encoding="utf-8"))
+        before, now = stored["settings"], json.loads(json.dumps(self._content["settings"]))
+        if before != now:
+            key = next(key for key in {**now, **before} if before.get(key) != now.get(key))
+            raise _Refusal(
+                f"{work} holds an unfinished conversion with other settings: {key} was {_short(before.get(key))}, "
+                f"now it is {_short(now.get(key))}; repeat it with those settings, or remove that folder to begin anew"
+            )
+        self._content = stored
+        self.folder.mkdir(exist_ok=True)
+
+    def _write(self) -> None:
+        draft = self._journal.with_suffix(".draft")
+        with draft.open("w", encoding="utf-8") as file:
+            json.dump(self._content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(self._journal)
+        sync(self._journal.parent)
+
+
+@contextmanager
+def staging(out: Path, settings: Mapping[str, Any], overwrite: bool) -> Iterator[Staging]:
+    """Yields the work for `out`, new or resumed, and publishes it at the end.
+
+    Raises OutputError where `out` exists (and may not be overwritten), its parent cannot be written, another process
+    works on it, or unfinished work with other `settings` (JSON values) is there.
+    """
+    work = work_folder(out)
+    with _failing_clearly(out), _parents(out), _locked(out, work):
+        _recover(out, work)
+        try:
+            check_free(out, overwrite)
+            stage = Staging(work, settings)
+            yield stage
+            _publish(work, out, overwrite)
+        except BaseException as error:
+            if not (isinstance(error, _Refusal) and (work / "journal.json").exists()):
+                _remove(work, out)
+            raise
+        _remove(work, out)
+
+
+def work_folder(out: Path) -> Path:
+    return out.parent / f".{out.name}.partial"
+
+
+def check_free(out: Path, overwrite: bool) -> None:
+    """Raises OutputError unless `out` is free, or a checkpoint folder that may be overwritten."""
+    if out.name in ("", ".."):
+        raise _Refusal(f"OUT {str(out)!r} has no name of its own; give the name that the new folder is to have")
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise _Refusal(f"{out} exists already and is no folder; give another place or remove it")
+    if not out.exists():
+        return
+    if not overwrite:
+        raise _Refusal(f"{out} exists already; give another place, remove it, or use --overwrite")
+    content = {path.name for path in out.iterdir()}
+    if content and not content.intersection(CHECKPOINT):
+        raise _Refusal(f"{out} has no config.json, so it is no checkpoint to overwrite; give another place")
+
+
+def check_apart(source: Path, out: Path) -> None:
+    """Raises UsageError where replacing `out` would remove the source."""
+    source, out = source.resolve(), out.resolve()
+    if source == out or out in source.parents:
+        raise UsageError(f"OUT {out} holds SOURCE {source}, which would be replaced; give another place")
+
+
+def sync(path: Path) -> None:
+    """fsync a file or a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _publish(work: Path, out: Path, overwrite: bool) -> None:
+    new = work / "new"
+    for path in new.iterdir():
+        sync(path)
+    sync(new)
+    check_free(out, overwrite)
+    old = work / "old"
+    if out.exists():
+        out.rename(old)
+        sync(work)
+    try:
+        new.rename(out)
+    except BaseException:
+        if old.exists() and not out.exists():
+            old.rename(out)
+        raise
+    sync(out.parent)
+
+
+def _recover(out: Path, work: Path) -> None:
+    """Finish an exchange that was cut between its renames, and drop what is left of work that was done."""
+    old, new = work / "old", work / "new"
+    if old.exists() and out.exists() and new.exists():
+        raise OutputError(
+            f"{out} appeared while it was being replaced; {old} holds what it was before and {new} what was to come: "
+            f"move what you need elsewhere and remove {work}"
+        )
+    if old.exists() and not out.exists():
+        (new if new.exists() else old).rename(out)  # `old` is there only after `new` was complete and on disk
+        sync(out.parent)
+    if old.exists() or not (work / "journal.json").exists() or not new.exists():
+        _clear(work)
+
+
+def _remove(work: Path, out: Path) -> None:
+    if (work / "old").exists() and not out.exists():
+        return  # the only copy; the next run brings it back
+    with suppress(OSError):
+        _clear(work)
+        shutil.rmtree(work)
+
+
+def _clear(work: Path) -> None:
+    """Remove everything but the lock, the journal first: what it calls finished must never be half removed."""
+    (work / "journal.json").unlink(missing_ok=True)
+    with suppress(OSError):  # a full disk is a reason to go on
+        sync(work)
+    for path in work.iterdir():
+        if path.name != "lock":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextmanager
+def _parents(out: Path) -> Iterator[None]:
+    """The folders above `out`; those that had to be made go again where it fails."""
+    made = [folder for folder in out.parents if not folder.exists()]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):  # unfinished work of a killed run may lie there
+                folder.rmdir()
+        raise
+
+
+@contextmanager
+def _locked(out: Path, work: Path) -> Iterator[None]:
+    """One process at a time: a kill frees the lock, which a file that merely exists would not."""
+    while True:
+        work.mkdir(exist_ok=True)
+        file = _lock(out, work / "lock")
+        if (work / "lock").exists() and os.fstat(file.fileno()).st_ino == (work / "lock").stat().st_ino:
+            break
+        file.close()  # another process has just finished and removed the folder
+    try:
+        yield
+    finally:
+        file.close()
+
+
+def _lock(out: Path, path: Path) -> TextIO:
+    file = path.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise OutputError(f"another process is converting to {out}; wait for it, or give another place") from None
+    return file
+
+
+@contextmanager
+def _failing_clearly(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        place = f"{out.parent} cannot be written" if not work_folder(out).exists() else f"{out} could not be written"
+        raise OutputError(f"{place} ({error.strerror or error}); nothing was left behind, give another place") from None
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,207 @@
+"""How every tensor of a conversion is made from the tensors of its source, as data and as a stream of bytes."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import mlx.core as mx
+import numpy as np
+
+from ..errors import UsageError
+from ..files.checkpoint import FLOATS, StoredTensor
+from ..files.config import Quantization, Qwen3Config
+from ..files.layout import Module, Part, cast, native_modules, packed_leaves
+from ..files.numerics import Tally, to_float32
+from .quantize import CARRIERS, NONE, fits, packed_blocks, unpacked_blocks
+
+COPY_BYTES = 1 << 23  # large enough to stream, small enough to keep several under way
+CAST_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class OutputTensor:
+    """A tensor to write. `made` and `note` are for the certificate: how, and why not otherwise."""
+
+    name: str
+    dtype: mx.Dtype
+    shape: tuple[int, ...]
+    sources: tuple[str, ...]  # names in the source's files
+    made: str
+    note: str = ""
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * self.dtype.size
+
+
+@dataclass(frozen=True)
+class Job:
+    """The tensors of one module that are made in one pass, and the pass.
+
+    Copied, fused, split or cast where it has neither packing; quantized to `packing`; or unpacked from `packed`.
+    """
+
+    tensors: tuple[OutputTensor, ...]
+    runs: tuple[StoredTensor, ...]  # rows to stack
+    packing: Quantization | None = None
+    packed: tuple[Part, ...] = ()  # in place of runs
+    dtype: mx.Dtype | None = None  # to cast to before packing
+
+    def blocks(self, tally: Tally) -> Iterator[tuple[OutputTensor, bytes]]:
+        """The bytes of all tensors, one tensor after another; `tally` gets the error where there can be one."""
+        if self.packing is not None:
+            by_leaf = {tensor.name.rsplit(".", 1)[1]: tensor for tensor in self.tensors}
+            for leaf, raw in packed_blocks(self.runs, self.packing, self.dtype or self.runs[0].dtype, tally):
+                yield by_leaf[leaf], raw
+            return
+        (tensor,) = self.tensors
+        for part in self.packed:
+            if part.quantization is None:
+                yield from ((tensor, raw) for raw in _kept_blocks(part.leaves["weight"], tensor.dtype, tally))
+            else:
+                unpacked = unpacked_blocks(part.leaves, part.quantization, tensor.dtype, tally)
+                yield from ((tensor, raw) for raw in unpacked)
+        for run in self.runs:
+            yield from ((tensor, raw) for raw in _kept_blocks(run, tensor.dtype, tally))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to do with every part: the layout, the dtype of what is not packed, and a packing by part name."""
+
+    layout: str
+    dtype: mx.Dtype | None
+    packings: Mapping[str, Quantization]
+    unpack: bool
+    repeats_head: bool
+    asked: Quantization | None  # the packing that was asked for everywhere, to say where it does not fit
+
+
+def jobs(parts: Mapping[str, Part], config: Qwen3Config, recipe: Recipe) -> list[Job]:
+    """Every module of the result in the order of the forward pass."""
+    if recipe.layout == "native":
+        return [job for module in modules(parts, config, recipe) for job in _jobs(module, module.name, recipe)]
+    named = [(f"model.{name}" if name != "lm_head" else name, part) for name, part in parts.items()]
+    if recipe.repeats_head:
+        named.append(("lm_head", parts["embed_tokens"]))
+    return [job for name, part in named for job in _jobs(Module(name, (part,)), name, recipe)]
+
+
+def modules(parts: Mapping[str, Part], config: Qwen3Config, recipe: Recipe) -> list[Module]:
+    """The parts as the native layout stacks them in this recipe."""
+    if not recipe.unpack:
+        return native_modules(parts, config, recipe.dtype)
+    unpacked = {name: _as_unpacked(part, recipe) for name, part in parts.items()}
+    stacked = native_modules(unpacked, config, recipe.dtype)
+    return [Module(module.name, tuple(parts[part.name] for part in module.parts)) for module in stacked]
+
+
+def float_dtype(part: Part, dtype: mx.Dtype | None) -> mx.Dtype:
+    """The dtype of a part that is not packed, or when it is unpacked: `dtype`, else its own."""
+    if dtype is not None:
+        return dtype
+    if part.quantization is None:
+        return part.leaves["weight"].dtype
+    return part.leaves["scales"].dtype if part.quantization.mode == "affine" else mx.bfloat16
+
+
+def refuse_packed(parts: Mapping[str, Part], wanted: str) -> None:
+    """A second quantization would add its error to the first's and hide it."""
+    for part in parts.values():
+        if packing := part.quantization:
+            had = f"{packing.mode}, {packing.bits} bits, groups of {packing.group_size}"
+            raise UsageError(
+                f"quantize is {wanted!r}, but {part.name} of the source is packed already ({had}); start from the "
+                f"original checkpoint, or unpack this one first with --quantize {NONE}"
+            )
+
+
+def _jobs(module: Module, name: str, recipe: Recipe) -> list[Job]:
+    part = module.parts[0]
+    if recipe.unpack and any(member.quantization for member in module.parts):
+        return [_unpacked(module, name, recipe)]
+    if part.quantization is None and (packing := recipe.packings.get(part.name)):
+        return [_quantized(module, name, packing, recipe)]
+    return [_kept(leaf, runs, recipe, module) for leaf, runs in module.tensors()]
+
+
+def _kept(name: str, runs: tuple[StoredTensor, ...], recipe: Recipe, module: Module) -> Job:
+    dtype = recipe.dtype if recipe.dtype and runs[0].dtype in FLOATS else runs[0].dtype
+    shape = _stacked(runs)
+    steps = [_arrangement(module, runs)]
+    if any(run.dtype != dtype for run in runs):
+        steps = [step for step in steps if step != "copied"] + ["cast"]
+    note = ""
+    if recipe.asked and len(shape) == 2 and not fits(shape, recipe.asked):
+        note = f"not quantized: {shape[1]} columns are no multiple of the group size {recipe.asked.group_size}"
+    return Job((OutputTensor(name, dtype, shape, _names(runs), ", ".join(steps), note),), runs)
+
+
+def _quantized(module: Module, name: str, packing: Quantization, recipe: Recipe) -> Job:
+    ((_, runs),) = module.tensors()
+    dtype = float_dtype(module.parts[0], recipe.dtype)
+    step = f"quantized {packing.mode} {packing.bits} bits, groups of {packing.group_size}"
+    arrangement = _arrangement(module, runs)
+    made = step if arrangement == "copied" else f"{arrangement}, {step}"
+    leaves = packed_leaves(_stacked(runs), packing)
+    tensors = tuple(
+        OutputTensor(f"{name}.{leaf}", dtype if dtype in dtypes else dtypes[0], shape, _names(runs), made)
+        for leaf, (shape, dtypes) in leaves.items()
+    )
+    return Job(tensors, runs, packing, dtype=dtype)
+
+
+def _unpacked(module: Module, name: str, recipe: Recipe) -> Job:
+    parts = module.parts
+    shape = (sum(part.leaves["weight"].shape[0] for part in parts), _columns(parts[0]))
+    sources = tuple(leaf.name for part in parts for leaf in part.leaves.values())
+    arrangement = _arrangement(module, tuple(part.leaves["weight"] for part in parts))
+    made = "dequantized" if arrangement == "copied" else f"{arrangement}, dequantized"
+    dtype = float_dtype(parts[0], recipe.dtype)
+    tensor = OutputTensor(f"{name}.weight", dtype, shape, tuple(dict.fromkeys(sources)), made)
+    return Job((tensor,), (), None, parts)
+
+
+def _columns(part: Part) -> int:
+    groups = part.leaves["scales"].shape[1] * part.quantization.group_size if part.quantization else 0
+    return groups or part.leaves["weight"].shape[1]
+
+
+def _as_unpacked(part: Part, recipe: Recipe) -> Part:
+    """The part with the leaves that it will have, for what they decide: which parts can be stacked."""
+    if part.quantization is None:
+        return part
+    weight = part.leaves["weight"]
+    return Part(part.name, {"weight": StoredTensor(weight.name, float_dtype(part, None), (), weight.path, 0)}, None)
+
+
+def _arrangement(module: Module, runs: Sequence[StoredTensor]) -> str:
+    """fused: stacked from several tensors; split: rows of a fused one; copied: all of one."""
+    if len(runs) > 1:
+        return "fused"
+    stored = runs[0].name.removeprefix("model.").rsplit(".", 1)[0]
+    return "split" if len(module.parts) == 1 and stored != module.parts[0].name else "copied"
+
+
+def _stacked(runs: Sequence[StoredTensor]) -> tuple[int, ...]:
+    return (sum(run.shape[0] for run in runs), *runs[0].shape[1:])
+
+
+def _names(runs: Sequence[StoredTensor]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(run.name for run in runs))
+
+
+def _kept_blocks(tensor: StoredTensor, dtype: mx.Dtype, tally: Tally) -> Iterator[bytes]:
+    return tensor.chunks(COPY_BYTES) if tensor.dtype == dtype else _cast(tensor, dtype, tally)
+
+
+def _cast(tensor: StoredTensor, dtype: mx.Dtype, tally: Tally) -> Iterator[bytes]:
+    for block in tensor.row_blocks(CAST_BYTES):
+        raw = block.read()
+        source = mx.array(np.frombuffer(raw, CARRIERS[block.dtype.size][1])).view(block.dtype)
+        result = cast(source, dtype, block.name)
+        converted = np.array(result.view(CARRIERS[dtype.size][0])).tobytes()
+        rows = (block.shape[0], -1) if len(block.shape) > 1 else (1, -1)
+        before, after = to_float32(raw, block.dtype), to_float32(converted, dtype)
+        tally.add(before.reshape(rows), after.reshape(rows).copy())
+        yield converted

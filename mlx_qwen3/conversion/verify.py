@@ -1,0 +1,170 @@
+"""A converted folder, checked again: every byte by its digest, then what it computes, then against PyTorch."""
+
+from dataclasses import asdict, dataclass
+from math import isclose
+from pathlib import Path
+from typing import Any
+
+from ..compare.divergence import Divergence, compare, sequences_for, ticks
+from ..compare.parity import LayerDifference, compare_with_torch
+from ..errors import VerificationError
+from ..files.checkpoint import INDEX, NAMES, read_tensors
+from ..files.config import Qwen3Config
+from ..files.hub import resolve
+from .certificate import FILE, Certificate, divergence_figures, divergence_lines
+from .plan import Progress
+from .shards import FileRecord, sha256
+
+# Sums run in another order on another device, and so do their roundings: float32 has 1.2e-7, blocks pass it on.
+KL_NOISE, KL_SHARE = 1e-6, 0.05
+TOP1_SHARE = 0.02
+PERPLEXITY_SHARE = 1e-3
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was checked and found as it should be."""
+
+    folder: str
+    files: int
+    tensors: int
+    source: str | None
+    divergence: Divergence | None
+    torch: tuple[LayerDifference, ...]
+
+    def summary(self) -> dict[str, Any]:
+        """For `--json`."""
+        divergence = divergence_figures(self.divergence) if self.divergence else None
+        return {**asdict(self), "divergence": divergence}
+
+
+def report(verification: Verification) -> str:
+    """What was checked, for a terminal."""
+    lines = [f"{verification.folder}: {verification.files} files with {verification.tensors} tensors are as certified"]
+    if verification.divergence:
+        lines += divergence_lines(verification.divergence)
+    for layer in verification.torch:
+        lines.append(f"{layer.place}: {layer.relative:.3g} from PyTorch (relative norm, bound {layer.bound:g})")
+    return "\n".join(lines)
+
+
+def verify(
+    folder: str | Path,
+    source: str | Path | None = None,
+    *,
+    torch: bool = False,
+    progress: Progress = lambda stage, done, total: None,
+) -> Verification:
+    """Check a folder that `convert` wrote against its certificate, and against its source where that is given.
+
+    First the digests of all files; then the divergence: against the source as the certificate has it, or, without
+    one, that the result still computes what was recorded of it. `torch` compares every layer with transformers.
+    Raises VerificationError that names the first tensor, file, figure or layer that is not as it should be.
+    """
+    path = resolve(folder)
+    certificate = Certificate.read(path)
+    _check_files(path, certificate, progress)
+    source_path = resolve(source) if source is not None else None
+    if source_path is not None:
+        _check_source(source_path, certificate, progress)
+    measured = _check_divergence(path, source_path, certificate, progress)
+    differences = tuple(compare_with_torch(path, source_path, progress)) if torch else ()
+    return Verification(
+        folder=str(folder),
+        files=len(certificate.files),
+        tensors=len(certificate.tensors),
+        source=str(source) if source is not None else None,
+        divergence=measured,
+        torch=differences,
+    )
+
+
+def _check_files(folder: Path, certificate: Certificate, progress: Progress) -> None:
+    total = sum(record.bytes for record in certificate.files.values())
+    for name, record in certificate.files.items():
+        if damage := _damage(folder / name, record):
+            inside = _damaged_part(folder, name, certificate) if name.endswith(".safetensors") else ""
+            raise VerificationError(f"{inside}{folder / name} {damage}; restore it from a copy, or convert again")
+        progress("hashing", record.bytes, total)
+    listed = certificate.files.keys()
+    weights = [path.name for path in sorted(folder.iterdir()) if path.suffix == ".safetensors" or path.name == INDEX]
+    if extra := [name for name in weights if name not in listed]:
+        raise VerificationError(f"{folder / extra[0]} is not in {FILE}; remove it")
+    _check_tensors(folder, certificate)
+
+
+def _damage(path: Path, record: FileRecord) -> str:
+    """What is wrong with a file, or nothing."""
+    if not path.is_file():
+        return "is missing"
+    if (size := path.stat().st_size) != record.bytes:
+        return f"has {size:,} bytes, the certificate says {record.bytes:,}"
+    if (digest := sha256(path)) != record.sha256:
+        return f"has sha256 {digest}, the certificate says {record.sha256}"
+    return ""
+
+
+def _damaged_part(folder: Path, name: str, certificate: Certificate) -> str:
+    """The tensors of a damaged file that are not what they were, or its header."""
+    if not (path := folder / name).is_file():
+        return ""
+    inside = [record for record in certificate.tensors if record.file == name]
+    damaged = [record.name for record in inside if sha256(path, record.start, record.bytes) != record.sha256]
+    if not damaged:
+        return "the header is damaged: "
+    more = f" and {len(damaged) - 1} more tensors" if len(damaged) > 1 else ""
+    return f"{damaged[0]}{more} damaged: "
+
+
+def _check_tensors(folder: Path, certificate: Certificate) -> None:
+    """The headers and the certificate list the same tensors: for a certificate of another folder's making."""
+    stored = {name: (NAMES[t.dtype], t.shape) for name, t in read_tensors(folder).items()}
+    listed = {record.name: (record.dtype, record.shape) for record in certificate.tensors}
+    if different := sorted(name for name in stored.keys() | listed.keys() if stored.get(name) != listed.get(name)):
+        name = different[0]
+        raise VerificationError(f"{name} is {stored.get(name)} in {folder}, {listed.get(name)} in {FILE}")
+
+
+def _check_source(folder: Path, certificate: Certificate, progress: Progress) -> None:
+    total = sum(record.bytes for record in certificate.source_files.values())
+    for name, record in certificate.source_files.items():
+        if damage := _damage(folder / name, record):
+            raise VerificationError(f"{folder / name} {damage}; it is not the source that was converted")
+        progress("hashing the source", record.bytes, total)
+
+
+def _check_divergence(
+    folder: Path, source: Path | None, certificate: Certificate, progress: Progress
+) -> Divergence | None:
+    """Measure again what the certificate has, or for the first time where a source is given and it has nothing."""
+    recorded = certificate.divergence
+    if recorded is None and source is None:
+        return None
+    if recorded is None:
+        sequences, text = sequences_for(folder, None)
+    else:
+        sequences, text = [list(ids) for ids in recorded.sequences], recorded.text
+    total = ticks(Qwen3Config.from_folder(folder), sum(len(ids) for ids in sequences))
+    measured = compare(source or folder, folder, sequences, text, lambda: progress("comparing", 1, total))
+    if recorded is not None:
+        _same_divergence(measured, recorded, against_source=source is not None)
+    return measured if source is not None else None
+
+
+def _same_divergence(now: Divergence, then: Divergence, against_source: bool) -> None:
+    same_choice = sum(a == b for a, b in zip(now.top1, then.top1, strict=True)) / len(then.top1)
+    checks: list[tuple[str, float | None, float | None, float]] = [
+        ("perplexity", now.perplexity, then.perplexity, (then.perplexity or 0) * PERPLEXITY_SHARE),
+        ("share of first choices that are as recorded", same_choice, 1.0, TOP1_SHARE),
+    ]
+    if against_source:
+        checks += [
+            ("mean KL divergence", now.kl_mean, then.kl_mean, KL_NOISE + KL_SHARE * then.kl_mean),
+            ("share of equal first choices", now.top1_agreement, then.top1_agreement, TOP1_SHARE),
+        ]
+    for name, value, expected, bound in checks:
+        if value is not None and expected is not None and not isclose(value, expected, rel_tol=0, abs_tol=bound):
+            raise VerificationError(
+                f"the {name} is {value:.6g}, the certificate says {expected:.6g} (bound {bound:.2g}); "
+                "the files are as they were, so this machine or version computes something else"
+            )

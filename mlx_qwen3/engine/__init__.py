@@ -1,0 +1,1 @@
+"""Replies: a prompt is prefilled, tokens are sampled and decoded, and their text is streamed."""

@@ -1,0 +1,216 @@
+"""Speculative decoding: guesses of the next tokens that one pass of the model checks together.
+
+A guess counts only where it is the token that the model itself chooses there, drawn with that position's own key. The
+reply is therefore the one without guesses, token for token, and so its distribution is the model's, whoever guessed.
+For a guess x without probabilities of its own this accepts with p(x), which is the most that any exact rule can.
+
+k drafted tokens of one pass, which feeds k + 1 tokens: the last one known and the drafts
+"""
+
+import re
+from collections.abc import Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_reduce
+
+from .. import blas
+from ..errors import UsageError
+from ..files.config import Qwen3Config
+from ..model import kernels
+from ..model.qwen3 import Qwen3
+from ..model.step import decode_step
+from .prefill import prefill
+from .sampling import Sampler
+
+LONGEST = 7  # drafts of one pass; Metal's attention for a few queries takes up to 8
+NGRAMS = (4, 3, 2)  # lengths that lookup compares, the surest first
+
+# Cost of a pass over 1 to 8 tokens in passes over one. A table and not a clock: a draft changes the last bits of
+# logits, so that with a clock a seed would not always give the same reply in bf16. dev/LOG.md has the measurements.
+ROW_BY_ROW = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
+COST_CPU = (1.0, 1.12, 1.19, 2.06, 2.15, 2.23, 2.57, 2.91)  # Qwen3-0.6B, float32, MKL
+COST_GPU = (1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0)  # bf16 on an M3 Ultra: ml-explore/mlx#4265
+COST_GPU_PACKED = (1.0, 1.11, 1.31, 1.45, 1.7, 1.98, 2.2, 2.45)  # 4 bits on an M4 Pro: ml-explore/mlx#3839
+COST_GPU_PACKED_OLD = (1.0, 1.83, 2.5, 3.26, 3.9, 4.6, 5.28, 6.12)  # before the M3, and its kernels: mlx#4265, #3764
+
+
+def pass_costs(model: Qwen3) -> tuple[float, ...]:
+    """Which of the tables holds for a model on the default device."""
+    packed = any(isinstance(module, nn.QuantizedLinear) for module in model.modules())
+    if not kernels.on_gpu():
+        return ROW_BY_ROW if packed or (model.norm.weight.dtype == mx.float32 and blas.lacking()) else COST_CPU
+    generation = re.search(r"g(\d\d)\w$", str(mx.device_info().get("architecture", "")))
+    if packed and generation and int(generation[1]) < 15:
+        return COST_GPU_PACKED_OLD
+    return COST_GPU_PACKED if packed else COST_GPU
+
+
+class Pace:
+    """How many tokens to draft, by how often drafts were right lately.
+
+    If each of k drafts is right with probability p, a pass makes 1 + p + ... + p^k tokens. k is where that over its
+    cost is largest; where no k makes more than plain decoding, drafting pauses, each time for longer.
+    """
+
+    PAUSE = 16, 256  # tokens, the first and the longest
+    FADE = 0.8  # of what is known, at each pass: about the last five count
+
+    def __init__(self, costs: Sequence[float], draft_cost: float = 0.0):
+        """`draft_cost` is that of one draft, in the unit of `costs`."""
+        self._costs = [cost + k * draft_cost for k, cost in enumerate(costs)]
+        self._pause = self.PAUSE[0]
+        self._waiting = 0
+        self._try()
+
+    def _try(self) -> None:
+        self._right, self._judged = 1.5, 2.0
+
+    def length(self) -> int:
+        """k; 0 while drafting does not pay."""
+        if self._waiting:
+            return 0
+        p = self._right / self._judged
+        speeds = [sum(p**i for i in range(k + 1)) / cost for k, cost in enumerate(self._costs)]
+        return max(range(len(speeds)), key=speeds.__getitem__)
+
+    def record(self, drafted: int, accepted: int) -> None:
+        """Of `drafted` tokens the first `accepted` were right; of those behind the first wrong one nothing is known."""
+        self._right = self.FADE * self._right + accepted
+        self._judged = self.FADE * self._judged + min(accepted + 1, drafted)
+        if self.length():
+            self._pause = self.PAUSE[0] if accepted else self._pause
+        else:
+            self._waiting = self._pause
+            self._pause = min(2 * self._pause, self.PAUSE[1])
+            self._try()
+
+    def tick(self) -> None:
+        """Another token is known."""
+        self._waiting = max(0, self._waiting - 1)
+
+
+class Drafter:
+    """Guesses how one reply goes on, and counts how often it was right."""
+
+    def __init__(self, prompt: Sequence[int], pace: Pace):
+        self.drafted = self.accepted = 0
+        self._text = list(prompt)
+        self._prompt = len(prompt)
+        self._pace = pace
+
+    def add(self, token: int) -> None:
+        """The reply's next token is known."""
+        self._text.append(token)
+        self._pace.tick()
+
+    def expects(self) -> bool:
+        """Whether to draft as soon as the token under way is known; no step is then built ahead of it."""
+        return self._pace.length() > 0
+
+    def propose(self, room: int, sampler: Sampler) -> list[int]:
+        """Up to `room` drafts of what follows the tokens known; `sampler` chooses the next token of the reply."""
+        raise NotImplementedError
+
+    def checked(self, drafted: int, accepted: int) -> None:
+        """Of the last drafts the first `accepted` were right."""
+        self.drafted += drafted
+        self.accepted += accepted
+        self._pace.record(drafted, accepted)
+
+
+class Lookup(Drafter):
+    """Drafts what followed the last few tokens where they stood before, in the prompt or in the reply."""
+
+    def __init__(self, prompt: Sequence[int], pace: Pace):
+        super().__init__([], pace)
+        self._behind: dict[tuple[int, ...], int] = {}  # where the text goes on behind the latest such n-gram
+        for token in prompt:
+            self.add(token)
+
+    def add(self, token: int) -> None:
+        for n in NGRAMS:
+            if len(self._text) >= n:
+                self._behind[tuple(self._text[-n:])] = len(self._text)
+        super().add(token)
+
+    def expects(self) -> bool:
+        return super().expects() and self._found() is not None
+
+    def propose(self, room: int, sampler: Sampler) -> list[int]:
+        k, start = min(self._pace.length(), room), self._found()
+        if start is None:
+            return []
+        period = len(self._text) - start  # what reaches the end goes round
+        drafts = [self._text[start + i % period] for i in range(k)]
+        # A padding row of the embedding may stand in a prompt, and is never chosen.
+        return drafts[: next((i for i, token in enumerate(drafts) if token >= sampler.vocabulary), k)]
+
+    def _found(self) -> int | None:
+        return next((self._behind[gram] for n in NGRAMS if (gram := tuple(self._text[-n:])) in self._behind), None)
+
+
+class DraftModel(Drafter):
+    """Drafts what a smaller model of the same vocabulary says, drawn with the same keys."""
+
+    def __init__(self, model: Qwen3, prompt: Sequence[int], pace: Pace):
+        super().__init__(prompt, pace)
+        self._model, self._step = model, decode_step(model)
+        self._cache = model.make_cache()
+
+    def propose(self, room: int, sampler: Sampler) -> list[int]:
+        text = self._text
+        k = min(self._pace.length(), room, self._model.config.context_length - len(text) + 1)
+        if k < 1:
+            return []
+        sampler, position = sampler.fork(), len(text) - self._prompt
+        behind = mx.array([text[self._cache.offset :]])  # what this model has not been fed yet
+        coming = sampler.next(prefill(self._model, behind, self._cache), position)
+        drafts: list[int] = []
+        while True:
+            position += 1
+            last = len(drafts) == k - 1
+            following = None if last else sampler.next(self._step(coming, self._cache), position)
+            drafts.extend(coming.tolist())  # type: ignore[arg-type]
+            if following is None:
+                return drafts
+            mx.async_eval(following)  # not before the step is done: see decoding
+            coming = following
+
+    def checked(self, drafted: int, accepted: int) -> None:
+        super().checked(drafted, accepted)
+        self._cache.trim(max(0, drafted - 1 - accepted))  # the last draft was never fed
+
+
+def make_drafter(
+    model: Qwen3, prompts: Sequence[Sequence[int]], draft: Qwen3 | None = None, lookup: bool | None = None
+) -> Drafter | None:
+    """Who drafts the reply: the model `draft` where there is one, else lookup.
+
+    `lookup`: None drafts while that pays, True at every chance, False never. Raises UsageError for a draft model of
+    another vocabulary, and for drafts of more than one prompt.
+    """
+    if len(prompts) > 1 and (draft is not None or lookup):
+        asked = "a draft model was given" if draft is not None else "lookup is on"
+        raise UsageError(f"{asked} for {len(prompts)} prompts; drafts are made for one at a time, leave it out")
+    if draft is not None:
+        check_vocabulary(model.config, draft.config)
+        return DraftModel(draft, prompts[0], Pace(pass_costs(model), _bytes(draft) / _bytes(model)))
+    costs = (1.0,) * (LONGEST + 1) if lookup else pass_costs(model)
+    if len(prompts) > 1 or lookup is False or costs == ROW_BY_ROW:
+        return None
+    return Lookup(prompts[0], Pace(costs))
+
+
+def check_vocabulary(ours: Qwen3Config, drafts: Qwen3Config) -> None:
+    """Raises UsageError where a draft model cannot speak for ours."""
+    if ours.vocab_size != drafts.vocab_size:
+        raise UsageError(
+            f"the draft model has a vocabulary of {drafts.vocab_size}, the model one of {ours.vocab_size}; "
+            "give a smaller model of the same family"
+        )
+
+
+def _bytes(model: Qwen3) -> int:
+    """Decoding reads every weight once per token."""
+    return int(tree_reduce(lambda total, array: total + array.nbytes, model.parameters(), 0))

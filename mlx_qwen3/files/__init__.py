@@ -1,0 +1,1 @@
+"""What is on disk: where a checkpoint is, its settings, which tensors it has, and the values of their bytes."""

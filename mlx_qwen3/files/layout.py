@@ -1,0 +1,282 @@
+"""Which tensor of a checkpoint is which parameter: names and shapes as data, every tensor accounted for.
+
+The parts of this file are those of Hugging Face without `model.`: `layers.0.self_attn.q_proj`. A checkpoint holds a
+part by itself (Hugging Face, mlx-lm) or as rows of a fused matrix (native); `read_parts` finds it either way.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import mlx.core as mx
+
+from ..errors import CheckpointError, ConfigError, UsageError
+from .checkpoint import FLOATS, NAMES, StoredTensor, join, read_tensors
+from .config import Quantization, Qwen3Config
+
+# fused module -> the Hugging Face modules whose rows it stacks, in this order
+NAME_MAP = {
+    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+}
+# part -> shape of its weight, in the settings of config.json
+SHAPES: dict[str, tuple[str, ...]] = {
+    "embed_tokens": ("vocab_size", "hidden_size"),
+    "input_layernorm": ("hidden_size",),
+    "self_attn.q_proj": ("num_attention_heads * head_dim", "hidden_size"),
+    "self_attn.k_proj": ("num_key_value_heads * head_dim", "hidden_size"),
+    "self_attn.v_proj": ("num_key_value_heads * head_dim", "hidden_size"),
+    "self_attn.q_norm": ("head_dim",),
+    "self_attn.k_norm": ("head_dim",),
+    "self_attn.o_proj": ("hidden_size", "num_attention_heads * head_dim"),
+    "post_attention_layernorm": ("hidden_size",),
+    "mlp.gate_proj": ("intermediate_size", "hidden_size"),
+    "mlp.up_proj": ("intermediate_size", "hidden_size"),
+    "mlp.down_proj": ("hidden_size", "intermediate_size"),
+    "norm": ("hidden_size",),
+    "lm_head": ("vocab_size", "hidden_size"),
+}
+OUTSIDE = ("embed_tokens", "norm", "lm_head")  # of the layers
+LEAVES = ("weight", "scales", "biases")
+DTYPES = {"bf16": mx.bfloat16, "fp16": mx.float16, "fp32": mx.float32}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One Hugging Face module: its tensors by leaf name, and how they are packed."""
+
+    name: str
+    leaves: Mapping[str, StoredTensor]
+    quantization: Quantization | None
+
+
+@dataclass(frozen=True)
+class Module:
+    """One module of a layout: a single part, or the parts whose rows it stacks."""
+
+    name: str
+    parts: tuple[Part, ...]
+
+    @property
+    def quantization(self) -> Quantization | None:
+        return self.parts[0].quantization
+
+    def tensors(self) -> Iterator[tuple[str, tuple[StoredTensor, ...]]]:
+        """(parameter name, the tensors to stack along the rows)."""
+        for leaf in self.parts[0].leaves:
+            yield f"{self.name}.{leaf}", join([part.leaves[leaf] for part in self.parts])
+
+
+def fusions(config: Qwen3Config) -> dict[str, tuple[str, ...]]:
+    """NAME_MAP for every layer, in full names."""
+    return {
+        f"layers.{layer}.{fused}": tuple(f"layers.{layer}.{name}" for name in names)
+        for layer in range(config.num_hidden_layers)
+        for fused, names in NAME_MAP.items()
+    }
+
+
+def part_shapes(config: Qwen3Config) -> dict[str, tuple[int, ...]]:
+    """Weight shape of every part, in the order of the forward pass."""
+
+    def shape(name: str) -> tuple[int, ...]:
+        return tuple(math.prod(getattr(config, key) for key in size.split(" * ")) for size in SHAPES[name])
+
+    block = [name for name in SHAPES if name not in OUTSIDE]
+    shapes = {"embed_tokens": shape("embed_tokens")}
+    for layer in range(config.num_hidden_layers):
+        shapes |= {f"layers.{layer}.{name}": shape(name) for name in block}
+    shapes["norm"] = shape("norm")
+    return shapes if config.tie_word_embeddings else {**shapes, "lm_head": shape("lm_head")}
+
+
+def read_parts(folder: Path, config: Qwen3Config) -> dict[str, Part]:
+    """Every part of the checkpoint in `folder`, checked against the config; reads headers only.
+
+    Raises CheckpointError for a tensor that is missing, not expected, or of another shape or dtype, and ConfigError
+    where head_dim contradicts the tensors.
+    """
+    tensors = _without_prefix(read_tensors(folder))
+    _check_head_dim(tensors, config)
+    shapes = part_shapes(config)
+    located, claimed = _locate(tensors, shapes, fusions(config))
+    if config.tie_word_embeddings:
+        claimed |= duplicate_head(tensors)
+    if missing := [f"{name}.weight" for name, leaves in located.items() if "weight" not in leaves]:
+        raise CheckpointError(f"{folder} lacks {_some(missing)}; {_remedy(missing, config)}")
+    if extra := sorted(tensors.keys() - claimed):
+        raise CheckpointError(
+            f"{folder} holds {_some(extra)}, which a Qwen3 with this config.json does not have; "
+            "config.json and weights are of different models"
+        )
+    parts = {name: Part(name, leaves, _packing(name, leaves, config)) for name, leaves in located.items()}
+    for part in parts.values():
+        _check_leaves(part, shapes[part.name])
+    return parts
+
+
+def native_modules(parts: Mapping[str, Part], config: Qwen3Config, dtype: mx.Dtype | None = None) -> list[Module]:
+    """The parts as the native layout stacks them, for tensors kept in their dtypes or cast to `dtype`.
+
+    Parts that cannot share one matrix, because packing or dtype differ, stay by themselves.
+    """
+    whole = {names[0]: Module(fused, tuple(parts[name] for name in names)) for fused, names in fusions(config).items()}
+    modules: list[Module] = []
+    stacked: set[str] = set()
+    for name, part in parts.items():
+        if name in whole and len({_stacking_key(member, dtype) for member in whole[name].parts}) == 1:
+            modules.append(whole[name])
+            stacked |= {member.name for member in whole[name].parts}
+        elif name not in stacked:
+            modules.append(Module(name, (part,)))
+    return modules
+
+
+def packed_leaves(
+    shape: tuple[int, ...], packing: Quantization
+) -> dict[str, tuple[tuple[int, ...], tuple[mx.Dtype, ...]]]:
+    """(shape, possible dtypes) of what a packed matrix of `shape` is stored as, by leaf name."""
+    groups = (*shape[:-1], shape[-1] // packing.group_size)
+    weight = ((*shape[:-1], shape[-1] * packing.bits // 32), (mx.uint32,))
+    if packing.mode == "affine":
+        return {"weight": weight, "scales": (groups, FLOATS), "biases": (groups, FLOATS)}
+    return {"weight": weight, "scales": (groups, (mx.uint8,))}
+
+
+def parse_dtype(dtype: str | mx.Dtype | None) -> mx.Dtype | None:
+    """bf16, fp16 and fp32 as MLX dtypes; raises UsageError for another one."""
+    if dtype is None:
+        return None
+    named = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if named is None or named not in FLOATS:
+        raise UsageError(f"dtype is {dtype!r}; expected {', '.join(DTYPES)}")
+    return named
+
+
+def checkpoint_dtype(parts: Mapping[str, Part]) -> mx.Dtype:
+    """The dtype of the largest floating-point tensor; in a quantized checkpoint the one it was made from."""
+    floats = [leaf for part in parts.values() for leaf in part.leaves.values() if leaf.dtype in FLOATS]
+    return max(floats, key=lambda leaf: leaf.nbytes).dtype
+
+
+def cast(array: mx.array, dtype: mx.Dtype, name: str) -> mx.array:
+    """To another float dtype; packed integers stay. Raises CheckpointError where float16 cannot hold a value."""
+    if array.dtype not in FLOATS or array.dtype == dtype:
+        return array
+    result = array.astype(dtype)
+    if dtype == mx.float16 and mx.any(mx.isinf(result) & ~mx.isinf(array)).item():
+        largest = mx.max(mx.abs(array)).item()
+        raise CheckpointError(f"{name} reaches {largest:g}, past float16's 65504; use bf16 or fp32")
+    return result
+
+
+def duplicate_head(tensors: Mapping[str, StoredTensor]) -> set[str]:
+    """The names of an lm_head that repeats the embedding it is tied to, as 0.6B and 1.7B ship it.
+
+    Raises CheckpointError where its values differ: tied and untied would then be two models.
+    """
+    names = {f"lm_head.{leaf}" for leaf in LEAVES} & tensors.keys()
+    for name in names:
+        head, embedding = tensors[name], tensors.get(name.replace("lm_head", "embed_tokens"))
+        if embedding is None or not _same_bytes(head, embedding):
+            raise CheckpointError(
+                f"tie_word_embeddings is true, but {name} differs from the embedding; "
+                "set it to false in config.json to use lm_head, or remove lm_head"
+            )
+    return names
+
+
+def _same_bytes(a: StoredTensor, b: StoredTensor) -> bool:
+    same_form = (a.dtype, a.shape) == (b.dtype, b.shape)
+    return same_form and all(x == y for x, y in zip(a.chunks(), b.chunks(), strict=True))
+
+
+def _without_prefix(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    plain: dict[str, StoredTensor] = {}
+    for name, tensor in tensors.items():
+        if (short := name.removeprefix("model.")) in plain:
+            raise CheckpointError(f"{short} is stored with and without the prefix 'model.'; remove one of them")
+        plain[short] = tensor
+    return plain
+
+
+def _locate(
+    tensors: Mapping[str, StoredTensor], shapes: Mapping[str, tuple[int, ...]], fused: Mapping[str, tuple[str, ...]]
+) -> tuple[dict[str, dict[str, StoredTensor]], set[str]]:
+    """(the leaves found for every part, the names of the tensors they lie in)."""
+    located: dict[str, dict[str, StoredTensor]] = {
+        name: {leaf: tensors[f"{name}.{leaf}"] for leaf in LEAVES if f"{name}.{leaf}" in tensors} for name in shapes
+    }
+    claimed = {f"{name}.{leaf}" for name, leaves in located.items() for leaf in leaves}
+    for whole, names in fused.items():
+        if any(located[name] for name in names):
+            continue
+        heights = [shapes[name][0] for name in names]
+        for leaf in LEAVES:
+            if (tensor := tensors.get(f"{whole}.{leaf}")) is None:
+                continue
+            if tensor.shape[:1] != (sum(heights),):
+                raise CheckpointError(
+                    f"{tensor.name} has shape {list(tensor.shape)}, but config.json gives {sum(heights)} rows"
+                )
+            claimed.add(f"{whole}.{leaf}")
+            for name, first, height in zip(names, accumulate(heights, initial=0), heights, strict=False):
+                located[name][leaf] = tensor.rows(first, height)
+    return located, claimed
+
+
+def _packing(name: str, leaves: Mapping[str, StoredTensor], config: Qwen3Config) -> Quantization | None:
+    if "scales" not in leaves:
+        return None
+    packing = config.quantization_of(name)
+    if packing is None:
+        raise ConfigError(f"{name}.scales is stored, but config.json has no quantization for {name}")
+    return packing
+
+
+def _check_leaves(part: Part, shape: tuple[int, ...]) -> None:
+    """Every leaf that the packing asks for, with its shape and dtype, and no other."""
+    expected = packed_leaves(shape, part.quantization) if part.quantization else {"weight": (shape, FLOATS)}
+    if part.leaves.keys() != expected.keys():
+        raise CheckpointError(f"{part.name} has {sorted(part.leaves)}, expected {sorted(expected)} by its quantization")
+    for leaf, (wanted, dtypes) in expected.items():
+        tensor = part.leaves[leaf]
+        if tensor.shape != wanted:
+            raise CheckpointError(
+                f"{tensor.name} has shape {list(tensor.shape)}, but config.json gives {list(wanted)} "
+                f"by [{', '.join(SHAPES[_kind(part.name)])}]; config.json and weights are of different models"
+            )
+        if tensor.dtype not in dtypes:
+            names = ", ".join(NAMES[dtype] for dtype in dtypes)
+            raise CheckpointError(f"{tensor.name} has dtype {NAMES[tensor.dtype]}; expected {names}")
+
+
+def _check_head_dim(tensors: Mapping[str, StoredTensor], config: Qwen3Config) -> None:
+    for name, tensor in tensors.items():
+        if name.endswith(("q_norm.weight", "k_norm.weight")) and tensor.shape != (config.head_dim,):
+            raise ConfigError(
+                f"head_dim is {config.head_dim} in config.json, but {tensor.name} has shape {list(tensor.shape)}; "
+                f"set head_dim to what the weights say"
+            )
+
+
+def _kind(name: str) -> str:
+    """layers.3.mlp.up_proj -> mlp.up_proj"""
+    return name.split(".", 2)[-1] if name.startswith("layers.") else name
+
+
+def _stacking_key(part: Part, dtype: mx.Dtype | None) -> tuple[object, ...]:
+    dtypes = {leaf: dtype if dtype and tensor.dtype in FLOATS else tensor.dtype for leaf, tensor in part.leaves.items()}
+    return part.quantization, *sorted((leaf, NAMES[value]) for leaf, value in dtypes.items())
+
+
+def _some(names: list[str]) -> str:
+    return f"{names[0]} and {len(names) - 1} more tensors" if len(names) > 1 else names[0]
+
+
+def _remedy(missing: list[str], config: Qwen3Config) -> str:
+    if missing == ["lm_head.weight"]:
+        return "tie_word_embeddings is false, so the output needs a matrix of its own; the checkpoint is incomplete"
+    return f"config.json gives {config.num_hidden_layers} layers; the checkpoint is incomplete or of another model"

@@ -1,0 +1,392 @@
+"""Quantization: what comes out is what mlx-lm makes, bit for bit, and what it costs is measured."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from arrays import as_numpy
+from checkpoints import TINY, random_weights, stored, write_checkpoint
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mlx.utils import tree_flatten
+
+from mlx_qwen3.conversion.convert import convert
+from mlx_qwen3.conversion.quantize import parse
+from mlx_qwen3.errors import CheckpointError, UsageError
+from mlx_qwen3.files.config import Quantization, Qwen3Config
+from mlx_qwen3.files.layout import NAME_MAP, read_parts
+from mlx_qwen3.files.numerics import E2M1, E4M3, E8M0, Tally, dequantize, read_rows
+from mlx_qwen3.model.load import load_model
+
+PACKABLE = {"hidden_size": 128, "head_dim": 32, "intermediate_size": 256, "num_attention_heads": 4}
+AFFINE = [f"affine{bits}{group}" for bits in (2, 3, 4, 5, 6, 8) for group in ("", "g32", "g64", "g128")]
+MODES = [*AFFINE, "mxfp4", "mxfp8", "nvfp4"]
+GROUPS = {"mxfp4": 32, "mxfp8": 32, "nvfp4": 16}
+
+
+def in_mlx_terms(spec: str) -> dict[str, Any]:
+    """The arguments of mlx-lm's quantize_model, written down here and not taken from the package."""
+    if spec in GROUPS:
+        return {"mode": spec, "bits": int(spec[-1]), "group_size": GROUPS[spec]}
+    bits, _, group = spec.removeprefix("affine").partition("g")
+    return {"mode": "affine", "bits": int(bits), "group_size": int(group or 64)}
+
+
+def source_in(folder: Path, dtype: mx.Dtype, **changes: Any) -> Path:
+    config = {**PACKABLE, **changes, "torch_dtype": str(dtype).removeprefix("mlx.core.")}
+    write_checkpoint(folder, **config)
+    weights = {name: mx.array(value).astype(dtype) for name, value in random_weights({**TINY, **config}).items()}
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "pt"})
+    return folder
+
+
+def by_mlx_lm(source: Path, folder: Path, **how: Any) -> Path:
+    """A folder that mlx-lm quantized and saved."""
+    utils = pytest.importorskip("mlx_lm.utils")
+    model, config = utils.load_model(source, lazy=True)
+    model, config = utils.quantize_model(model, config, how["group_size"], how["bits"], mode=how["mode"])
+    folder.mkdir()
+    utils.save_model(folder, model)
+    utils.save_config(config, folder / "config.json")
+    return folder
+
+
+def stacked(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Hugging Face tensors (dtype, shape, bytes) as the native layout has them, by hand."""
+    result = {name.removeprefix("model."): value for name, value in tensors.items()}
+    for layer in range(TINY["num_hidden_layers"]):
+        for whole, names in NAME_MAP.items():
+            for leaf in ("weight", "scales", "biases"):
+                parts = [result.pop(f"layers.{layer}.{name}.{leaf}", None) for name in names]
+                if parts[0] is not None:
+                    shape = (sum(part[1][0] for part in parts), *parts[0][1][1:])
+                    raw = b"".join(part[2] for part in parts)
+                    result[f"layers.{layer}.{whole}.{leaf}"] = (parts[0][0], shape, raw)
+    return result
+
+
+@pytest.mark.parametrize("spec", MODES)
+def test_the_result_is_that_of_mlx_lm_bit_for_bit(spec, tmp_path):
+    source = source_in(tmp_path / "source", mx.bfloat16)
+    theirs = stored(by_mlx_lm(source, tmp_path / "theirs", **in_mlx_terms(spec)))
+    convert(source, tmp_path / "hf", quantize=spec, layout="hf", divergence=False)
+    convert(source, tmp_path / "native", quantize=spec, divergence=False)
+    assert stored(tmp_path / "hf") == theirs
+    assert stored(tmp_path / "native") == stacked(theirs)
+
+
+@pytest.mark.parametrize("spec", ["affine4", "affine3g32", "mxfp4", "mxfp8", "nvfp4"])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16], ids=str)
+@pytest.mark.parametrize("tied", [True, False])
+def test_so_it_is_from_other_dtypes_and_untied(spec, dtype, tied, tmp_path):
+    source = source_in(tmp_path / "source", dtype, tie_word_embeddings=tied)
+    theirs = stored(by_mlx_lm(source, tmp_path / "theirs", **in_mlx_terms(spec)))
+    convert(source, tmp_path / "hf", quantize=spec, layout="hf", divergence=False)
+    assert stored(tmp_path / "hf") == theirs
+
+
+@pytest.mark.parametrize("option", ["bf16", "fp16", None])
+@pytest.mark.parametrize("spec", ["affine4", "mxfp4", "mxfp8", "nvfp4"])
+def test_a_dtype_is_cast_to_before_packing_as_mlx_lm_does(spec, option, tmp_path):
+    """mlx_lm.convert itself, from float32 to what config.json or its option says."""
+    module = pytest.importorskip("mlx_lm.convert")
+    source = source_in(tmp_path / "source", mx.float32)
+    long = {"bf16": "bfloat16", "fp16": "float16", None: None}[option]
+    from mlx_lm import utils
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(
+        module, "load", lambda path, **_: (*(lambda m: (m[0], None, m[1]))(utils.load_model(Path(path), lazy=True)),)
+    )
+    saved = {}
+    patch.setattr(
+        module, "save", lambda out, path, model, tokenizer, config: saved.update(tree_flatten(model.parameters()))
+    )
+    with patch.context():
+        module.convert(
+            str(source),
+            str(tmp_path / "none"),
+            quantize=True,
+            q_mode=spec.rstrip("4") if spec == "affine4" else spec,
+            dtype=long,
+        )
+    patch.undo()
+    convert(source, tmp_path / "ours", quantize=spec, dtype=option, layout="hf", divergence=False)
+    ours = mx.load(str(tmp_path / "ours" / "model.safetensors"))
+    assert ours.keys() == saved.keys()
+    for name, array in saved.items():
+        assert array.dtype == ours[name].dtype, name
+        assert mx.array_equal(array, ours[name]), name
+
+
+def test_mlx_lm_loads_the_hf_layout_and_computes_the_same(tmp_path, ids):
+    utils = pytest.importorskip("mlx_lm.utils")
+    source = source_in(tmp_path / "source", mx.float32)
+    for spec in ("affine4", "mxfp8", "mixed"):
+        convert(source, tmp_path / f"{spec} hf", quantize=spec, layout="hf", divergence=False)
+        convert(source, tmp_path / spec, quantize=spec, divergence=False)
+        theirs = as_numpy(utils.load_model(tmp_path / f"{spec} hf")[0](mx.array(ids)))
+        ours = as_numpy(load_model(tmp_path / spec, "fp32")(mx.array(ids)))
+        assert np.abs(ours - theirs).max() < 5e-5
+
+
+def test_norms_stay_in_float_and_every_matrix_is_packed(tmp_path):
+    source = source_in(tmp_path / "source", mx.bfloat16, tie_word_embeddings=False)
+    certificate = convert(source, tmp_path / "out", quantize="affine4")
+    for record in certificate.tensors:
+        norm = "norm" in record.name
+        assert record.made == "copied" if norm else "quantized affine 4 bits, groups of 64" in record.made
+        assert record.dtype == ("U32" if record.name.endswith("weight") and not norm else "BF16")
+    assert {r.name.rsplit(".", 1)[0] for r in certificate.tensors if r.dtype == "U32"} >= {"embed_tokens", "lm_head"}
+
+
+def test_rows_that_are_no_whole_groups_stay_in_float_as_in_mlx_lm_and_the_certificate_says_so(tmp_path):
+    source = source_in(tmp_path / "source", mx.bfloat16, intermediate_size=96)
+    theirs = stored(by_mlx_lm(source, tmp_path / "theirs", **in_mlx_terms("affine4")))
+    certificate = convert(source, tmp_path / "hf", quantize="affine4", layout="hf")
+    assert stored(tmp_path / "hf") == theirs
+    notes = {record.name: record.note for record in certificate.tensors if record.note}
+    expected = "not quantized: 96 columns are no multiple of the group size 64"
+    assert notes == {f"model.layers.{i}.mlp.down_proj.weight": expected for i in (0, 1)}
+    assert mx.array_equal(
+        load_model(tmp_path / "hf")(mx.array([[1, 2]])), load_model(tmp_path / "theirs")(mx.array([[1, 2]]))
+    )
+
+
+@pytest.mark.parametrize("spec", ["affine4", "affine3", "mxfp4", "mxfp8", "nvfp4"])
+def test_unpacking_gives_what_mlx_lm_dequantizes(spec, tmp_path):
+    source = source_in(tmp_path / "source", mx.bfloat16)
+    packed = by_mlx_lm(source, tmp_path / "packed", **in_mlx_terms(spec))
+    from mlx_lm import utils
+
+    model = utils.dequantize_model(utils.load_model(packed)[0])
+    theirs = dict(tree_flatten(model.parameters()))
+    convert(packed, tmp_path / "native", divergence=False)
+    for start in (packed, tmp_path / "native"):
+        out = tmp_path / f"from {start.name}"
+        certificate = convert(start, out, quantize="none", layout="hf")
+        ours = mx.load(str(out / "model.safetensors"))
+        assert ours.keys() == theirs.keys()
+        assert all(mx.array_equal(array, theirs[name]) for name, array in ours.items())
+        assert {array.dtype for array in ours.values()} == {mx.bfloat16}
+        assert certificate.dtype == "bfloat16"
+        assert certificate.quantize == "none"
+        assert "quantization" not in json.loads((out / "config.json").read_text())
+        assert certificate.divergence.kl_mean < 1e-4  # roundings to bfloat16
+
+
+def test_unpacking_to_another_dtype_rounds_once(tmp_path):
+    source = source_in(tmp_path / "source", mx.float32)
+    convert(source, tmp_path / "packed", quantize="affine5", layout="hf", divergence=False)
+    packed = mx.load(str(tmp_path / "packed" / "model.safetensors"))
+    convert(tmp_path / "packed", tmp_path / "out", quantize="none", dtype="bf16", divergence=False)
+    name = "model.layers.1.mlp.down_proj"
+    exact = mx.dequantize(*(packed[f"{name}.{leaf}"] for leaf in ("weight", "scales", "biases")), 64, 5)
+    result = mx.load(str(tmp_path / "out" / "model.safetensors"))["layers.1.mlp.down_proj.weight"]
+    assert mx.array_equal(result, exact.astype(mx.bfloat16))
+
+
+def test_unpacking_stacks_parts_that_were_packed_in_different_ways(tmp_path):
+    utils = pytest.importorskip("mlx_lm.utils")
+    source = source_in(tmp_path / "source", mx.bfloat16)
+    model, config = utils.load_model(source, lazy=True)
+
+    def predicate(path, module):
+        if "k_proj" in path:
+            return False
+        return {"mode": "affine", "bits": 6, "group_size": 32} if "v_proj" in path else True
+
+    model, config = utils.quantize_model(model, config, 64, 4, quant_predicate=predicate)
+    (tmp_path / "packed").mkdir()
+    utils.save_model(tmp_path / "packed", model)
+    utils.save_config(config, tmp_path / "packed" / "config.json")
+    theirs = dict(tree_flatten(utils.dequantize_model(utils.load_model(tmp_path / "packed")[0]).parameters()))
+    certificate = convert(tmp_path / "packed", tmp_path / "out", quantize="none")
+    ours = mx.load(str(tmp_path / "out" / "model.safetensors"))
+    expected = mx.concatenate([theirs[f"model.layers.1.self_attn.{name}_proj.weight"] for name in "qkv"])
+    assert mx.array_equal(ours["layers.1.self_attn.qkv_proj.weight"], expected)
+    made = {record.name: record.made for record in certificate.tensors}
+    assert made["layers.1.self_attn.qkv_proj.weight"] == "fused, dequantized"
+
+
+@pytest.mark.parametrize("spec", ["affine4", "mxfp4", "mixed"])
+def test_a_packed_source_is_not_packed_again(spec, tmp_path):
+    source = source_in(tmp_path / "source", mx.bfloat16)
+    convert(source, tmp_path / "packed", quantize="affine8", divergence=False)
+    message = r"is packed already \(affine, 8 bits, groups of 64\); .* --quantize none"
+    with pytest.raises(UsageError, match=message):
+        convert(tmp_path / "packed", tmp_path / "out", quantize=spec)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("spec", ["affine", "affine7", "affine1", "affine4g16", "affine4g", "int4", "4", "mxfp6", ""])
+def test_an_unknown_mode_is_refused(spec, tiny, tmp_path):
+    with pytest.raises(UsageError, match=r"expected affine.*mxfp4, mxfp8, nvfp4, mixed"):
+        convert(tiny, tmp_path / "out", quantize=spec)
+
+
+@pytest.mark.parametrize("spec", MODES)
+def test_modes_in_words(spec):
+    assert parse(spec) == Quantization(**in_mlx_terms(spec))
+
+
+# --- mixed
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory):
+    """One layer's value projection has an outlier in every group, so that it loses most in few bits."""
+    config = {**TINY, **PACKABLE, "num_hidden_layers": 3}
+    weights = random_weights(config)
+    name = "model.layers.1.self_attn.v_proj.weight"
+    weights[name][:, ::64] *= 20
+    return write_checkpoint(tmp_path_factory.mktemp("uneven"), config, weights)
+
+
+def bits_of(folder: Path) -> dict[str, int]:
+    config = Qwen3Config.from_folder(folder)
+    return {name: part.quantization.bits for name, part in read_parts(folder, config).items() if part.quantization}
+
+
+@pytest.mark.parametrize("budget", [3.2, 4.2, 5.0, 6.3, 7.5, 30])
+@pytest.mark.parametrize("layout", ["native", "hf"])
+def test_mixed_keeps_to_its_budget(uneven, budget, layout, tmp_path):
+    # float32 scales: 1 bit a weight more than the codes
+    certificate = convert(uneven, tmp_path / "out", quantize="mixed", bits=budget, layout=layout, divergence=False)
+    size = sum(record.bytes for record in certificate.tensors) * 8
+    weights = sum(np.prod(array.shape) for array in mx.load(str(uneven / "model.safetensors")).values())
+    assert certificate.bits_per_weight == pytest.approx(size / weights)
+    assert size / weights <= budget
+    if budget < 9:
+        assert size / weights > budget - 0.5  # and uses it: no step costs more than a fifth of the model by a bit
+    else:
+        assert set(bits_of(tmp_path / "out").values()) == {8}
+
+
+def test_mixed_gives_more_bits_where_the_error_is_larger(uneven, tmp_path):
+    convert(uneven, tmp_path / "out", quantize="mixed", bits=5.2, divergence=False)
+    bits = bits_of(tmp_path / "out")
+    assert bits["layers.1.self_attn.v_proj"] > bits["layers.0.self_attn.v_proj"]
+    assert bits["layers.1.self_attn.v_proj"] == max(bits.values())
+
+
+def test_what_is_fused_shares_its_packing(uneven, tmp_path):
+    convert(uneven, tmp_path / "out", quantize="mixed", bits=5.2, divergence=False)
+    names = {name.rsplit(".", 1)[0] for name in stored(tmp_path / "out")}
+    assert {f"layers.{i}.{fused}" for i in range(3) for fused in NAME_MAP} < names
+    bits = bits_of(tmp_path / "out")
+    assert len(set(bits.values())) > 1
+    for layer in range(3):
+        for parts in NAME_MAP.values():
+            assert len({bits[f"layers.{layer}.{part}"] for part in parts}) == 1
+
+
+def test_mixed_is_the_same_each_time_and_in_both_layouts(uneven, tmp_path):
+    for name, layout in (("a", "native"), ("b", "native"), ("hf", "hf")):
+        convert(uneven, tmp_path / name, quantize="mixed", bits=5.2, layout=layout, divergence=False)
+    assert stored(tmp_path / "a") == stored(tmp_path / "b")
+    assert bits_of(tmp_path / "a") == bits_of(tmp_path / "hf")
+    assert mx.allclose(
+        load_model(tmp_path / "a")(mx.array([[1, 2]])), load_model(tmp_path / "hf")(mx.array([[1, 2]])), atol=1e-5
+    )
+
+
+def test_a_larger_budget_never_takes_bits_from_a_module(uneven, tmp_path):
+    budgets = [3.6, 4.6, 5.6, 6.6]
+    results = []
+    for budget in budgets:
+        convert(uneven, tmp_path / str(budget), quantize="mixed", bits=budget, divergence=False)
+        results.append(bits_of(tmp_path / str(budget)))
+    for less, more in pairwise(results):
+        assert sum(less.values()) < sum(more.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"quantize": "mixed", "bits": 1.5}, "bits is 1.5; this model needs 3.* at the least"),
+        ({"quantize": "affine4", "bits": 4.5}, "bits is 4.5, but quantize is 'affine4'"),
+        ({"bits": 4.5}, "bits is 4.5, but quantize is None"),
+    ],
+)
+def test_a_budget_that_cannot_be(uneven, options, message, tmp_path):
+    with pytest.raises(UsageError, match=message):
+        convert(uneven, tmp_path / "out", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- the error of a tensor
+
+
+@pytest.mark.parametrize("spec", ["affine2", "affine4g128", "affine5", "mxfp4", "mxfp8", "nvfp4"])
+def test_errors_are_those_of_mlx_own_dequantization(spec, tmp_path):
+    how = in_mlx_terms(spec)
+    source = source_in(tmp_path / "source", mx.bfloat16)
+    certificate = convert(source, tmp_path / "out", quantize=spec)
+    weights = mx.load(str(source / "model.safetensors"))
+    block = "model.layers.1.self_attn"
+    whole = mx.concatenate([weights[f"{block}.{name}_proj.weight"] for name in "qkv"])
+    packed = mx.quantize(whole, **how)
+    # Scales in float32 first: MLX computes in the dtype of the scales and rounds every value to it.
+    exact = [array if array.dtype in (mx.uint32, mx.uint8) else array.astype(mx.float32) for array in packed]
+    difference = np.array(mx.dequantize(*exact, **how, dtype=mx.float32)) - as_numpy(whole)
+    rows = np.linalg.norm(difference, axis=1) / np.linalg.norm(as_numpy(whole), axis=1)
+    (record,) = [r for r in certificate.tensors if r.name == "layers.1.self_attn.qkv_proj.weight"]
+    assert record.error.max == pytest.approx(np.abs(difference).max(), rel=1e-5)
+    expected = np.linalg.norm(difference) / np.linalg.norm(as_numpy(whole))
+    assert record.error.relative == pytest.approx(expected, rel=1e-5)
+    assert record.error.worst_row == rows.argmax()
+    assert record.error.worst_row_relative == pytest.approx(rows.max(), rel=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(spec=st.sampled_from(MODES), rows=st.integers(1, 40), groups=st.integers(1, 3), seed=st.integers(0, 99))
+def test_numpy_reads_packed_weights_as_mlx_does(spec, rows, groups, seed):
+    how = in_mlx_terms(spec)
+    values = np.random.default_rng(seed).normal(0, 3, (rows, 128 * groups)).astype(np.float32)
+    packed = mx.quantize(mx.array(values), **how)
+    weight, scales, *biases = [np.array(array) for array in packed]
+    ours = dequantize(Quantization(**how), weight.view(np.uint8), scales, biases[0] if biases else None)
+    theirs = np.array(mx.dequantize(*packed, **how, dtype=mx.float32))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)  # one device may fuse the multiplication and the sum
+
+
+def test_the_tables_of_small_floats():
+    """Values of the OCP specification, tables 1 and 2, and E8M0's ends."""
+    assert E2M1.tolist()[:8] == [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+    assert (E4M3[0x01], E4M3[0x08], E4M3[0x7E], E4M3[0x80 | 0x38]) == (2**-9, 2**-6, 448, -1)
+    assert (E8M0[0], E8M0[127], E8M0[254]) == (2.0**-127, 1, 2.0**127)
+
+
+@pytest.mark.parametrize("spec", ["affine3g32", "affine8", "mxfp8", "nvfp4"])
+def test_any_rows_of_a_stored_matrix_are_read_alone(spec, tmp_path):
+    source = source_in(tmp_path / "source", mx.bfloat16)
+    convert(source, tmp_path / "out", quantize=spec, divergence=False)
+    part = read_parts(tmp_path / "out", Qwen3Config.from_folder(tmp_path / "out"))["layers.1.self_attn.v_proj"]
+    whole = read_rows(part.leaves, part.quantization, 0, 64)
+    for first, count in ((0, 1), (5, 17), (63, 1)):
+        np.testing.assert_array_equal(
+            read_rows(part.leaves, part.quantization, first, count), whole[first : first + count]
+        )
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("options", [{"quantize": "affine4"}, {"dtype": "bf16"}], ids=str)
+def test_a_weight_that_is_not_finite_is_named(value, options, tmp_path):
+    config = {**TINY, **PACKABLE}
+    weights = random_weights(config)
+    weights["model.layers.1.self_attn.k_proj.weight"][3, 5] = value
+    source = write_checkpoint(tmp_path / "source", config, weights)
+    with pytest.raises(CheckpointError, match=r"layers\.1\.self_attn\.[qk]_proj\.weight.* not finite"):
+        convert(source, tmp_path / "out", **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_tally_of_zeros():
+    tally = Tally("x")
+    tally.add(np.zeros((2, 3), np.float32), np.zeros((2, 3), np.float32))
+    assert tally.error.relative == 0

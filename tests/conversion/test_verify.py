@@ -1,0 +1,257 @@
+"""`verify`: whatever is changed in a converted folder is found and named."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from checkpoints import TINY, VOCABULARY, write_checkpoint, write_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlx_qwen3.compare.parity import compare_with_torch
+from mlx_qwen3.conversion.certificate import Certificate
+from mlx_qwen3.conversion.convert import convert
+from mlx_qwen3.conversion.verify import report, verify
+from mlx_qwen3.errors import UsageError, VerificationError
+from mlx_qwen3.model import qwen3 as model_module
+
+PACKABLE = {"hidden_size": 128, "head_dim": 32, "intermediate_size": 256, "vocab_size": VOCABULARY}
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory):
+    return write_tokenizer(write_checkpoint(tmp_path_factory.mktemp("chat"), **PACKABLE))
+
+
+@pytest.fixture(scope="module", params=["copied", "quantized"])
+def converted(request, chat, tmp_path_factory):
+    out = tmp_path_factory.mktemp("converted") / "out"
+    convert(chat, out, quantize="affine4" if request.param == "quantized" else None, shard_bytes=200_000)
+    return out
+
+
+@pytest.fixture
+def copy(converted, tmp_path):
+    return Path(shutil.copytree(converted, tmp_path / "copy"))
+
+
+def flip(path: Path, position: int, bit: int = 0) -> None:
+    with path.open("r+b") as file:
+        file.seek(position)
+        byte = file.read(1)[0]
+        file.seek(position)
+        file.write(bytes([byte ^ (1 << bit)]))
+
+
+def test_a_folder_as_it_was_made(converted, chat):
+    assert verify(converted).divergence is None
+    found = verify(converted, chat)
+    assert found.divergence == Certificate.read(converted).divergence
+    assert "are as certified" in report(found)
+    assert "KL divergence" in report(found)
+
+
+def test_it_may_have_been_moved(copy, chat):
+    verify(copy, chat)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_one_flipped_bit_in_any_tensor_is_found_and_named(converted, data):
+    certificate = Certificate.read(converted)  # the same in every example, which undoes what it did
+    record = data.draw(st.sampled_from(certificate.tensors))
+    offset, bit = data.draw(st.integers(0, record.bytes - 1)), data.draw(st.integers(0, 7))
+    path = converted / record.file
+    flip(path, record.start + offset, bit)
+    try:
+        with pytest.raises(VerificationError, match=f"^{record.name} damaged: .*{record.file} has sha256"):
+            verify(converted)
+    finally:
+        flip(path, record.start + offset, bit)
+
+
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_so_is_one_in_a_header(converted, data):
+    path = sorted(converted.glob("*.safetensors"))[0]
+    position = data.draw(st.integers(0, 7 + int.from_bytes(path.read_bytes()[:8], "little")))
+    bit = data.draw(st.integers(0, 7))
+    flip(path, position, bit)
+    try:
+        with pytest.raises(VerificationError, match=f"^the header is damaged: .*{path.name} has sha256"):
+            verify(converted)
+    finally:
+        flip(path, position, bit)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "generation_config.json", "model.safetensors.index.json"]
+)
+def test_so_is_one_in_any_other_file(converted, name):
+    path = converted / name
+    for position in range(0, path.stat().st_size, max(1, path.stat().st_size // 7)):
+        flip(path, position)
+        try:
+            with pytest.raises(VerificationError, match=f"{name} has sha256"):
+                verify(converted)
+        finally:
+            flip(path, position)
+
+
+def test_so_is_one_in_the_certificate(copy):
+    path = copy / "certificate.json"
+    for position in range(0, path.stat().st_size, path.stat().st_size // 40):
+        content = path.read_bytes()
+        if content[position : position + 1].isspace():  # means the same
+            continue
+        flip(path, position)
+        with pytest.raises(VerificationError, match=r"certificate\.json"):
+            verify(copy)
+        path.write_bytes(content)
+
+
+def test_several_damaged_tensors(copy):
+    certificate = Certificate.read(copy)
+    by_file = {name: [r for r in certificate.tensors if r.file == name] for name in certificate.files}
+    records = max(by_file.values(), key=len)
+    for record in records[:3]:
+        flip(copy / record.file, record.start)
+    with pytest.raises(VerificationError, match=f"^{records[0].name} and 2 more tensors damaged"):
+        verify(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: (f / "model-00001-of-00004.safetensors").unlink(), "model-00001-of-00004.safetensors is missing"),
+        (lambda f: os.truncate(f / "config.json", 20), "config.json has 20 bytes, the certificate says"),
+        (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json is missing"),
+        (lambda f: (f / "certificate.json").unlink(), "has no certificate.json"),
+        (lambda f: (f / "model-extra.safetensors").write_bytes(b""), "model-extra.safetensors is not in certificate"),
+    ],
+)
+def test_files_that_are_missing_cut_or_extra(chat, change, message, tmp_path):
+    convert(chat, tmp_path / "out", shard_bytes=500_000, divergence=False)
+    change(tmp_path / "out")
+    with pytest.raises(VerificationError, match=message.replace(".", r"\.")):
+        verify(tmp_path / "out")
+
+
+def test_a_file_that_is_cut_names_what_it_lost(copy):
+    record = Certificate.read(copy).tensors[-1]
+    os.truncate(copy / record.file, record.start + record.bytes - 1)
+    with pytest.raises(VerificationError, match=f"{record.name}.* damaged: .*{record.file} has .* bytes"):
+        verify(copy)
+
+
+def test_another_source(converted, chat, tmp_path):
+    other = Path(shutil.copytree(chat, tmp_path / "other"))
+    flip(other / "model.safetensors", 50_000)
+    with pytest.raises(
+        VerificationError, match=r"model\.safetensors has sha256 .*it is not the source that was converted"
+    ):
+        verify(converted, other)
+
+
+def test_a_machine_that_computes_something_else(converted, chat, monkeypatch):
+    """The bytes are right and the forward pass is not: without and with the source."""
+    real = model_module.Attention.__call__
+
+    def half(self, x, cache, mask):
+        return real(self, x, cache, mask) * 0.5
+
+    monkeypatch.setattr(model_module.Attention, "__call__", half)
+    with pytest.raises(VerificationError, match=r"the perplexity is .*, the certificate says"):
+        verify(converted)
+
+
+def test_the_first_measurement_may_be_made_later(chat, tmp_path):
+    convert(chat, tmp_path / "out", quantize="affine4", divergence=False)
+    assert verify(tmp_path / "out").divergence is None
+    found = verify(tmp_path / "out", chat).divergence
+    assert found == convert(chat, tmp_path / "other", quantize="affine4").divergence
+
+
+def test_a_folder_that_was_not_converted(tiny):
+    with pytest.raises(VerificationError, match=r"has no certificate\.json; convert it with mlx-qwen3"):
+        verify(tiny)
+
+
+# --- against PyTorch
+
+
+@pytest.mark.parametrize("options", [{}, {"dtype": "bf16"}, {"quantize": "affine4"}, {"quantize": "mxfp4"}], ids=str)
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_layer_agrees_with_transformers(options, tied, tmp_path):
+    pytest.importorskip("torch")
+    source = write_checkpoint(tmp_path / "source", **PACKABLE, tie_word_embeddings=tied)
+    convert(source, tmp_path / "out", **options)
+    found = verify(tmp_path / "out", torch=True)
+    assert [layer.place for layer in found.torch][:3] == ["the embedding", "layer 0", "layer 1"]
+    assert len(found.torch) == 4
+    assert all(layer.relative < 2e-6 for layer in found.torch)  # the weights are the same; measured 5e-7
+    found = verify(tmp_path / "out", source, torch=True)
+    assert all(layer.relative < layer.bound for layer in found.torch)
+    assert "layer 1: " in report(found)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "place"),
+    [
+        ("embed_tokens.weight", "the embedding"),
+        ("layers.0.self_attn.k_norm.weight", "layer 0"),
+        ("layers.1.mlp.down_proj.weight", "layer 1"),
+        ("norm.weight", r"the logits \(final norm, output matrix\)"),
+    ],
+)
+def test_the_first_layer_that_differs_is_named(tiny, tensor, place, tmp_path):
+    """Against the source: one weight of the result is wrong, its certificate is not asked."""
+    pytest.importorskip("torch")
+    convert(tiny, tmp_path / "out", divergence=False)
+    path = tmp_path / "out" / "model.safetensors"
+    weights = mx.load(str(path))
+    weights[tensor] = weights[tensor] * 1.5 + mx.arange(weights[tensor].shape[-1]) * 0.01
+    mx.save_safetensors(str(path), weights)
+    with pytest.raises(
+        VerificationError, match=f"^{place} differs from PyTorch by .* past 0.0001; all before it agrees"
+    ):
+        list(compare_with_torch(tmp_path / "out", tiny))
+
+
+def test_a_mistake_in_the_forward_pass_is_seen_without_the_source(tiny, tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    convert(tiny, tmp_path / "out", divergence=False)
+    real = model_module.MLP.__call__
+    calls = []
+
+    def second_is_wrong(self, x):
+        calls.append(0)
+        return real(self, x) * (1.1 if len(calls) % 2 == 0 else 1)
+
+    monkeypatch.setattr(model_module.MLP, "__call__", second_is_wrong)
+    with pytest.raises(VerificationError, match=r"^layer 1 differs from PyTorch"):
+        verify(tmp_path / "out", torch=True)
+
+
+def test_without_transformers_it_says_so(tiny, tmp_path, monkeypatch):
+    import sys
+
+    convert(tiny, tmp_path / "out", divergence=False)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UsageError, match="--torch needs torch; pip install torch transformers"):
+        verify(tmp_path / "out", torch=True)
+
+
+def test_rope_settings_and_eos_reach_transformers(tmp_path):
+    pytest.importorskip("torch")
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 10240}
+    source = write_checkpoint(tmp_path / "source", rope_scaling=scaling, eos_token_id=[3, 4])
+    convert(source, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["rope_scaling"] == scaling
+    assert max(layer.relative for layer in verify(tmp_path / "out", torch=True).torch) < 2e-6
+    assert np.isfinite(TINY["rms_norm_eps"])

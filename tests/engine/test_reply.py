@@ -1,0 +1,406 @@
+"""Tokens against transformers' generate; replies by scripted tokens, where the text must be known."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from arrays import as_numpy
+from checkpoints import TINY, VOCABULARY, YARN, random_weights, write_checkpoint, write_tokenizer
+
+from mlx_qwen3.engine import reply as generation
+from mlx_qwen3.engine import runner as decoding
+from mlx_qwen3.engine.prefill import prefill
+from mlx_qwen3.engine.reply import generate, prepare, stream
+from mlx_qwen3.engine.runner import decode, generate_batch
+from mlx_qwen3.engine.sampling import SamplingParams
+from mlx_qwen3.errors import PromptError, UsageError
+from mlx_qwen3.files.config import Qwen3Config
+from mlx_qwen3.model import kernels
+from mlx_qwen3.model.cache import KVCache
+from mlx_qwen3.model.load import load_model
+from mlx_qwen3.text.tokenizer import Tokenizer
+
+GREEDY = SamplingParams(temperature=0)
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory):
+    """(model, tokenizer) of a checkpoint with random weights."""
+    folder = write_checkpoint(tmp_path_factory.mktemp("chat"), vocab_size=VOCABULARY, eos_token_id=258)
+    return load_model(write_tokenizer(folder), "fp32"), Tokenizer(folder)
+
+
+def prompts(*lengths: int) -> list[list[int]]:
+    rng = np.random.default_rng(5)
+    return [rng.integers(0, TINY["vocab_size"], length).tolist() for length in lengths]
+
+
+def transformers_greedy(model, rows, **options):
+    """64 tokens for each row, from one left-padded batch."""
+    import torch
+
+    longest = max(map(len, rows))
+    ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    settings = {"max_new_tokens": 64, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    return model.generate(ids, attention_mask=mask, **settings, **options)[:, longest:].tolist()
+
+
+@pytest.fixture(params=[None, YARN], ids=["default", "yarn"])
+def lively(request, tmp_path):
+    """A checkpoint whose greedy replies wander: untied, since a tied one with random weights repeats one token."""
+    return write_checkpoint(
+        tmp_path / "model", rope_scaling=request.param, num_hidden_layers=3, tie_word_embeddings=False
+    )
+
+
+LENGTHS = {"short": (12,), "700 tokens": (700,), "batch of 3": (3, 41, 150)}
+
+
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
+def test_greedy_continuation_equals_transformers(lengths, lively, torch_model):
+    rows = prompts(*lengths)
+    replies = generate_batch(load_model(lively, "fp32"), rows, max_tokens=64)
+    assert min(len(set(reply)) for reply in replies) >= 8, "a reply that repeats itself proves nothing"
+    assert replies == transformers_greedy(torch_model(lively), rows)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
+@pytest.mark.parametrize("mistake", ["shifted positions", "frozen positions", "forgotten values"])
+def test_mistakes_in_decode_change_the_continuation(lengths, mistake, lively, monkeypatch):
+    """That the comparison above can fail."""
+    rows = prompts(*lengths)
+    right = generate_batch(load_model(lively, "fp32"), rows, max_tokens=64)
+    positions, attend = KVCache.positions.fget, kernels.attend
+    prompt = max(lengths)
+
+    if mistake == "shifted positions":
+        monkeypatch.setattr(KVCache, "positions", property(lambda c: positions(c) + (7 if c.offset else 0)))
+    elif mistake == "frozen positions":
+        monkeypatch.setattr(KVCache, "positions", property(lambda c: positions(c) - max(0, c.offset - prompt)))
+    else:
+        monkeypatch.setattr(kernels, "attend", lambda q, k, v, *rest: attend(q, k, 0 * v, *rest))
+    assert generate_batch(load_model(lively, "fp32"), rows, max_tokens=64) != right
+
+
+def test_greedy_with_a_repetition_penalty_equals_transformers(lively, torch_model):
+    rows, params = prompts(9, 30), SamplingParams(temperature=0, repetition_penalty=1.3)
+    ours = generate_batch(load_model(lively, "fp32"), rows, max_tokens=64, sampling=params)
+    for row, reply in zip(rows, ours, strict=True):  # alone: transformers counts the padding as seen
+        assert [reply] == transformers_greedy(torch_model(lively), [row], repetition_penalty=1.3)
+        assert len(set(reply)) > 30
+
+
+@pytest.mark.parametrize("past", [1_000, 8_000, 40_000])
+def test_far_positions_after_a_long_past_equal_transformers(past, lively, torch_model):
+    torch = pytest.importorskip("torch")
+    cache_class = pytest.importorskip("transformers").DynamicCache
+    model, reference, ids = load_model(lively, "fp32"), torch_model(lively), np.array(prompts(12))
+    rng = np.random.default_rng(past)
+    cache, theirs = model.make_cache(), cache_class(config=reference.config)
+    # transformers caches keys that YaRN has scaled; ours puts its factor into the scores.
+    factor = model.config.yarn.attention_factor if model.config.yarn else 1.0
+    for layer in range(3):
+        keys, values = rng.normal(size=(2, 1, 2, past, 20)).astype(np.float32)
+        cache.update(layer, mx.array(keys / factor), mx.array(values))
+        theirs.update(torch.tensor(keys), torch.tensor(values), layer)
+    cache.advance(past)
+    ours = as_numpy(model(mx.array(ids), cache))
+    with torch.no_grad():
+        expected = reference(torch.tensor(ids), past_key_values=theirs).logits.numpy()
+    assert np.abs(ours - expected).max() < 1e-4  # measured 2e-5 at 40,000: a frequency's last place, 40,000-fold
+
+
+def test_every_step_draws_anew(chat, monkeypatch):
+    model, _ = chat
+    monkeypatch.setattr(decoding, "decode_step", lambda _: lambda tokens, cache: mx.zeros((1, VOCABULARY)))
+    flat = SamplingParams(1.0, 0, 1.0, seed=1)
+    [reply] = generate_batch(model, prompts(3), max_tokens=50, sampling=flat, lookup=False)
+    assert len(set(reply)) > 30
+
+
+def test_prompt_ids_of_padding_rows_do_no_harm(chat):
+    """They are in the vocabulary of the model, not in that of the tokenizer."""
+    reply = generate(*chat, [300, 306, 5], max_tokens=5, sampling=SamplingParams(0, repetition_penalty=1.2))
+    assert reply.generation_tokens == 5
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 36, 37, 100])
+def test_prefill_in_chunks_gives_the_logits_of_the_whole(tiny, ids, chunk):
+    model = load_model(tiny, "fp32")
+    cache = model.make_cache(2)
+    last = prefill(model, mx.array(ids), cache, chunk)
+    assert cache.offset == 37
+    assert last.shape == (2, TINY["vocab_size"])
+    assert np.abs(as_numpy(last) - as_numpy(model(mx.array(ids)))[:, -1]).max() < 2e-5
+
+
+def test_a_prompt_is_one_pass_and_asks_for_one_row_of_logits(chat, monkeypatch):
+    model, _ = chat
+    passes, projected = [], []
+    hidden, logits = type(model).hidden, type(model).logits
+    monkeypatch.setattr(type(model), "hidden", lambda m, ids, c: passes.append(ids.shape) or hidden(m, ids, c))
+    monkeypatch.setattr(type(model), "logits", lambda m, h: projected.append(h.shape) or logits(m, h))
+    generate_batch(model, prompts(50), max_tokens=3)
+    assert passes == [(1, 50)]  # and then steps
+    assert projected == [(1, 1, 48)]
+
+
+def test_rows_of_a_batch_are_the_rows_alone(chat):
+    model, _ = chat
+    rows = prompts(1, 20, 33)
+    assert generate_batch(model, rows, max_tokens=20) == [
+        generate_batch(model, [row], max_tokens=20)[0] for row in rows
+    ]
+
+
+def test_padding_rows_of_the_embedding_are_never_chosen(tmp_path):
+    config = {**TINY, "vocab_size": VOCABULARY}
+    weights = random_weights(config)
+    weights["model.embed_tokens.weight"][261:] *= 100  # they would win almost always
+    folder = write_tokenizer(write_checkpoint(tmp_path, config, weights))
+    model, tokenizer = load_model(folder), Tokenizer(folder)
+    assert tokenizer.size == 261
+    assert max(generate_batch(model, prompts(5), max_tokens=20)[0]) >= 261
+    for sampling in (GREEDY, SamplingParams(1.0, 0, 1.0), SamplingParams(1.0, 50, 0.9, 0.01, 1.2)):
+        tokens = generate(model, tokenizer, "hi", sampling=sampling, max_tokens=30).tokens
+        assert max(tokens) < 261
+
+
+@pytest.mark.parametrize(
+    "sampling", [SamplingParams(1.0, 0, 1.0, seed=7), SamplingParams(0.8, 20, 0.9, 0.01, 1.1, seed=7)]
+)
+def test_a_seed_repeats_a_reply_and_another_changes_it(chat, sampling):
+    from dataclasses import replace
+
+    first, again = (generate(*chat, "hello", sampling=sampling, max_tokens=30).tokens for _ in range(2))
+    other = generate(*chat, "hello", sampling=replace(sampling, seed=8), max_tokens=30).tokens
+    assert first == again != other
+
+
+def test_decode_without_a_limit_goes_on_to_the_end_of_the_context(tmp_path):
+    model = load_model(write_checkpoint(tmp_path, max_position_embeddings=20), "fp32")
+    steps = list(decode(model, prompts(4, 6), GREEDY))
+    assert [len(tokens) for tokens in steps] == [2] * 14
+
+
+def test_nothing_is_computed_behind_an_end_token(chat, monkeypatch):
+    """And a batch goes on until each of its replies has ended."""
+    model, rows = chat[0], prompts(9, 30)
+    replies = generate_batch(model, rows, max_tokens=20)
+    stop = {replies[0][4], replies[1][6]}
+    expected = [next(i for i, token in enumerate(reply) if token in stop) for reply in replies]
+    evaluated, hand_over = [], mx.async_eval
+    monkeypatch.setattr(mx, "async_eval", lambda *arrays: evaluated.append(arrays) or hand_over(*arrays))
+    assert [len(reply) for reply in generate_batch(model, rows, max_tokens=20, stop_ids=stop)] == expected
+    assert len({id(array) for arrays in evaluated for array in arrays}) == max(expected) + 1
+
+
+def attend(tokens, cache):
+    """A step of attention alone: MLX lets a host run ahead by few operations only, and one of Qwen3 has more."""
+    k, v = (x * tokens.astype(mx.float32) for x in mx.ones((2, 1, 8, 1, 128)))
+    k, v = cache.update(0, k, v)
+    out = mx.fast.scaled_dot_product_attention(k[:, :, -1:], k, v, scale=1.0)
+    cache.advance(1)
+    return out[:, 0, 0]
+
+
+@pytest.mark.parametrize("replay_after", [0, 64], ids=["compiled", "eager"])
+@pytest.mark.parametrize("make_step", [decoding.decode_step, lambda _: attend], ids=["Qwen3", "attention"])
+def test_decode_holds_the_cache_once(make_step, replay_after, tmp_path, monkeypatch):
+    """A step that is handed over while the one before it is unfinished copies the cache."""
+    wide = {"num_hidden_layers": 1, "num_key_value_heads": 8, "num_attention_heads": 8, "head_dim": 128}
+    tokens = 131_072 - 16  # of 8 KB: a cache of 1 GB
+    model = load_model(write_checkpoint(tmp_path, **wide, max_position_embeddings=2 * tokens), "fp32")
+    cache = model.make_cache()
+    past = mx.zeros((1, 8, tokens, 128))
+    mx.eval(*cache.update(0, past, past))
+    cache.advance(tokens)
+    del past
+    monkeypatch.setattr(model, "make_cache", lambda *_: cache)
+    monkeypatch.setattr(decoding, "decode_step", make_step)
+    monkeypatch.setattr(kernels, "replay_after", lambda: replay_after)
+    steps = decode(model, [[5]], GREEDY, max_tokens=6)
+    next(steps)
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    assert len(list(steps)) == 5
+    assert (size := sum(array.nbytes for array in cache.buffers)) > 1e9
+    assert mx.get_peak_memory() - before < 0.05 * size  # measured 0.004
+
+
+# Replies
+
+
+def scripted(monkeypatch, tokenizer, text, end=True):
+    """Let the model say `text`, then its end token."""
+    tokens = tokenizer.encode(text) + ([258] if end else [])
+    monkeypatch.setattr(generation, "decode", lambda *_, **__: iter([[token] for token in tokens]))
+    return tokens
+
+
+def test_text_and_thinking_are_told_apart(chat, monkeypatch):
+    tokens = scripted(monkeypatch, chat[1], "<think>\nA carry.\n</think>\n\nIt is 42 <think>.\n")
+    result = generate(*chat, "17 + 25?")
+    assert (result.thinking, result.text) == ("A carry.", "It is 42 <think>.\n")
+    assert (result.tokens, result.finish_reason) == (tokens, "stop")
+    assert result.generation_tokens == len(tokens)
+    assert result.prompt_tokens == len(
+        chat[1].encode(chat[1].apply_chat_template([{"role": "user", "content": "17 + 25?"}]))
+    )
+
+
+def test_thinking_that_the_prompt_opens(chat, monkeypatch, tmp_path):
+    folder = write_checkpoint(tmp_path, vocab_size=VOCABULARY)
+    tokenizer = Tokenizer(write_tokenizer(folder, "{{ messages[0].content }}<think>\n"))
+    scripted(monkeypatch, tokenizer, "hm\n</think>\n\nyes")
+    result = generate(chat[0], tokenizer, "?")
+    assert (result.thinking, result.text) == ("hm", "yes")
+
+
+def test_a_user_who_writes_about_tags_opens_nothing(chat, monkeypatch):
+    scripted(monkeypatch, chat[1], "It opens a block.")
+    assert generate(*chat, "What does <think> do?").text == "It opens a block."
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+def test_steps_join_to_the_result(chat, monkeypatch, thinking):
+    scripted(monkeypatch, chat[1], "<think>\nab\n</think>\n\n" * thinking + "Grüße, 世界 👩‍👩‍👧!")
+    steps = list(stream(*chat, "?"))
+    assert "".join(step.text for step in steps) == "Grüße, 世界 👩‍👩‍👧!"
+    assert "".join(step.thinking for step in steps).strip() == "ab" * thinking
+    assert [step.finish_reason for step in steps[:-1]] == [None] * (len(steps) - 1)
+    assert "\ufffd" not in "".join(step.text for step in steps)
+
+
+def test_an_incomplete_character_is_shown_at_the_end_only(chat, monkeypatch):
+    tokens = chat[1].encode("né")[:-1]
+    monkeypatch.setattr(generation, "decode", lambda *_, **__: iter([[token] for token in tokens]))
+    texts = [step.text for step in stream(*chat, "?", max_tokens=len(tokens))]
+    assert texts == ["n", "\ufffd"]
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "expected"),
+    [
+        ("one two three", ["two"], "one "),
+        ("one two three", ["three", "wo"], "one t"),
+        ("one two", ["twofold", "z"], "one two"),
+        ("<think>\na\n</think>\n\nb END c", ["END"], "b "),
+        ("<think>\na\n</think>\n\nb", ["</think>"], ""),
+        ("ends with sto", ["stop"], "ends with sto"),
+    ],
+)
+def test_stop_strings_end_before_themselves(chat, monkeypatch, text, stop, expected):
+    scripted(monkeypatch, chat[1], text)
+    result = generate(*chat, "?", stop=stop)
+    assert (result.text, result.finish_reason) == (expected, "stop")
+
+
+def test_nothing_behind_a_stop_string_comes_back_at_the_limit(chat, monkeypatch):
+    """`</think>` is one token, so the stop string ends inside it."""
+    tokens = scripted(monkeypatch, chat[1], "a</think>", end=False)
+    assert generate(*chat, "?", stop="</th", max_tokens=len(tokens)).text == "a"
+
+
+def test_a_stop_string_is_never_shown_in_part(chat, monkeypatch):
+    scripted(monkeypatch, chat[1], "keep STOP")
+    assert "".join(step.text for step in stream(*chat, "?", stop=["STOP"])) == "keep "
+
+
+@pytest.mark.parametrize("end", [258, 256])
+def test_every_end_token_stops(chat, monkeypatch, end):
+    [letter] = chat[1].encode("A")
+    monkeypatch.setattr(generation, "decode", lambda *_, **__: iter([[letter], [end], [letter]]))
+    result = generate(*chat, "?")
+    assert (result.text, result.tokens, result.finish_reason) == ("A", [letter, end], "stop")
+
+
+def test_the_length_limit(chat):
+    result = generate(*chat, "?", max_tokens=5, sampling=GREEDY)
+    assert (result.finish_reason, result.generation_tokens, len(result.tokens)) == ("length", 5, 5)
+
+
+def test_without_a_limit_the_context_is_it(tmp_path):
+    folder = write_tokenizer(write_checkpoint(tmp_path, vocab_size=VOCABULARY, max_position_embeddings=64))
+    model, tokenizer = load_model(folder), Tokenizer(folder)
+    result = generate(model, tokenizer, tokenizer.encode("a" * 60), sampling=GREEDY)
+    assert result.prompt_tokens + result.generation_tokens == 64
+
+
+@pytest.mark.parametrize(("settings", "limit"), [({"max_new_tokens": 7}, 7), ({"max_length": 20}, 17), ({}, 61)])
+def test_the_limit_of_generation_config_is_the_default(tmp_path, settings, limit):
+    folder = write_checkpoint(tmp_path, vocab_size=VOCABULARY, max_position_embeddings=64)
+    tokenizer = Tokenizer(write_tokenizer(folder, **settings))
+    assert prepare(Qwen3Config.from_folder(folder), tokenizer, [1, 2, 3]).max_tokens == limit
+
+
+def test_measurements_are_there(chat):
+    result = generate(*chat, "hello", max_tokens=5, sampling=GREEDY)
+    assert min(result.ttft_s, result.prefill_tps, result.decode_tps, result.peak_memory_gb) > 0
+    assert result.dtype == "float32"
+    assert result.sampling["temperature"] == 0
+
+
+def test_drafts_are_counted_and_change_nothing_else(chat):
+    """A tied model with random weights says one token again and again."""
+    options = {"max_tokens": 40, "sampling": GREEDY}
+    plain, lookup = (generate(*chat, "hello", lookup=on, **options) for on in (False, True))
+    assert (plain.text, plain.tokens) == (lookup.text, lookup.tokens)
+    assert (plain.drafted_tokens, plain.accepted_tokens) == (0, 0)
+    assert 20 < lookup.accepted_tokens <= lookup.drafted_tokens
+    steps = list(stream(*chat, "hello", draft=chat[0], **options))
+    assert [step.token for step in steps] == plain.tokens
+
+
+def test_sampling_defaults_follow_thinking(chat):
+    config, tokenizer = chat[0].config, chat[1]
+    assert prepare(config, tokenizer, "?").sampling.temperature == 0.6
+    assert prepare(config, tokenizer, "?", thinking=True).sampling.top_p == 0.95
+    assert prepare(config, tokenizer, "?", thinking=False).sampling.top_p == 0.8
+
+
+CONTEXT = 64
+BAD_PROMPTS = {
+    "too long": ("x" * 64, {}, PromptError, r"prompt has \d+ tokens, which fill the context of 64"),
+    "no room": ("hi", {"max_tokens": 60}, PromptError, "max_tokens 60 exceed the context of 64; set max_tokens to"),
+    "no tokens": ("hi", {"max_tokens": 0}, UsageError, "max_tokens is 0"),
+    "empty": ([], {}, PromptError, "the prompt is empty"),
+    "ids": ([1, 999], {}, PromptError, "token id 999 is outside the vocabulary of 307"),
+    "negative ids": ([-1, 3], {}, PromptError, "token id -1 is outside"),
+    "no role": ([{"content": "hi"}], {}, PromptError, "a role each"),
+    "empty stop": ("hi", {"stop": [""]}, UsageError, "a stop string is empty"),
+    "tools of a raw prompt": ([1, 2], {"tools": []}, UsageError, "a raw prompt does not pass"),
+    "thinking of a raw prompt": ([1, 2], {"thinking": True}, UsageError, "a raw prompt does not pass"),
+}
+
+
+@pytest.mark.parametrize(("prompt", "options", "error", "message"), BAD_PROMPTS.values(), ids=BAD_PROMPTS.keys())
+def test_a_bad_prompt_fails_before_any_work(tmp_path, prompt, options, error, message):
+    folder = write_tokenizer(write_checkpoint(tmp_path, vocab_size=VOCABULARY, max_position_embeddings=CONTEXT))
+    with pytest.raises(error, match=message):
+        prepare(Qwen3Config.from_folder(folder), Tokenizer(folder), prompt, **options)
+
+
+@pytest.mark.parametrize(
+    ("template", "thinking", "refused"),
+    [
+        ("{{ messages[0].content }}", True, True),  # Instruct-2507 never thinks
+        ("{{ messages[0].content }}", False, False),
+        ("{{ messages[0].content }}<think>\n", False, True),  # Thinking-2507 always does
+        ("{{ messages[0].content }}<think>\n", True, False),
+    ],
+)
+def test_thinking_that_the_template_cannot_switch_is_refused(chat, tmp_path, template, thinking, refused):
+    tokenizer = Tokenizer(write_tokenizer(write_checkpoint(tmp_path, vocab_size=VOCABULARY), template))
+    if refused:
+        with pytest.raises(UsageError, match="cannot switch thinking"):
+            prepare(chat[0].config, tokenizer, "?", thinking=thinking)
+    else:
+        prepare(chat[0].config, tokenizer, "?", thinking=thinking)
+
+
+def test_a_tokenizer_of_a_larger_model_is_refused(tiny, tmp_path):
+    tokenizer = Tokenizer(write_tokenizer(tmp_path))
+    with pytest.raises(PromptError, match="the tokenizer has 261 ids, the model 151"):
+        prepare(Qwen3Config.from_folder(tiny), tokenizer, "?")

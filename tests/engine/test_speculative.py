@@ -1,0 +1,421 @@
+"""Replies with drafts against the same replies without, whatever is drafted; and who drafts what, and when."""
+
+from copy import deepcopy
+from dataclasses import replace
+from types import SimpleNamespace
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from arrays import as_numpy
+from checkpoints import AFFINE_4, TINY, YARN, write_checkpoint, write_packed
+
+from mlx_qwen3.engine import runner as decoding
+from mlx_qwen3.engine import speculative
+from mlx_qwen3.engine.runner import decode, generate_batch
+from mlx_qwen3.engine.sampling import Sampler, SamplingParams
+from mlx_qwen3.engine.speculative import (
+    COST_CPU,
+    COST_GPU,
+    COST_GPU_PACKED,
+    LONGEST,
+    ROW_BY_ROW,
+    Drafter,
+    DraftModel,
+    Lookup,
+    Pace,
+    make_drafter,
+)
+from mlx_qwen3.errors import UsageError
+from mlx_qwen3.model.cache import KVCache
+from mlx_qwen3.model.load import load_model
+from mlx_qwen3.model.step import DecodeStep
+
+GREEDY = SamplingParams(temperature=0)
+ALL_OPTIONS = SamplingParams(1.2, 50, 0.95, 0.01, 1.3, seed=11)
+SAMPLINGS = {
+    "greedy": GREEDY,
+    "greedy with penalty": SamplingParams(0, repetition_penalty=1.3),
+    "whole vocabulary": SamplingParams(1.0, 0, 1.0, seed=3),
+    "all options": ALL_OPTIONS,
+}
+FREE = (1.0,) * (LONGEST + 1)
+PROMPT = np.random.default_rng(4).integers(0, TINY["vocab_size"], 30).tolist()
+
+
+@pytest.fixture(scope="module", params=["default", "yarn", "quantized"])
+def model(request, tmp_path_factory):
+    """One whose replies wander: untied, see test_generation."""
+    folder, wandering = tmp_path_factory.mktemp("model"), {"num_hidden_layers": 3, "tie_word_embeddings": False}
+    if request.param == "quantized":
+        return load_model(write_packed(folder, AFFINE_4, **wandering), "fp32")
+    return load_model(write_checkpoint(folder, rope_scaling=YARN if request.param == "yarn" else None, **wandering))
+
+
+@pytest.fixture(scope="module")
+def wanderer(tmp_path_factory):
+    return load_model(write_checkpoint(tmp_path_factory.mktemp("wanderer"), tie_word_embeddings=False))
+
+
+def reply(model, sampling, prompt=PROMPT, drafter=None, **limits):
+    return [token for [token] in decode(model, [prompt], sampling, drafter=drafter, **{"max_tokens": 60, **limits})]
+
+
+class Scripted(Drafter):
+    """Drafts the true reply, each token wrong with some probability, and watches the cache."""
+
+    def __init__(self, model, truth, wrong=0.2, seed=0, prompt=PROMPT):
+        super().__init__(prompt, Pace(FREE))
+        self.truth, self.wrong, self.rng = truth, wrong, np.random.default_rng(seed)
+        self.cache, self.all_right = model.make_cache(), 0
+        model.make_cache = lambda *_: self.cache
+
+    def propose(self, room, sampler):
+        here = len(self._text) - self._prompt
+        drafts = self.truth[here : here + min(room, int(self.rng.integers(0, LONGEST + 1)))]
+        return [(token + 1) % TINY["vocab_size"] if self.rng.random() < self.wrong else token for token in drafts]
+
+    def checked(self, drafted, accepted):
+        super().checked(drafted, accepted)
+        self.all_right += accepted == drafted
+        assert self.cache.offset == len(self._text) + accepted
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS.keys())
+def test_drafts_change_no_token(model, sampling, monkeypatch):
+    truth = reply(model, sampling)
+    assert len(set(truth)) > 20, "a reply that repeats itself proves nothing"
+    for wrong in (0.0, 0.2, 1.0):
+        with monkeypatch.context() as patch:
+            patch.setattr(model, "make_cache", model.make_cache)  # to be put back
+            drafter = Scripted(model, truth, wrong)
+            assert reply(model, sampling, drafter=drafter) == truth
+        assert drafter.drafted > 20
+        assert (drafter.accepted == drafter.drafted) is (wrong == 0)
+        assert bool(drafter.all_right) is (wrong < 1)
+
+
+def one_too_many(patch):
+    check = Sampler.check
+    patch.setattr(Sampler, "check", lambda s, logits, at, fed: (check(s, logits, at, fed) + fed[-1:])[: len(fed)])
+
+
+def no_trim(patch):
+    patch.setattr(KVCache, "trim", lambda cache, length: None)
+
+
+def trim_one_too_many(patch):
+    trim = KVCache.trim
+    patch.setattr(KVCache, "trim", lambda cache, length: trim(cache, length + (length > 0)))
+
+
+def shifted_keys(patch):
+    check = Sampler.check
+    patch.setattr(Sampler, "check", lambda s, logits, at, fed: check(s, logits, at + 1, fed))
+
+
+def one_key(patch):
+    check = Sampler._choose
+    patch.setattr(Sampler, "_choose", lambda s, logits, seen, places: check(s, logits, seen, places[:1] * len(places)))
+
+
+def unseen_drafts(patch):
+    patch.setattr(Sampler, "_seen_along", lambda s, fed: s._seen)
+
+
+def forgotten_drafts(patch):
+    note = Sampler._note
+    patch.setattr(Sampler, "_note", lambda s, tokens: note(s, tokens[:, -1:]))
+
+
+MISTAKES = [one_too_many, no_trim, trim_one_too_many, shifted_keys, one_key, unseen_drafts, forgotten_drafts]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__)
+def test_mistakes_are_seen(wanderer, mistake, monkeypatch):
+    truth = reply(wanderer, ALL_OPTIONS)
+    monkeypatch.setattr(wanderer, "make_cache", wanderer.make_cache)
+    monkeypatch.setattr(Scripted, "checked", Drafter.checked)
+    drafter = Scripted(wanderer, truth)
+    mistake(monkeypatch)
+    assert reply(wanderer, ALL_OPTIONS, drafter=drafter) != truth
+
+
+@pytest.mark.parametrize("limit", range(1, 12))
+def test_a_limit_cuts_drafts(wanderer, limit, monkeypatch):
+    truth = reply(wanderer, GREEDY)
+    monkeypatch.setattr(wanderer, "make_cache", wanderer.make_cache)
+    drafter = Scripted(wanderer, truth, wrong=0)
+    assert reply(wanderer, GREEDY, drafter=drafter, max_tokens=limit) == truth[:limit]
+    assert drafter.cache.offset == len(PROMPT) + limit - 1  # the last token is never fed
+
+
+def test_the_end_of_the_context_cuts_drafts(tmp_path, monkeypatch):
+    """Of a model that repeats itself, so that lookup would go on for ever."""
+    model = load_model(write_checkpoint(tmp_path, max_position_embeddings=50))
+    farthest, advance = [], KVCache.advance
+    monkeypatch.setattr(KVCache, "advance", lambda c, n: advance(c, n) or farthest.append(c.offset))
+    drafter = Lookup(PROMPT, Pace(FREE))
+    assert len(reply(model, GREEDY, drafter=drafter, max_tokens=None)) == 50 - len(PROMPT)
+    assert drafter.accepted > 5
+    assert max(farthest) == 49
+
+
+@pytest.mark.parametrize("at", range(12))
+def test_a_stop_id_among_right_drafts_ends_the_reply(wanderer, at, monkeypatch):
+    truth = reply(wanderer, GREEDY)
+    end = truth.index(truth[at])
+    monkeypatch.setattr(wanderer, "make_cache", wanderer.make_cache)
+    drafter = Scripted(wanderer, truth, wrong=0)
+    assert reply(wanderer, GREEDY, drafter=drafter, stop_ids={truth[at]}) == truth[: end + 1]
+
+
+class Chain:
+    """A model whose next token hangs on the last one alone, with known probabilities."""
+
+    def __init__(self, vocabulary: int):
+        self.config = SimpleNamespace(vocab_size=vocabulary, context_length=100)
+        self.table = mx.array(np.random.default_rng(0).normal(0, 1, (vocabulary, vocabulary)).astype(np.float32))
+
+    def make_cache(self, *_):
+        return KVCache()
+
+    def hidden(self, ids, cache):
+        cache.advance(ids.shape[1])
+        return self.table[ids]
+
+    def logits(self, hidden):
+        return hidden
+
+    def __call__(self, ids, cache):
+        return self.hidden(ids, cache)
+
+
+class Guesses(Drafter):
+    def propose(self, room, sampler):
+        return [len(self._text) % 4, 2][:room]
+
+
+def test_the_distribution_is_the_models(monkeypatch):
+    monkeypatch.setattr(decoding, "decode_step", lambda model: lambda ids, cache: model(ids[:, None], cache)[:, 0])
+    model, draws = Chain(4), 4000
+    counts = np.zeros((4, 4, 4))
+    accepted = drafted = 0
+    for seed in range(draws):
+        drafter = Guesses([1], Pace(FREE))
+        counts[tuple(reply(model, SamplingParams(1.0, 0, 1.0, seed=seed), [1], drafter, max_tokens=3))] += 1
+        accepted, drafted = accepted + drafter.accepted, drafted + drafter.drafted
+    step = as_numpy(mx.softmax(model.table, axis=-1))
+    expected = draws * step[1][:, None, None] * step[:, :, None] * step[None]
+    chi_square = float(((counts - expected) ** 2 / expected).sum())
+    assert chi_square < 103.4  # 63 degrees of freedom: exceeded once in 1,000; the seeds are fixed
+    assert 0.1 * drafted < accepted < 0.9 * drafted
+
+
+# Lookup
+
+
+def proposed(prompt, room=LONGEST, pace=None, vocabulary=1000):
+    return Lookup(prompt, pace or Pace(FREE)).propose(room, SimpleNamespace(vocabulary=vocabulary))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "room", "drafts"),
+    [
+        ([1, 2, 3, 4, 5, 6, 7, 1, 2], 3, [3, 4, 5]),
+        ([1, 2, 3, 4, 5, 6, 7, 1, 2], 0, []),
+        ([1, 2, 3, 9, 1, 2, 4, 8, 1, 2], 2, [4, 8]),  # the latest
+        ([7, 1, 2, 3, 9, 8, 1, 2, 4, 7, 1, 2], 1, [3]),  # but the longest first
+        ([5, 1, 2, 1, 2], 7, [1, 2, 1, 2, 1, 2, 1]),  # goes round
+        ([3, 3, 3], 4, [3, 3, 3, 3]),
+        ([1, 2, 3, 4, 5], 7, []),
+        ([1, 2, 3, 1], 7, []),  # one token is no sign
+        ([1], 7, []),
+        ([1, 2, 3, 1000, 4, 1, 2], 7, [3]),  # a padding row is never chosen
+        ([1, 2, 1000, 4, 1, 2], 7, []),
+    ],
+    ids=str,
+)
+def test_lookup_finds_what_followed(prompt, room, drafts):
+    assert proposed(prompt, room) == drafts
+    assert Lookup(prompt, Pace(FREE)).expects() is bool(drafts or room == 0 or 1000 in prompt)
+
+
+def test_lookup_keeps_up_with_the_reply():
+    rng = np.random.default_rng(0)
+    lookup, text = Lookup([0], Pace(FREE)), [0]
+    for _ in range(500):
+        token = int(rng.integers(0, 5))
+        lookup.add(token)
+        text.append(token)
+        ends = [end for n in (4, 3, 2) for end in range(len(text) - 1, n - 1, -1) if text[end - n : end] == text[-n:]]
+        first = lookup.propose(1, SimpleNamespace(vocabulary=1000))
+        assert first == [text[end] for end in ends[:1]]
+
+
+def test_lookup_in_a_reply_that_repeats_itself(tmp_path):
+    model = load_model(write_checkpoint(tmp_path))  # tied: says one token again and again
+    for sampling in (GREEDY, SamplingParams(0.5, 20, 0.9, seed=5)):
+        drafter = Lookup(PROMPT, Pace(FREE))
+        assert reply(model, sampling, drafter=drafter) == reply(model, sampling)
+        assert drafter.accepted > 30
+
+
+def test_without_a_match_every_step_is_built_ahead(wanderer, monkeypatch):
+    steps, call = [], DecodeStep.__call__
+    monkeypatch.setattr(DecodeStep, "__call__", lambda s, ids, c: steps.append(ids.shape) or call(s, ids, c))
+    monkeypatch.setattr(type(wanderer), "__call__", None)  # that of drafts
+    drafter = Lookup([1, 2, 3], Pace(FREE))
+    assert len(set(reply(wanderer, GREEDY, [1, 2, 3], drafter, max_tokens=10))) == 10
+    assert steps == [(1,)] * 9
+
+
+# Pace
+
+
+def drive(pace, tokens, right):
+    """Lengths of the drafts while `tokens` tokens are made, each draft right with probability `right`."""
+    rng, lengths = np.random.default_rng(0), []
+    while tokens > 0:
+        accepted = 0
+        if k := pace.length():
+            accepted = next((i for i in range(k) if rng.random() >= right), k)
+            pace.record(k, accepted)
+        lengths.append(k)
+        for _ in range(accepted + 1):
+            pace.tick()
+        tokens -= accepted + 1
+    return lengths
+
+
+@pytest.mark.parametrize("costs", [COST_CPU, COST_GPU, COST_GPU_PACKED], ids=["cpu", "gpu", "gpu packed"])
+def test_right_drafts_make_longer_ones_and_wrong_ones_a_pause(costs):
+    assert drive(Pace(costs), 200, right=1.0)[-1] == LONGEST
+    wrong = drive(Pace(costs), 2000, right=0.0)
+    assert wrong[0] > 0
+    assert sum(costs[k] - 1 for k in wrong) < 0.02 * 2000  # what all those tries cost, in passes
+    assert any(wrong[-512:]), "it tries again"
+
+
+def test_the_pauses_grow_and_a_success_ends_that():
+    pace = Pace(COST_GPU)
+
+    def pause():
+        for tokens in range(1000):
+            if pace.length():
+                return tokens
+            pace.tick()
+
+    lengths = []
+    for _ in range(6):
+        pace.record(1, 0)
+        lengths.append(pause())
+    assert lengths == [16, 32, 64, 128, 256, 256]
+    pace.record(LONGEST, LONGEST)
+    while pace.length():
+        pace.record(LONGEST, 0)
+    assert pause() == 16
+
+
+def test_where_every_row_costs_a_pass_nothing_is_drafted():
+    assert drive(Pace(ROW_BY_ROW), 100, right=1.0) == [0] * 100
+
+
+def test_a_costly_draft_model_drafts_less():
+    cheap, dear = (drive(Pace(COST_GPU_PACKED, cost), 400, right=0.8) for cost in (0.05, 0.4))
+    assert np.mean(cheap) > np.mean(dear)
+    assert not any(drive(Pace(COST_GPU_PACKED, 1.0), 400, right=1.0))
+
+
+# A draft model
+
+
+class Fresh(DraftModel):
+    """Compares each of its drafts with those of one that starts anew."""
+
+    def propose(self, room, sampler):
+        drafts = super().propose(room, sampler)
+        anew = DraftModel(self._model, self._text[: self._prompt], self._pace)
+        anew._text = self._text
+        assert DraftModel.propose(anew, room, sampler) == drafts
+        return drafts
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS.keys())
+def test_a_model_that_drafts_for_itself_is_always_right(wanderer, sampling):
+    drafter = Fresh(wanderer, PROMPT, Pace(FREE))
+    assert reply(wanderer, sampling, drafter=drafter) == reply(wanderer, sampling)
+    assert drafter.accepted == drafter.drafted > 40
+
+
+@pytest.mark.parametrize("costs", [FREE, COST_CPU], ids=["always", "with pauses"])
+@pytest.mark.parametrize("sampling", [GREEDY, ALL_OPTIONS], ids=["greedy", "all options"])
+def test_another_model_drafts_and_changes_no_token(wanderer, costs, sampling):
+    other = load_model_like(wanderer)
+    drafter = Fresh(other, PROMPT, Pace(costs))
+    assert reply(wanderer, sampling, drafter=drafter, max_tokens=150) == reply(wanderer, sampling, max_tokens=150)
+    assert 0 < drafter.accepted < drafter.drafted
+
+
+def load_model_like(model):
+    """The same, its weights disturbed until it is right only now and then."""
+    other = deepcopy(model)
+    other.lm_head.weight = model.lm_head.weight + 0.5 * mx.random.normal(
+        model.lm_head.weight.shape, key=mx.random.key(1)
+    )
+    return other
+
+
+def test_a_draft_model_of_a_shorter_context_stops_at_its_end(wanderer):
+    short = load_model_like(wanderer)
+    short.config = replace(wanderer.config, max_position_embeddings=40)
+    farthest, drafter = 0, Fresh(short, PROMPT, Pace(FREE))
+    for _ in decode(wanderer, [PROMPT], GREEDY, max_tokens=30, drafter=drafter):
+        farthest = max(farthest, drafter._cache.offset)
+    assert 35 < farthest <= 40
+
+
+# Who drafts
+
+
+def test_who_drafts(wanderer, tmp_path, monkeypatch):
+    packed = load_model(write_packed(tmp_path, AFFINE_4, tie_word_embeddings=False), "fp32")
+    monkeypatch.setattr(speculative.blas, "lacking", lambda: False)
+    assert isinstance(make_drafter(wanderer, [PROMPT]), Lookup)
+    assert make_drafter(wanderer, [PROMPT], lookup=False) is None
+    assert isinstance(make_drafter(wanderer, [PROMPT], draft=wanderer, lookup=True), DraftModel)
+    assert make_drafter(wanderer, [PROMPT, PROMPT]) is None
+    if mx.default_device().type == mx.cpu:
+        assert make_drafter(packed, [PROMPT]) is None
+        assert isinstance(make_drafter(packed, [PROMPT], lookup=True), Lookup)
+        monkeypatch.setattr(speculative.blas, "lacking", lambda: True)
+        assert make_drafter(wanderer, [PROMPT]) is None
+
+
+@pytest.mark.parametrize(
+    ("architecture", "table"),
+    [
+        ("applegpu_g13d", speculative.COST_GPU_PACKED_OLD),
+        ("applegpu_g16s", COST_GPU_PACKED),
+        ("sm_90", COST_GPU_PACKED),
+    ],
+)
+def test_the_cost_of_a_pass_on_a_gpu(wanderer, tmp_path, monkeypatch, architecture, table):
+    packed = load_model(write_packed(tmp_path, AFFINE_4), "fp32")
+    monkeypatch.setattr(mx, "default_device", lambda: SimpleNamespace(type=mx.gpu))
+    monkeypatch.setattr(mx, "device_info", lambda: {"architecture": architecture})
+    assert speculative.pass_costs(packed) == table
+    assert speculative.pass_costs(wanderer) == COST_GPU
+
+
+@pytest.mark.parametrize(("options", "message"), [({"lookup": True}, "lookup is on for 2"), ({"draft": 1}, "for 2")])
+def test_drafts_for_a_batch_are_refused_by_name(wanderer, options, message):
+    options = {name: wanderer if name == "draft" else value for name, value in options.items()}
+    with pytest.raises(UsageError, match=message):
+        generate_batch(wanderer, [PROMPT, PROMPT], max_tokens=3, **options)
+
+
+def test_a_draft_model_of_another_vocabulary_is_refused(wanderer, tmp_path):
+    other = load_model(write_checkpoint(tmp_path, vocab_size=157))
+    with pytest.raises(UsageError, match="the draft model has a vocabulary of 157, the model one of 151"):
+        make_drafter(wanderer, [PROMPT], draft=other)

@@ -1,0 +1,238 @@
+"""What the probe sees: the model's own numbers, unchanged, at true shapes, with bounded memory."""
+
+import math
+
+import mlx.core as mx
+import numpy as np
+import oracle
+import pytest
+from arrays import as_numpy
+from checkpoints import AFFINE_4, TINY, random_weights, write_checkpoint, write_packed
+
+from mlx_qwen3.inspect.numbers import Collector, measure
+from mlx_qwen3.inspect.probe import probing
+from mlx_qwen3.inspect.steps import EVENTS, FLOW, sharing
+from mlx_qwen3.model.load import load_model
+from mlx_qwen3.model.qwen3 import ConcatLinear
+from mlx_qwen3.model.watch import watch, watching
+
+SIX_BITS = {"mode": "affine", "bits": 6, "group_size": 64}
+
+
+class Everything(Collector):
+    """Keeps statistics and every array."""
+
+    def __init__(self, length):
+        super().__init__(length, 0, 0)
+        self.arrays = {}
+
+    def step(self, layer, step, array):
+        super().step(layer, step, array)
+        self.arrays.setdefault((layer, step.name), []).append(as_numpy(array))
+
+    def scores(self, layer, q, blocks, keys):
+        super().scores(layer, q, blocks, keys)
+        for _, scores, weights, _ in blocks():
+            self.arrays.setdefault((layer, "scores"), []).append(as_numpy(scores))
+            self.arrays.setdefault((layer, "softmax"), []).append(as_numpy(weights))
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("probed")
+    return {
+        "float": write_checkpoint(folder / "float"),
+        "untied": write_checkpoint(folder / "untied", tie_word_embeddings=False),
+        "packed": write_packed(folder / "packed", AFFINE_4),
+        # v has other bits, so that q, k and v cannot share a matrix
+        "parts": write_packed(folder / "parts", AFFINE_4, {"v_proj": SIX_BITS, "up_proj": SIX_BITS}),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*((name, "fp32") for name in ("float", "untied", "packed", "parts")), ("float", "bf16"), ("float", "fp16")],
+)
+@pytest.mark.parametrize("padding", [None, [0, 6]], ids=["", "padded"])
+def test_logits_with_and_without_the_probe_are_identical_bits(name, dtype, padding, sources, ids):
+    """A batch of two, a prefix in the cache, a second chunk and single steps."""
+    model = load_model(sources[name], dtype)
+    assert isinstance(model.layers[0].self_attn.qkv_proj, ConcatLinear) == (name == "parts")
+    pieces = np.split(ids, [20, 34, 35, 36], axis=1)
+
+    def run(watched):
+        cache = model.make_cache(2, padding)
+        logits = []
+        for piece in pieces:
+            if watched:
+                with probing(model, cache, Everything(37)):
+                    logits.append(model(mx.array(piece), cache))
+            else:
+                logits.append(model(mx.array(piece), cache))
+        return [np.array(x.view(mx.uint16 if x.dtype.size == 2 else mx.uint32)) for x in logits]
+
+    for plain, probed in zip(run(False), run(True), strict=True):
+        np.testing.assert_array_equal(probed, plain)
+
+
+def test_the_hook_is_silent_outside_and_restored_after_an_error(tiny, ids):
+    seen = []
+    model = load_model(tiny)
+    with pytest.raises(ValueError, match=r"expected \(batch, length\)"), watching(lambda *event: seen.append(event)):
+        model(mx.array([1]))
+    model(mx.array(ids))
+    watch("step")
+    assert seen == []
+    with watching(lambda *event: seen.append("outer")):
+        with watching(lambda *event: seen.append("inner")):
+            watch("step")
+        watch("step")
+    assert seen == ["inner", "outer"]
+
+
+def test_every_step_of_every_layer_is_seen(tiny, ids):
+    collector = Everything(37)
+    model = load_model(tiny)
+    cache = model.make_cache(2)
+    with probing(model, cache, collector):
+        model(mx.array(ids), cache)
+    inside = [step.name for steps in EVENTS.values() for step in steps][:-2]
+    wanted = {(layer, name) for layer in range(2) for name in inside} | {(None, "final_norm"), (None, "logits")}
+    assert collector.arrays.keys() - wanted == {(i, name) for i in range(2) for name in ("scores", "softmax")}
+    assert wanted <= collector.arrays.keys()
+
+
+def test_shapes_are_those_of_the_pass(tiny, ids):
+    shapes = measure(load_model(tiny), mx.array(ids), layer=1).shapes
+    found = {step.name: shapes.get((1, step.name), shapes.get((None, step.name))) for step in FLOW}
+    assert found == {
+        "input": (2, 37, 48),
+        "input_norm": (2, 37, 48),
+        "qkv": (2, 37, 200),
+        "q_split": (2, 37, 120),
+        "k_split": (2, 37, 40),
+        "v_split": (2, 37, 40),
+        "q_heads": (2, 37, 6, 20),
+        "k_heads": (2, 37, 2, 20),
+        "v_heads": (2, 37, 2, 20),
+        "q_norm": (2, 37, 6, 20),
+        "k_norm": (2, 37, 2, 20),
+        "q_heads_transposed": (2, 6, 37, 20),
+        "k_heads_transposed": (2, 2, 37, 20),
+        "v_heads_transposed": (2, 2, 37, 20),
+        "q_rope": (2, 6, 37, 20),
+        "k_rope": (2, 2, 37, 20),
+        "k_cache": (2, 2, 37, 20),
+        "v_cache": (2, 2, 37, 20),
+        "k_grouped": (2, 6, 37, 20),
+        "v_grouped": (2, 6, 37, 20),
+        "scores": (2, 6, 37, 37),
+        "softmax": (2, 6, 37, 37),
+        "attention": (2, 6, 37, 20),
+        "merged_heads": (2, 37, 120),
+        "o_proj": (2, 37, 48),
+        "residual": (2, 37, 48),
+        "post_norm": (2, 37, 48),
+        "gate_up": (2, 37, 160),
+        "activation": (2, 37, 80),
+        "down": (2, 37, 48),
+        "output": (2, 37, 48),
+        "final_norm": (2, 37, 48),
+        "logits": (2, 37, 151),
+    }
+    for step in FLOW:
+        assert len(step.axes.split()) == len(found[step.name]), step.name
+
+
+def test_shapes_of_qwen3_0_6b(tmp_path):
+    """One layer of it, with a small vocabulary and MLP: the attention has its true shape."""
+    heads = {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
+    folder = write_checkpoint(tmp_path, num_hidden_layers=1, hidden_size=1024, intermediate_size=64, **heads)
+    shapes = measure(load_model(folder), mx.array(np.zeros((2, 128), np.int64))).shapes
+    assert shapes[(0, "qkv")] == (2, 128, 4096)
+    assert [shapes[(0, f"{x}_split")] for x in "qkv"] == [(2, 128, 2048), (2, 128, 1024), (2, 128, 1024)]
+    for step in ("heads_transposed", "rope"):
+        assert [shapes[(0, f"{x}_{step}")] for x in "qk"] == [(2, 16, 128, 128), (2, 8, 128, 128)]
+    assert shapes[(0, "k_cache")] == (2, 8, 128, 128)
+    assert shapes[(0, "scores")] == (2, 16, 128, 128)
+    assert shapes[(0, "merged_heads")] == (2, 128, 2048)
+
+
+def by_hand(weights, ids):
+    """q, k after RoPE, scores and weights of layer 0 in float64, from the oracle's pieces."""
+    w = {name.removeprefix("model."): value.astype(np.float64) for name, value in weights.items()}
+    layer = {name.removeprefix("layers.0."): value for name, value in w.items() if name.startswith("layers.0.")}
+    cos, sin = oracle.rotation(TINY, np.arange(ids.shape[1]))
+    x = oracle.rms_norm(w["embed_tokens.weight"][ids], layer["input_layernorm.weight"], TINY)
+    heads = {}
+    for name, count in (("q", 6), ("k", 2)):
+        flat = (x @ layer[f"self_attn.{name}_proj.weight"].T).reshape(*ids.shape, count, 20)
+        normed = oracle.rms_norm(flat, layer[f"self_attn.{name}_norm.weight"], TINY)
+        turned = oracle.rotate(normed, cos, sin)
+        heads[f"{name}_heads"], heads[f"{name}_norm"], heads[f"{name}_rope"] = flat, normed, turned
+    k = np.repeat(heads["k_rope"], 3, axis=2)
+    scores = np.einsum("blhd,bshd->bhls", heads["q_rope"], k) / math.sqrt(20)
+    visible = np.tril(np.ones((ids.shape[1], ids.shape[1]), bool))
+    p = np.exp(np.where(visible, scores, -np.inf))
+    return heads, scores, visible, p / p.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("chunk", [2048, 10, 1])
+def test_numbers_are_those_of_the_oracle(tiny, ids, chunk):
+    """Also where the prompt goes through in several passes, whose statistics are joined."""
+    numbers = measure(load_model(tiny, "fp32"), mx.array(ids), chunk=chunk)
+    heads, scores, visible, weights = by_hand(random_weights(TINY), ids)
+    expected = {name: (values, 2) for name, values in heads.items()}
+    inside = np.where(weights > 0, weights, 1)
+    expected["entropy"] = (-(weights * np.log(inside)).sum(-1), 1)
+    expected["first_token"] = (weights[..., 0], 1)
+    for name, (values, axis) in expected.items():
+        check(numbers.overall[(0, name)], values, name)
+        for head, statistics in enumerate(numbers.heads[(0, name)]):
+            check(statistics, np.take(values, head, axis), f"{name} of head {head}")
+    check(numbers.overall[(0, "scores")], scores[np.broadcast_to(visible, scores.shape)], "scores")
+    for head, statistics in enumerate(numbers.heads[(0, "scores")]):
+        check(statistics, scores[:, head][:, visible], f"scores of head {head}")
+    check(numbers.overall[(None, "logits")], oracle.logits(TINY, random_weights(TINY), ids), "logits")
+    for layer, state in enumerate(oracle.hidden_states(TINY, random_weights(TINY), ids)[1:]):
+        check(numbers.overall[(layer, "output")], state, f"output of layer {layer}")
+    np.testing.assert_allclose(numbers.attention_map, weights[0, 0], atol=1e-5)
+    assert numbers.shapes[(0, "qkv")] == (2, 37, 200)
+    assert numbers.shapes[(0, "k_cache")] == (2, 2, 37, 20)
+
+
+def check(statistics, values, name):
+    found = (statistics.mean, statistics.std, statistics.rms, statistics.min, statistics.max)
+    wanted = (values.mean(), values.std(), math.sqrt((values**2).mean()), values.min(), values.max())
+    assert found == pytest.approx(wanted, abs=2e-5), name
+    assert (statistics.count, statistics.nan, statistics.inf) == (values.size, 0, 0), name
+
+
+def test_the_attention_map_of_a_long_text_shares_cells(tiny):
+    ids = np.random.default_rng(2).integers(0, 151, (1, 500))
+    numbers = measure(load_model(tiny), mx.array(ids), layer=1, head=4, chunk=64)
+    assert numbers.attention_map.shape == (167, 167)  # 3 tokens a cell
+    np.testing.assert_allclose(numbers.attention_map.sum(axis=1), 1, atol=1e-4)  # each query's weights sum to 1
+    assert not np.triu(numbers.attention_map, 1).any()
+
+
+def test_memory_is_bounded_at_8192_tokens(tmp_path):
+    """The scores of all queries would be 2 * 8192 * 8192 * 4 bytes = 537 MB, and as much again for the weights."""
+    shape = {"hidden_size": 16, "intermediate_size": 16, "head_dim": 8}
+    folder = write_checkpoint(tmp_path, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, **shape)
+    model = load_model(folder)
+    ids = mx.array(np.random.default_rng(2).integers(0, 151, (1, 8192)))
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    numbers = measure(model, ids)
+    used = mx.get_peak_memory() - before
+    assert numbers.overall[(0, "scores")].count == 2 * 8192 * 8193 // 2
+    assert numbers.shapes[(0, "scores")] == (1, 2, 8192, 8192)
+    assert used < 150e6  # measured 87 MB: 17 of scores of 256 queries, a few copies of them, the cache
+
+
+def test_sharing_in_words():
+    assert sharing(16, 8) == "query heads 0-1 read kv head 0, 2-3 read kv head 1, ..., 14-15 read kv head 7"
+    assert sharing(6, 2) == "query heads 0-2 read kv head 0, 3-5 read kv head 1"
+    assert "of its own" in sharing(4, 4)

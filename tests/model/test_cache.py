@@ -1,0 +1,114 @@
+"""Any way of feeding a sequence to the cache gives the logits of the whole."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from arrays import as_numpy
+from checkpoints import TINY, YARN, write_checkpoint
+
+from mlx_qwen3.model.cache import STEP, KVCache
+from mlx_qwen3.model.load import load_model
+
+TOLERANCE = 2e-5  # measured 5e-6: attention over one query adds up in another order than over many
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return load_model(tiny, "fp32")
+
+
+def feed(model, ids, splits, cache):
+    """Logits (B, L, V) of ids (B, L), given in pieces of these lengths."""
+    pieces = np.split(ids, np.cumsum(splits)[:-1], axis=1)
+    return np.concatenate([as_numpy(model(mx.array(piece), cache)) for piece in pieces], axis=1)
+
+
+@pytest.mark.parametrize("splits", [[37], [1] * 37, [5, 7, 25], [36, 1], [1, 36], [12, 1, 1, 23]], ids=str)
+@pytest.mark.parametrize("scaling", [None, YARN], ids=["default", "yarn"])
+def test_every_split_gives_the_logits_of_the_whole(splits, scaling, ids, tmp_path):
+    model = load_model(write_checkpoint(tmp_path / "model", rope_scaling=scaling), "fp32")
+    whole = as_numpy(model(mx.array(ids)))
+    cache = model.make_cache(batch=2)
+    assert np.abs(feed(model, ids, splits, cache) - whole).max() < TOLERANCE
+    assert cache.offset == 37
+
+
+@pytest.mark.parametrize("cut", [1, 10, 37])
+def test_trim_and_continue_equals_fresh(model, ids, cut):
+    cache = model.make_cache(batch=2)
+    feed(model, ids, [37], cache)
+    cache.trim(cut)
+    other = (ids[:, :cut] + 1) % TINY["vocab_size"]
+    continued = feed(model, other, [cut], cache)
+    fresh = as_numpy(model(mx.array(np.concatenate([ids[:, : 37 - cut], other], axis=1))))
+    assert np.abs(continued - fresh[:, 37 - cut :]).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("length", [38, -1])
+def test_trim_keeps_to_what_is_there(model, ids, length):
+    cache = model.make_cache(batch=2)
+    feed(model, ids, [37], cache)
+    with pytest.raises(ValueError, match=f"cannot trim {length} of 37 tokens, 0 of them padding"):
+        cache.trim(length)
+
+
+def test_growing_past_the_buffer_loses_nothing(model):
+    length = 2 * STEP + 9
+    ids = np.random.default_rng(2).integers(0, TINY["vocab_size"], (1, length))
+    whole = as_numpy(model(mx.array(ids)))
+    splits = [STEP - 1, 1, 1, STEP, length - 2 * STEP - 1]
+    assert np.abs(feed(model, ids, splits, model.make_cache()) - whole).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("splits", [[37], [5, 31, 1], [30] + [1] * 7], ids=str)
+def test_left_padded_rows_equal_the_rows_alone(model, ids, splits):
+    padding = [0, 12]
+    rows = ids.copy()
+    rows[1, :12] = 77  # what stands in the padding must not matter
+    together = feed(model, rows, splits, model.make_cache(2, padding))
+    for row, pad in enumerate(padding):
+        alone = as_numpy(model(mx.array(rows[row : row + 1, pad:])))
+        assert np.abs(together[row, pad:] - alone[0]).max() < TOLERANCE
+
+
+def test_every_query_sees_a_key():
+    """Where a kernel lets a softmax over nothing be NaN, it would reach every later layer."""
+    assert np.array(KVCache(2, [36, 3]).mask(37)).any(axis=-1).all()
+
+
+def test_trim_and_continue_with_padding(model, ids):
+    cache = model.make_cache(2, [0, 12])
+    feed(model, ids, [37], cache)
+    cache.trim(20)
+    again = feed(model, ids[:, 17:], [20], cache)
+    assert np.abs(again[1] - as_numpy(model(mx.array(ids[1:, 12:])))[0, 5:]).max() < TOLERANCE
+
+
+def test_trim_does_not_reach_into_the_padding(model, ids):
+    cache = model.make_cache(2, [0, 12])
+    feed(model, ids, [37], cache)
+    with pytest.raises(ValueError, match="cannot trim 26 of 37 tokens, 12 of them padding"):
+        cache.trim(26)
+
+
+def test_a_step_writes_in_place(model):
+    """Otherwise every token copies the cache: its memory would be there twice."""
+    L, K, D = 64, TINY["num_key_value_heads"], TINY["head_dim"]
+    cache = KVCache()
+    long = mx.zeros((1, K, 4096 * 8 - L, D))
+    mx.eval(cache.update(0, long, long))
+    cache.advance(long.shape[2])
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    for _ in range(L):
+        k, v = cache.update(0, mx.ones((1, K, 1, D)), mx.ones((1, K, 1, D)))
+        mx.eval(k[:, :, -1], v[:, :, -1])
+        cache.advance(1)
+    assert mx.get_peak_memory() - before < 0.1 * sum(array.nbytes for array in cache.buffers)
+
+
+@pytest.mark.parametrize("padding", [[3], [0, -3], []])
+def test_padding_is_a_number_for_every_row(padding):
+    with pytest.raises(ValueError, match="expected 2 numbers of tokens, one for each row of the batch"):
+        KVCache(batch=2, padding=padding)

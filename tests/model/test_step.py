@@ -1,0 +1,178 @@
+"""The decode step gives the logits of the plain path, eager and compiled, and copies no cache."""
+
+import gc
+import runpy
+import weakref
+from pathlib import Path
+from types import SimpleNamespace
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from arrays import as_numpy
+from checkpoints import TINY, YARN, write_checkpoint
+
+from mlx_qwen3.conversion.convert import convert
+from mlx_qwen3.engine.prefill import prefill
+from mlx_qwen3.model import kernels
+from mlx_qwen3.model.cache import STEP, KVCache
+from mlx_qwen3.model.load import load_model
+from mlx_qwen3.model.step import DecodeStep, decode_step
+
+TOLERANCE = 2e-5  # as between one pass and many in test_cache.py
+SHAPES = {
+    "default": {},
+    "yarn": {"rope_scaling": YARN},
+    "untied": {"tie_word_embeddings": False},
+    "one query head per key head": {"num_attention_heads": 2},
+    "odd sizes": {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 10, "hidden_size": 36},
+}
+
+
+@pytest.fixture(params=[0, 10**9], ids=["compiled", "eager"])
+def replay(request, monkeypatch):
+    monkeypatch.setattr(kernels, "replay_after", lambda: request.param)
+
+
+def difference(model, prompt: np.ndarray, padding: list[int], tokens: np.ndarray, trim: int = 0) -> float:
+    """Largest difference of logits between the step and the plain path, over tokens (B, N) after a prompt (B, L)."""
+    caches = [model.make_cache(len(prompt), padding) for _ in range(2)]
+    for cache in caches:
+        mx.eval(prefill(model, mx.array(prompt), cache))
+        cache.trim(trim)
+    worst, step = 0.0, decode_step(model)
+    for column in mx.array(tokens.T):
+        plain = model(column[:, None], caches[0])[:, 0]
+        worst = max(worst, float(mx.abs(step(column, caches[1]) - plain).max()))
+    assert caches[0].offset == caches[1].offset
+    return worst
+
+
+@pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize("padding", [[0, 0], [0, 12]], ids=["equal", "padded"])
+def test_logits_of_the_plain_path(changes, padding, ids, tmp_path, replay):
+    model = load_model(write_checkpoint(tmp_path / "model", **changes), "fp32")
+    assert difference(model, ids[:, :25], padding, ids[:, 25:]) < TOLERANCE
+    assert difference(model, ids[:, :25], padding, ids[:, 30:], trim=7) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "options", [{"quantize": "affine4g32"}, {"quantize": "mxfp4"}, {"quantize": "mixed", "bits": 7}]
+)
+def test_logits_of_the_plain_path_quantized(options, tmp_path, ids, replay):
+    source = write_checkpoint(tmp_path / "source", hidden_size=64, intermediate_size=96, head_dim=32)
+    convert(source, tmp_path / "packed", divergence=False, **options)
+    model = load_model(tmp_path / "packed", "fp32")
+    assert difference(model, ids[:, :25], [0, 0], ids[:, 25:]) < TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_no_further_from_float32_than_the_plain_path(dtype, tiny, ids, replay):
+    exact, model = load_model(tiny, "fp32"), load_model(tiny, dtype)
+    errors = {"plain": 0.0, "step": 0.0}
+    caches = [m.make_cache(2) for m in (exact, model, model)]
+    for m, cache in zip((exact, model, model), caches, strict=True):
+        mx.eval(prefill(m, mx.array(ids[:, :25]), cache))
+    for column in mx.array(ids[:, 25:].T):
+        right = exact(column[:, None], caches[0])[:, 0]
+        for name, logits in {
+            "plain": model(column[:, None], caches[1])[:, 0],
+            "step": decode_step(model)(column, caches[2]),
+        }.items():
+            assert logits.dtype == model.norm.weight.dtype
+            errors[name] += float(mx.square(logits.astype(mx.float32) - right).sum())
+    assert errors["step"] <= 1.3 * errors["plain"]
+
+
+def test_a_cache_that_grows(tiny, replay):
+    model = load_model(tiny, "fp32")
+    ids = np.random.default_rng(3).integers(0, TINY["vocab_size"], (1, STEP + 20))
+    assert difference(model, ids[:, : STEP - 5], [0], ids[:, STEP - 5 :]) < TOLERANCE
+
+
+def test_eager_and_compiled_within_one_reply(tiny, ids, monkeypatch):
+    monkeypatch.setattr(kernels, "replay_after", lambda: 5)
+    assert difference(load_model(tiny, "fp32"), ids[:, :20], [0, 0], ids[:, 20:]) < TOLERANCE
+
+
+PLANTED = {
+    "rotation": ("norm_rope", lambda real: lambda qkv, w, cos, sin, eps: real(qkv, w, cos, -sin, eps)),
+    "norm weight": ("norm_rope", lambda real: lambda qkv, w, *rest: real(qkv, w[::-1], *rest)),
+    "epsilon": ("norm_rope", lambda real: lambda qkv, w, cos, sin, eps: real(qkv, w, cos, sin, 0.1)),
+    "mask": ("attend", lambda real: lambda q, k, v, scale, mask: real(q, k, v, scale, mx.ones_like(mask))),
+    "scale": ("attend", lambda real: lambda q, k, v, scale, mask: real(q, k, v, 1.1 * scale, mask)),
+    "query heads": ("attend", lambda real: lambda q, *rest: real(q[:, ::-1], *rest)),
+}
+
+
+@pytest.mark.parametrize(("name", "wrong"), PLANTED.values(), ids=PLANTED.keys())
+def test_the_comparison_sees_mistakes(name, wrong, tiny, ids, monkeypatch):
+    monkeypatch.setattr(kernels, name, wrong(getattr(kernels, name)))
+    assert difference(load_model(tiny, "fp32"), ids[:, :25], [0, 12], ids[:, 25:]) > 100 * TOLERANCE
+
+
+def test_one_step_serves_all_replies_until_weights_are_replaced(tiny, ids, replay):
+    model = load_model(tiny, "fp32")
+    step = decode_step(model)
+    assert decode_step(model) is step
+    difference(model, ids[:, :25], [0, 0], ids[:, 25:])
+    assert decode_step(model) is step
+    model.layers[1].mlp.down_proj.weight = 2 * model.layers[1].mlp.down_proj.weight
+    assert decode_step(model) is not step
+    assert difference(model, ids[:, :25], [0, 0], ids[:, 25:]) < TOLERANCE
+
+
+def test_a_model_that_is_dropped_is_freed(tiny, ids, replay):
+    model = load_model(tiny, "fp32")
+    difference(model, ids[:, :25], [0, 0], ids[:, 25:])
+    weight = weakref.ref(model.layers[0].self_attn)
+    del model
+    gc.collect()
+    assert weight() is None
+
+
+def test_a_step_writes_in_place(tmp_path, replay):
+    """Otherwise every token copies the cache: its memory would be there twice."""
+    shape = {"num_hidden_layers": 2, "num_key_value_heads": 8, "num_attention_heads": 8, "head_dim": 64}
+    model, tokens = load_model(write_checkpoint(tmp_path / "model", **shape), "fp32"), 20_000
+    cache = KVCache()
+    cache.buffers = [mx.zeros((2, 1, 8, tokens, 64)) for _ in range(2)]
+    mx.eval(cache.buffers)
+    cache.advance(tokens - 20)
+    step, token = DecodeStep(model), mx.array([5])
+    token = mx.argmax(step(token, cache), axis=-1)
+    mx.eval(token)
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    for _ in range(10):
+        token = mx.argmax(step(token, cache), axis=-1)
+        mx.eval(token)
+    assert mx.get_peak_memory() - before < 0.1 * sum(buffer.nbytes for buffer in cache.buffers)
+
+
+def test_tokens_are_those_of_the_plain_path(tiny, ids, replay):
+    model = load_model(tiny, "fp32")
+    caches = [model.make_cache(2) for _ in range(2)]
+    plain, stepped = (mx.argmax(prefill(model, mx.array(ids), cache), axis=-1) for cache in caches)
+    for _ in range(40):
+        plain = mx.argmax(model(plain[:, None], caches[0])[:, 0], axis=-1)
+        stepped = mx.argmax(decode_step(model)(stepped, caches[1]), axis=-1)
+        assert np.array_equal(as_numpy(plain), as_numpy(stepped))
+
+
+@pytest.mark.parametrize(("options", "nodes"), [({}, 10), ({"quantize": "affine4"}, 12)], ids=["float", "quantized"])
+def test_nodes_of_a_layer(options, nodes, tmp_path, monkeypatch):
+    """As Metal dispatches them; the script prints mlx-lm's 19 beside them."""
+    script = Path(__file__).parents[2] / "benchmarks" / "nodes.py"
+    counting = SimpleNamespace(**runpy.run_path(str(script)))
+    folder = write_checkpoint(
+        tmp_path / "model", num_hidden_layers=12, hidden_size=64, intermediate_size=128, head_dim=32
+    )
+    if options:
+        convert(folder, tmp_path / "packed", divergence=False, **options)
+        folder = tmp_path / "packed"
+    for standin in counting.STANDINS:
+        monkeypatch.setattr(*standin)
+    arrays, layers = counting.ours(str(folder))
+    assert sum(number // layers for number in counting.count(arrays).values()) == nodes

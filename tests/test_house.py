@@ -1,0 +1,59 @@
+"""The house of docs/architecture.md: a folder imports only from folders below its own."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "mlx_qwen3"
+# From the roof down. The modules beside the folders (errors, blas, report, progress) lie under all of them.
+FOLDERS = ["cli", "server", "bench", "inspect", "conversion", "compare", "engine", "model", "text", "files"]
+ONLY_IN = {
+    "click": "cli/",
+    "torch": "compare/ bench/workers/peer_",
+    "transformers": "compare/ bench/workers/peer_",
+    "mlx_lm": "bench/workers/peer_",
+    "jinja2": "text/",
+    "huggingface_hub": "files/",
+    "matplotlib": "inspect/pictures bench/pictures",
+}
+
+
+def imports(path: Path) -> Iterator[tuple[str, ...]]:
+    """What a file imports anywhere, as parts: ("mlx_qwen3", "files", "config"), ("numpy",)."""
+    here = ("mlx_qwen3", *path.relative_to(PACKAGE).parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            base = here[: len(here) + 1 - node.level] if node.level else ()
+            module = tuple(node.module.split(".")) if node.module else ()
+            yield from ([*base, *module, alias.name] for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (tuple(alias.name.split(".")) for alias in node.names)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folder_imports_only_from_folders_below(folder):
+    below = FOLDERS[FOLDERS.index(folder) :]
+    for path in (PACKAGE / folder).rglob("*.py"):
+        for parts in imports(path):
+            if parts[0] == "mlx_qwen3" and len(parts) > 1 and parts[1] in FOLDERS:
+                assert parts[1] in below, f"{path.relative_to(PACKAGE)} imports {'.'.join(parts)}"
+
+
+def test_the_modules_under_the_folders_import_none_of_them():
+    for path in set(PACKAGE.glob("*.py")) - {PACKAGE / "__init__.py", PACKAGE / "__main__.py"}:
+        assert not [parts for parts in imports(path) if len(parts) > 1 and parts[1] in FOLDERS], path.name
+
+
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_a_library_is_imported_in_its_place(library):
+    for path in PACKAGE.rglob("*.py"):
+        place = path.relative_to(PACKAGE).as_posix()
+        if library in {parts[0] for parts in imports(path)}:
+            assert place.startswith(tuple(ONLY_IN[library].split())), f"{place} imports {library}"
+
+
+def test_every_folder_has_a_place():
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert folders <= set(FOLDERS)

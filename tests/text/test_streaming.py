@@ -1,0 +1,171 @@
+"""Markers and thinking in text that arrives in pieces; the oracles read the whole text at once."""
+
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from mlx_qwen3.text.streaming import MarkerScanner, ThinkingSplitter
+
+EXAMPLES = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def every_cut(text: str) -> Iterator[list[str]]:
+    """Every way of cutting a text into pieces, 2 ** (len - 1) of them."""
+    for chosen in range(2 ** (len(text) - 1)):
+        bounds = [0, *(i for i in range(1, len(text)) if chosen >> (i - 1) & 1), len(text)]
+        yield [text[a:b] for a, b in pairwise(bounds)]
+
+
+def pieces_of(text: str) -> st.SearchStrategy[list[str]]:
+    """Some way of cutting a text into pieces, empty ones among them."""
+    bounds = st.lists(st.integers(0, len(text)), max_size=8).map(lambda cuts: [0, *sorted(cuts), len(text)])
+    return bounds.map(lambda b: [text[i:j] for i, j in pairwise(b)])
+
+
+def scan(pieces: list[str], markers: list[str]) -> tuple[str, bool, str]:
+    """(text before the marker, whether there is one, text after it)"""
+    scanner, before = MarkerScanner(markers), ""
+    for index, piece in enumerate(pieces):
+        text, found = scanner.feed(piece)
+        before += text
+        if found:
+            return before, True, scanner.held + "".join(pieces[index + 1 :])
+    return before + scanner.held, False, ""
+
+
+def first_completed(text: str, markers: list[str]) -> tuple[str, bool, str]:
+    for end in range(len(text) + 1):
+        if complete := [marker for marker in markers if text[:end].endswith(marker)]:
+            return text[: end - max(map(len, complete))], True, text[end:]
+    return text, False, ""
+
+
+@pytest.mark.parametrize(
+    ("text", "markers", "before", "after"),
+    [
+        ("one STOP two", ["STOP"], "one ", " two"),
+        ("STOP", ["STOP"], "", ""),
+        ("SSTOPSTOP", ["STOP"], "S", "STOP"),
+        ("aabaaab!", ["aaab"], "aab", "!"),  # the overlap of a failed candidate begins the next
+        ("x\n\n\ny", ["\n\n"], "x", "\ny"),
+        ("b then a", ["a", "b"], "", " then a"),  # the earliest in the text, not in the list
+        ("one END", ["ENDING", "END"], "one ", ""),
+        ("an ENDING", ["ENDING", "END"], "an ", "ING"),
+        ("--abcd--", ["abcd", "bc"], "--a", "d--"),  # `bc` is complete before `abcd`
+        ("--abcd--", ["abcd", "cd"], "--", "--"),  # both end together: the longer began earlier
+        ("中文。完", ["。"], "中文", "完"),
+    ],
+)
+def test_marker_is_found_however_the_text_is_cut(text: str, markers: list[str], before: str, after: str) -> None:
+    for pieces in every_cut(text):
+        assert scan(pieces, markers) == (before, True, after), pieces
+
+
+@pytest.mark.parametrize("text", ["STO", "S T O P", "SSTOO", "stop"])
+def test_text_without_the_marker_passes_whole(text: str) -> None:
+    for pieces in every_cut(text):
+        assert scan(pieces, ["STOP"]) == (text, False, ""), pieces
+
+
+nonempty = st.text("ab", min_size=1, max_size=4)
+
+
+@EXAMPLES
+@given(st.text("ab", max_size=10).flatmap(pieces_of), st.lists(nonempty, max_size=4))
+def test_pieces_and_the_whole_text_give_the_same(pieces: list[str], markers: list[str]) -> None:
+    assert scan(pieces, markers) == first_completed("".join(pieces), markers)
+
+
+@pytest.mark.parametrize(
+    ("text", "held"),
+    [("hello ", ""), ("hello S", "S"), ("hello STO", "STO"), ("STOSTO", "STO"), ("E", "E"), ("STOE", "E"), ("ES", "S")],
+)
+def test_only_the_beginning_of_a_marker_is_held_back(text: str, held: str) -> None:
+    scanner = MarkerScanner(["STOP", "END"])
+    assert scanner.feed(text) == (text.removesuffix(held), False)
+    assert scanner.held == held
+
+
+def test_without_markers_nothing_is_held_back() -> None:
+    assert MarkerScanner([]).feed("<think>") == ("<think>", False)
+
+
+def test_scanning_goes_on_behind_a_marker() -> None:
+    scanner = MarkerScanner(["|"])
+    assert [scanner.feed("a|b|c"), scanner.feed(""), scanner.feed("d|")] == [("a", True), ("b", True), ("cd", True)]
+
+
+def split(pieces: Iterable[str], opened: bool) -> tuple[str, str]:
+    splitter = ThinkingSplitter(opened)
+    parts = [*(splitter.feed(piece) for piece in pieces), splitter.flush()]
+    return "".join(thinking for thinking, _ in parts), "".join(answer for _, answer in parts)
+
+
+def split_whole(text: str, opened: bool) -> tuple[str, str]:
+    if not opened:
+        if not text.lstrip().startswith("<think>"):
+            return "", text
+        text = text.lstrip().removeprefix("<think>")
+    thinking, _, answer = text.partition("</think>")
+    return thinking.lstrip("\n"), answer.lstrip("\n")
+
+
+UNOPENED = [
+    ("<think>\nhm\n</think>\n\nHi", "hm\n", "Hi"),
+    ("\n <think>hm</think>Hi", "hm", "Hi"),  # white space before the tag
+    ("<think> hm</think> Hi", " hm", " Hi"),  # only line breaks belong to the tags
+    ("Hi\n\nyou", "", "Hi\n\nyou"),  # no thinking
+    ("\n\nHi", "", "\n\nHi"),
+    ("", "", ""),
+    ("\n\n", "", "\n\n"),
+    ("<think>\n\n</think>\n\nHi", "", "Hi"),  # an empty block
+    ("<think></think>", "", ""),
+    ("<think>\nhm", "hm", ""),  # never closed
+    ("<think>hm</thi", "hm</thi", ""),
+    ("<thi", "", "<thi"),
+    ("<thinker> sat", "", "<thinker> sat"),
+    ("</think>Hi", "", "</think>Hi"),  # never opened
+    ("Write <think>a</think>", "", "Write <think>a</think>"),  # tags quoted in an answer
+    ("<think>a</think><think>b</think>", "a", "<think>b</think>"),
+    ("<think>a<think>b</think>c", "a<think>b", "c"),
+    ("<think>a</think>\nb\n\nc\n", "a", "b\n\nc\n"),
+]
+OPENED = [
+    ("hm\n</think>\n\nHi", "hm\n", "Hi"),
+    ("\n\nhm</think>Hi", "hm", "Hi"),
+    ("\n</think>\n\nHi", "", "Hi"),
+    ("hm", "hm", ""),
+    ("hm </thi", "hm </thi", ""),
+    ("a</think>b</think>c", "a", "b</think>c"),
+    ("", "", ""),
+]
+REPLIES = [(*reply, False) for reply in UNOPENED] + [(*reply, True) for reply in OPENED]
+
+
+@pytest.mark.parametrize(("text", "thinking", "answer", "opened"), REPLIES)
+def test_thinking_is_split_however_the_reply_is_cut(text: str, thinking: str, answer: str, opened: bool) -> None:
+    ends = range(len(text) + 1)
+    cuts = [[text[:i], text[i:j], text[j:]] for i in ends for j in ends[i:]]
+    for pieces in [*cuts, list(text)]:
+        assert split(pieces, opened) == (thinking, answer), pieces
+
+
+parts = st.sampled_from(["<think>", "</think>", "<thi", "</", "\n", " ", "a", "<", ">"])
+replies = st.lists(parts, max_size=9).map("".join)
+
+
+@EXAMPLES
+@given(replies.flatmap(pieces_of), st.booleans())
+@example(["<think>", "\n", "\n</", "think>", "\n", "\n"], False)
+def test_pieces_of_a_reply_and_the_whole_give_the_same(pieces: list[str], opened: bool) -> None:
+    assert split(pieces, opened) == split_whole("".join(pieces), opened)
+
+
+def test_thinking_and_answer_show_as_they_arrive() -> None:
+    splitter = ThinkingSplitter()
+    fed = [splitter.feed(piece) for piece in ["<think>", "so", " on", "</think>", "Hel", "lo <think"]]
+    assert fed == [("", ""), ("so", ""), (" on", ""), ("", ""), ("", "Hel"), ("", "lo <think")]
+    assert splitter.flush() == ("", "")

@@ -1,0 +1,535 @@
+"""The tokenizer against transformers: on the real Qwen3 files, and on a small byte-level one made here."""
+
+import json
+import os
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+import tokenizers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+
+from mlx_qwen3.errors import CheckpointError, ConfigError, PromptError
+from mlx_qwen3.text.tokenizer import StreamDecoder, Tokenizer
+
+EXAMPLES = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+ROWS = 151936  # of the embedding; ids from 151669 up are padding
+
+TEXTS = {
+    "plain": "The quick brown fox can't jump over 13 lazy dogs; it's 4:15 p.m.",
+    "chinese": "床前明月光，疑是地上霜。举头望明月，低头思故乡。𠮷野家、龘",
+    "scripts": "안녕하세요 こんにちは مرحبا بالعالم שָׁלוֹם नमस्ते ไทย Ελληνικά Привет",
+    "joiners": "👨‍👩‍👧‍👦 🏳️‍🌈 👩🏽‍🚀 ❤️‍🔥 🧑🏿‍🤝‍🧑🏻",
+    "flags": "🇩🇪🇫🇷🇨🇳 🏴󠁧󠁢󠁳󠁣󠁴󠁿 1️⃣ 🫠",
+    "combining": "e\u0301 é A\u030a Å \u212b ﬁ ñ n\u0303 q\u0307\u0323 한 \u1112\u1161\u11ab Zalgo\u0336\u0321\u035c",
+    "code": 'def f(x: int) -> str:\n\tif x >= 10:\n\t\treturn f"{x!r:>{8}}"\n    # 注释\n\n\nx = {"a": [1, 2]}\r\n',
+    "numbers": "0 007 1234567890 3.14159e-10 ٣٤٥ ½ ² Ⅷ 1,000,000.00 −5",
+    "spaces": "  a   b\t\tc\n\n\nd \n e\r\n\r\nf\u00a0g\u3000h\u200bi   ",
+    "special": "<|im_start|>user\nhi<|im_end|>\n<think>\nhm\n</think>\n\n<|endoftext|><tool_call>{}</tool_call>",
+    "nearly special": "<|im_start| > <think <|im_END|> < think> <|im_end|><|im_end|>x<think>y",
+    "bytes": "\x00\x01\x7f\u0080\ufffd\ufffda\ufeff\U0010ffff",
+    "empty": "",
+}
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": 'Wetter für eine Stadt <b>&</b> "Umgebung" — it\'s 天气 🌦️\n',
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "place": {"type": "object", "properties": {"city": {"type": "string", "enum": ["Köln", "北京"]}}},
+                "days": {"type": ["integer", "null"], "minimum": 1, "default": None, "x": [True, 1.5, -0.0, 1e30]},
+            },
+            "required": ["place"],
+        },
+    },
+}
+TIME = {"type": "function", "function": {"name": "now", "parameters": {}}}
+
+
+def call(name: str, arguments: Any) -> dict[str, Any]:
+    return {"id": "1", "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+SYSTEM = {"role": "system", "content": "Sei kurz. <>&'\" 简短"}
+USER = {"role": "user", "content": 'What\'s 2 < 3 && "x"? 🧮'}
+CALL = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [call("get_weather", {"place": {"city": "北京 <&'\">"}, "days": 2})],
+}
+ANSWER = {"role": "tool", "content": '{"t": -3, "sky": "晴 <&>"}'}
+MORE = {"role": "user", "content": "And tomorrow?"}
+
+CHATS: dict[str, dict[str, Any]] = {
+    "one turn": {"messages": [USER]},
+    "system": {"messages": [SYSTEM, USER]},
+    "late system": {"messages": [USER, {"role": "assistant", "content": "Yes."}, SYSTEM, MORE]},
+    "several turns": {"messages": [SYSTEM, USER, {"role": "assistant", "content": "Yes."}, MORE]},
+    "ends with the assistant": {"messages": [USER, {"role": "assistant", "content": "\n\nYes."}]},
+    "tools": {"messages": [USER], "tools": [WEATHER, TIME]},
+    "tools and system": {"messages": [SYSTEM, USER], "tools": [WEATHER]},
+    "no tools": {"messages": [USER], "tools": []},
+    "call with a dict": {"messages": [USER, CALL, ANSWER], "tools": [WEATHER]},
+    "call with a string": {
+        "messages": [USER, {**CALL, "tool_calls": [call("get_weather", '{"place": "<&>"}')]}, ANSWER, MORE]
+    },
+    "call without the function key": {
+        "messages": [USER, {**CALL, "tool_calls": [{"name": "now", "arguments": {"b": 1, "a": None}}]}]
+    },
+    "several calls after text": {
+        "messages": [
+            USER,
+            {"role": "assistant", "content": "Let me see.", "tool_calls": [call("now", {}), call("now", {"z": [0.1]})]},
+            ANSWER,
+            {"role": "tool", "content": "12:00"},
+            {"role": "assistant", "content": "Cold."},
+            MORE,
+        ],
+        "tools": [WEATHER, TIME],
+    },
+    "tool without content": {"messages": [USER, CALL, {"role": "tool", "content": None}]},
+    "user writes a tool response": {
+        "messages": [USER, {"role": "user", "content": "<tool_response>x</tool_response>"}]
+    },
+    "thinking as a field": {
+        "messages": [USER, {**CALL, "reasoning_content": "\nI need the <weather>.\n"}, ANSWER],
+        "tools": [WEATHER],
+    },
+    "thinking under an alias": {"messages": [USER, {**CALL, "reasoning": "So: 2 < 3."}, ANSWER]},
+    "thinking under two names": {"messages": [USER, {**CALL, "reasoning": "a", "thinking": "b"}, ANSWER]},
+    "thinking as text": {"messages": [USER, {**CALL, "content": "<think>\nhm\n</think>\n\nNow:"}, ANSWER]},
+    "thinking of an earlier turn": {
+        "messages": [USER, {"role": "assistant", "content": "<think>\nhm\n</think>\n\nYes."}, MORE]
+    },
+    "thinking as null": {"messages": [USER, {"role": "assistant", "content": "Yes.", "reasoning_content": None}]},
+}
+
+
+@pytest.fixture(scope="module")
+def real_folder() -> Path:
+    folder = os.environ.get("QWEN3_TOKENIZER")
+    if not folder:
+        pytest.skip("QWEN3_TOKENIZER names no folder with the real Qwen3 tokenizer files")
+    return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def qwen(real_folder: Path) -> Tokenizer:
+    return Tokenizer(real_folder)
+
+
+@pytest.fixture(scope="module")
+def theirs(real_folder: Path) -> Any:
+    return pytest.importorskip("transformers").AutoTokenizer.from_pretrained(real_folder)
+
+
+# Against transformers, on the real files
+
+some_text = st.lists(st.one_of(st.text(max_size=12), st.sampled_from(list(TEXTS.values()))), max_size=4).map("".join)
+# Half of them single bytes, which make characters only by chance
+some_ids = st.lists(st.one_of(st.integers(0, 255), st.integers(0, ROWS - 1), st.integers(151643, 151669)), max_size=30)
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_ids_are_those_of_transformers(qwen: Tokenizer, theirs: Any, text: str) -> None:
+    assert qwen.encode(text) == theirs(text, add_special_tokens=False).input_ids
+
+
+@EXAMPLES
+@given(text=some_text)
+def test_ids_of_any_text_are_those_of_transformers(qwen: Tokenizer, theirs: Any, text: str) -> None:
+    assert qwen.encode(text) == theirs(text, add_special_tokens=False).input_ids
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_decoding_gives_back_the_text_in_nfc(qwen: Tokenizer, text: str) -> None:
+    assert qwen.decode(qwen.encode(text)) == unicodedata.normalize("NFC", text)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_decoded_text_is_that_of_transformers(qwen: Tokenizer, theirs: Any, text: str, skip: bool) -> None:
+    ids = theirs(text).input_ids
+    assert qwen.decode(ids, skip_special_tokens=skip) == theirs.decode(ids, skip_special_tokens=skip)
+
+
+@EXAMPLES
+@given(ids=some_ids, skip=st.booleans())
+def test_decoded_text_of_any_ids_is_that_of_transformers(
+    qwen: Tokenizer, theirs: Any, ids: list[int], skip: bool
+) -> None:
+    assert qwen.decode(ids, skip_special_tokens=skip) == theirs.decode(ids, skip_special_tokens=skip)
+
+
+def test_thinking_tags_are_not_special_and_turn_marks_are(qwen: Tokenizer) -> None:
+    ids = qwen.encode("<|im_start|><think>a</think><|im_end|>")
+    assert [ids[0], ids[1], ids[3], ids[4]] == [151644, 151667, 151668, 151645]
+    assert qwen.decode(ids, skip_special_tokens=True) == "<think>a</think>"
+
+
+def test_size_and_end_of_the_real_tokenizer(qwen: Tokenizer) -> None:
+    assert qwen.size == 151669
+    assert qwen.stop_ids == {151645}
+
+
+@pytest.mark.parametrize("thinking", [None, True, False])
+@pytest.mark.parametrize("prompt", [True, False])
+@pytest.mark.parametrize("chat", CHATS.values(), ids=CHATS)
+def test_chats_render_as_in_transformers(
+    qwen: Tokenizer, theirs: Any, chat: dict[str, Any], prompt: bool, thinking: bool | None
+) -> None:
+    switch = {} if thinking is None else {"enable_thinking": thinking}
+    expected = theirs.apply_chat_template(
+        chat["messages"], tools=chat.get("tools"), tokenize=False, add_generation_prompt=prompt, **switch
+    )
+    assert qwen.apply_chat_template(**chat, add_generation_prompt=prompt, enable_thinking=thinking) == expected
+
+
+tags = st.sampled_from(["<think>", "</think>", "\n", "<tool_response>", "</tool_response>", "<|im_end|>", "{{ x }}"])
+contents = st.lists(st.one_of(tags, st.text(max_size=4)), max_size=6).map("".join)
+chats = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["system", "user", "assistant", "tool"]), "content": contents},
+        optional={"reasoning_content": contents},
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@EXAMPLES
+@given(messages=chats, prompt=st.booleans())
+def test_any_chat_renders_as_in_transformers(
+    qwen: Tokenizer, theirs: Any, messages: list[dict[str, Any]], prompt: bool
+) -> None:
+    expected = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+    assert qwen.apply_chat_template(messages, add_generation_prompt=prompt) == expected
+
+
+def test_rendering_leaves_the_messages_alone(qwen: Tokenizer) -> None:
+    messages = [USER, {**CALL, "reasoning": "hm"}, ANSWER]
+    before = json.dumps(messages)
+    qwen.apply_chat_template(messages, tools=[WEATHER])
+    assert json.dumps(messages) == before
+
+
+def test_an_empty_conversation_is_refused(qwen: Tokenizer) -> None:
+    with pytest.raises(PromptError):
+        qwen.apply_chat_template([])
+
+
+def test_the_real_template_switches_thinking(qwen: Tokenizer) -> None:
+    assert qwen.can_switch_thinking
+
+
+# Streaming
+
+
+def stream(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[list[str], str]:
+    decoder = StreamDecoder(tokenizer)
+    return [decoder.add(i) for i in ids], decoder.flush()
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_pieces_of_every_prefix_are_its_text(qwen: Tokenizer, theirs: Any, text: str) -> None:
+    ids = theirs(text).input_ids
+    for end in range(len(ids) + 1):
+        pieces, rest = stream(qwen, ids[:end])
+        assert "".join(pieces) + rest == theirs.decode(ids[:end], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_no_piece_holds_a_part_of_a_character(qwen: Tokenizer, theirs: Any, text: str) -> None:
+    ids = theirs(text).input_ids
+    whole = theirs.decode(ids, skip_special_tokens=True)
+    pieces, _ = stream(qwen, ids)
+    assert all(whole.startswith("".join(pieces[:end])) for end in range(len(ids) + 1))
+
+
+@EXAMPLES
+@given(ids=some_ids)
+def test_pieces_of_any_ids_are_their_text(qwen: Tokenizer, theirs: Any, ids: list[int]) -> None:
+    whole = theirs.decode(ids, skip_special_tokens=True)
+    pieces, rest = stream(qwen, ids)
+    assert "".join(pieces) + rest == whole
+    assert all(whole.startswith("".join(pieces[:end])) for end in range(len(ids) + 1))
+
+
+@EXAMPLES
+@given(ids=some_ids)
+def test_text_shows_as_soon_as_its_characters_are_complete(qwen: Tokenizer, theirs: Any, ids: list[int]) -> None:
+    pieces, _ = stream(qwen, ids)
+    for end in range(len(ids) + 1):
+        text = theirs.decode(ids[:end], skip_special_tokens=True)
+        if not text.endswith("\ufffd"):
+            assert "".join(pieces[:end]) == text
+
+
+# A small tokenizer, which needs no files
+
+TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+HI = [{"role": "user", "content": "hi"}]
+END, PAD = 258, 259  # 256 bytes and two merges come before
+
+
+def write_tokenizer(folder: Path, **files: Any) -> Path:
+    """A byte-level tokenizer with the merges `hi` and ` hi`; `files` are JSON files by their stem."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*alphabet, "hi", "Ġhi"])}
+    backend = tokenizers.Tokenizer(models.BPE(vocabulary, [("h", "i"), ("Ġ", "hi")]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken("<end>"), AddedToken("<pad>")])
+    backend.add_tokens([AddedToken("<think>", special=False), AddedToken("</think>", special=False)])
+    # What a file may ask for and a prompt must not get
+    backend.post_processor = processors.TemplateProcessing(single="<end> $A <end>", special_tokens=[("<end>", END)])
+    backend.enable_truncation(4)
+    backend.enable_padding(length=9, pad_id=PAD, pad_token="<pad>")
+    folder.mkdir(exist_ok=True)
+    backend.save(str(folder / "tokenizer.json"))
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+def with_template(folder: Path, template: Any) -> Tokenizer:
+    return Tokenizer(write_tokenizer(folder, tokenizer_config={"chat_template": template, "eos_token": "<end>"}))
+
+
+def test_nothing_is_added_cut_or_padded(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(write_tokenizer(tmp_path))
+    assert tokenizer.encode("hi hi hi hi hi<end>") == [256, 257, 257, 257, 257, END]
+    assert tokenizer.encode("") == []
+
+
+def test_text_waits_for_the_rest_of_a_character(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(write_tokenizer(tmp_path))
+    assert stream(tokenizer, tokenizer.encode("hié€")) == (["hi", "", "é", "", "", "€"], "")
+
+
+def test_flush_shows_an_incomplete_character_once(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(write_tokenizer(tmp_path))
+    decoder = StreamDecoder(tokenizer)
+    assert [decoder.add(i) for i in tokenizer.encode("€")[:2]] == ["", ""]
+    assert [decoder.flush(), decoder.flush()] == ["\ufffd", ""]
+
+
+def test_special_and_padding_ids_stream_as_nothing(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(write_tokenizer(tmp_path))
+    assert stream(tokenizer, [256, END, 9999, 257]) == (["hi", "", "", " hi"], "")
+
+
+def test_lone_surrogate_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match="surrogate"):
+        Tokenizer(write_tokenizer(tmp_path)).encode("a\ud800b")
+
+
+def test_size_counts_added_tokens(tmp_path: Path) -> None:
+    assert Tokenizer(write_tokenizer(tmp_path)).size == 262
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, set()),
+        ({"generation_config": {"eos_token_id": 7}}, {7}),
+        ({"generation_config": {"eos_token_id": [7, 8]}}, {7, 8}),
+        ({"config": {"eos_token_id": 9}}, {9}),
+        ({"tokenizer_config": {"eos_token": "<end>"}}, {END}),
+        ({"tokenizer_config": {"eos_token": {"content": "<end>", "special": True}}}, {END}),
+        ({"tokenizer_config": {"eos_token": "<absent>"}}, set()),
+        ({"tokenizer_config": {"eos_token": None}, "config": {"eos_token_id": None}}, set()),
+        (
+            {
+                "generation_config": {"eos_token_id": [7, 8]},
+                "config": {"eos_token_id": [8, 9]},
+                "tokenizer_config": {"eos_token": "<end>"},
+            },
+            {7, 8, 9, END},
+        ),
+    ],
+)
+def test_stop_ids_are_the_union_of_all_sources(tmp_path: Path, files: dict[str, Any], expected: set[int]) -> None:
+    assert Tokenizer(write_tokenizer(tmp_path, **files)).stop_ids == expected
+
+
+def test_stop_ids_that_are_no_ids_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="eos_token_id is '<end>'"):
+        Tokenizer(write_tokenizer(tmp_path, generation_config={"eos_token_id": "<end>"}))
+
+
+def test_missing_tokenizer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json does not exist"):
+        Tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])
+@pytest.mark.parametrize("content", [b'{"version": ', b"\xff\xfe", b"[]"])
+def test_broken_file_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+    (write_tokenizer(tmp_path) / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=name):
+        Tokenizer(tmp_path)
+
+
+# Templates
+
+NAMED = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools"}]
+
+
+@pytest.mark.parametrize(
+    ("template", "tools", "expected"),
+    [
+        (TEMPLATE, None, "[user]hi"),
+        (NAMED, None, "plain"),
+        (NAMED, [TIME], "tools"),
+        (NAMED, [], "tools"),  # as transformers has it
+        (NAMED[:1], [TIME], "plain"),
+    ],
+)
+def test_template_of_the_config(tmp_path: Path, template: Any, tools: Any, expected: str) -> None:
+    assert with_template(tmp_path, template).apply_chat_template(HI, tools=tools) == expected
+
+
+def test_template_file_goes_before_the_config(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_text("文件 {{ messages[0].content }}", encoding="utf-8")
+    assert with_template(tmp_path, TEMPLATE).apply_chat_template(HI) == "文件 hi"
+
+
+@pytest.mark.parametrize("template", [None, [], [{"name": "rag", "template": "x"}]])
+def test_without_a_template_the_remedy_is_named(tmp_path: Path, template: Any) -> None:
+    with pytest.raises(PromptError, match=r"no chat template.*--raw"):
+        with_template(tmp_path, template).apply_chat_template(HI)
+
+
+def test_template_that_is_no_jinja_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="not valid Jinja"):
+        with_template(tmp_path, "{% if %}").apply_chat_template(HI)
+
+
+@pytest.mark.parametrize("template", [5, [5], [{"name": "default"}]])
+def test_template_of_another_type_is_refused(tmp_path: Path, template: Any) -> None:
+    with pytest.raises(CheckpointError, match="chat_template"):
+        with_template(tmp_path, template)
+
+
+def test_template_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe{")
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja"):
+        with_template(tmp_path, TEMPLATE)
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ raise_exception('Roles must alternate') }}", "Roles must alternate"),
+        ("{{ raise_exception('Roles\\nmust\\nalternate') }}", "Roles must alternate"),
+        ("{{ ''.__class__.__mro__ }}", "__class__"),
+        ("{{ ''['__class__'].__mro__ }}", "__class__"),
+        ("{{ (''|attr('__class__')).__mro__ }}", "__class__"),
+        ("{{ messages.append(1) }}", "append"),
+        ("{{ messages[0].update(role='x') }}", "update"),
+        ("{{ '{0.__class__.__mro__}'.format(messages) }}", "__class__"),
+        ("{{ raise_exception.__globals__.x }}", "__globals__"),
+        ("{{ cycler.__init__.__globals__ }}", "__init__"),
+        ("{% for i in range(10000000000) %}x{% endfor %}", "[Rr]ange"),
+        ("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", "recursion"),
+        ("{{ messages[5].content }}", "no element 5"),
+        ("{{ tools + 1 }}", "unsupported operand"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{% include '/etc/hostname' %}", "loader"),
+    ],
+)
+def test_template_that_fails_gives_its_reason_in_one_line(tmp_path: Path, template: str, reason: str) -> None:
+    with pytest.raises(PromptError, match=reason) as caught:
+        with_template(tmp_path, template).apply_chat_template(HI)
+    assert "\n" not in str(caught.value)
+
+
+def test_messages_may_be_any_mapping(tmp_path: Path) -> None:
+    assert with_template(tmp_path, TEMPLATE).apply_chat_template([MappingProxyType(HI[0])]) == "[user]hi"
+
+
+@pytest.mark.parametrize("value", [{1, 2}, b"x", object()])
+def test_content_that_is_no_json_is_refused(tmp_path: Path, value: Any) -> None:
+    with pytest.raises(PromptError, match="not JSON serializable"):
+        with_template(tmp_path, TEMPLATE).apply_chat_template([{"role": "user", "content": value}])
+
+
+LANGUAGE = {
+    "blocks are trimmed": "{% if true %}\n    a\n    {% endif %}\nb\n  {# c #}\nd\n",
+    "loop controls": "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m.content }}{% endfor %}",
+    "tojson": "{{ messages | tojson }}{{ messages[0] | tojson(indent=2, sort_keys=true) }}",
+    "tojson options": "{{ messages | tojson(separators=(',', ':'), ensure_ascii=true) }}",
+    "date": "{{ strftime_now('%Y') }}",
+    "special tokens": "{{ eos_token }}|{{ bos_token }}|{{ pad_token }}",
+    "variables": "{{ [tools, documents, add_generation_prompt, enable_thinking is defined] }}",
+    "null fields are absent": "{{ messages[0].name is defined }}{{ messages[1].tool_calls is defined }}",
+    "names of thinking": "{% set m = messages[1] %}{{ [m.reasoning_content, m.thinking, m.reasoning] }}",
+    "namespace": "{% set ns = namespace(x=1) %}{% for m in messages %}{% set ns.x = ns.x + 1 %}{% endfor %}{{ ns.x }}",
+    "generation": "{% generation %}{{ messages[1].content }}{% endgeneration %}!",
+    "markup": "{{ messages[0].content }}{{ messages[0].content | e }}{{ messages[0].content | upper }}",
+}
+
+
+@pytest.mark.parametrize("template", LANGUAGE.values(), ids=LANGUAGE)
+def test_template_language_is_that_of_transformers(tmp_path: Path, template: str) -> None:
+    messages = [
+        {"role": "user", "content": "<&'\"> 你好\n", "name": None},
+        {"role": "assistant", "content": "é", "tool_calls": None, "reasoning": "hm"},
+    ]
+    tokens = {"eos_token": "<end>", "pad_token": {"__type": "AddedToken", "content": "<pad>"}, "bos_token": None}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template, **tokens}
+    write_tokenizer(tmp_path, tokenizer_config=config)
+    theirs = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tmp_path)
+    expected = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert Tokenizer(tmp_path).apply_chat_template(messages) == expected
+
+
+# Thinking
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("{% if enable_thinking %}a{% endif %}", True),
+        (TEMPLATE, False),
+        (None, False),
+        ([{"name": "default", "template": "{{ enable_thinking }}"}], True),
+    ],
+)
+def test_thinking_can_be_switched_where_the_template_asks(tmp_path: Path, template: Any, expected: bool) -> None:
+    assert with_template(tmp_path, template).can_switch_thinking == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("", False),
+        ("hi", False),
+        ("hi<end>assistant\n", False),
+        ("hi<end>assistant\n<think>\n", True),
+        ("hi<end>assistant\n<think>\nSo", True),  # a raw prompt may go on inside
+        ("hi<end>assistant\n<think>\n\n</think>\n\n", False),
+        ("<think>a</think><think>", True),
+        ("What is <think>?<end>assistant\n", False),  # a user's turn
+        ("What is </think>?<end>assistant\n<think>\n", True),
+    ],
+)
+def test_prompt_that_ends_inside_a_think_block_opens_thinking(tmp_path: Path, prompt: str, expected: bool) -> None:
+    tokenizer = with_template(tmp_path, TEMPLATE)
+    assert tokenizer.opens_thinking(tokenizer.encode(prompt)) == expected
+
+
+@pytest.mark.parametrize("thinking", [None, True, False])
+@pytest.mark.parametrize("content", ["hi", "What is <think>?"])
+def test_the_real_template_opens_no_thinking(qwen: Tokenizer, content: str, thinking: bool | None) -> None:
+    prompt = qwen.apply_chat_template([{"role": "user", "content": content}], enable_thinking=thinking)
+    assert not qwen.opens_thinking(qwen.encode(prompt))
