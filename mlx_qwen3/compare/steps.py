@@ -14,12 +14,11 @@ import numpy as np
 from ..errors import UsageError
 from ..files.checkpoint import dtype_name
 from ..files.config import Qwen3Config
-from ..inspect.probe import Probe, ScoreBlock
-from ..inspect.rules import Rules
-from ..inspect.steps import FLOW, SCORES, SOFTMAX, Step
 from ..model.qwen3 import Qwen3
 from ..model.watch import watching
 from .attention import score_blocks, softmax
+from .flow import FLOW, SCORES, SOFTMAX, Step
+from .probe import Probe, ScoreBlock
 
 Blocks = Callable[[], Iterator[Any]]
 
@@ -74,9 +73,8 @@ def compare(
     return Comparison(against, tuple(found))
 
 
-def tolerance(rules: Rules, *models: Qwen3, same_weights: bool = False) -> float:
-    """The largest bound that the dtype or the packing of a model asks for."""
-    bounds = rules.settings["compare"]
+def tolerance(bounds: Mapping[str, float], *models: Qwen3, same_weights: bool = False) -> float:
+    """The largest of the `bounds`, by dtype or packing, that a model asks for."""
     found = []
     for model in models:
         found.append(bounds[dtype_name(model.norm.weight.dtype)])

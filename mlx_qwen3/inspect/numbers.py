@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
+from ..compare.flow import ENTROPY, FIRST_TOKEN, K_SHARED, SCORES, SOFTMAX, V_SHARED, Step
+from ..compare.probe import ScoreBlock, probing
 from ..engine.prefill import prefill_chunk
 from ..files.checkpoint import dtype_name
 from ..model.qwen3 import Qwen3
-from .probe import ScoreBlock, probing
 from .statistics import Accumulator, Statistics, grouped
-from .steps import ENTROPY, FIRST_TOKEN, K_SHARED, SCORES, SOFTMAX, V_SHARED, Step
 
 LOGIT_POSITIONS = 128  # of which logits are made at once: 78 MB for the vocabulary of Qwen3
 MAP_CELLS = 192  # along each side of an attention map; longer texts share cells

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..compare.flow import NUMBERS
 from ..errors import UsageError
 from .report import Report
 from .rules import ABNORMAL, UNUSUAL
-from .steps import NUMBERS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,6 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from ..compare.flow import NUMBERS
 from ..compare.steps import Comparison, Difference, check_same_shape, compare, reference_steps, steps_of, tolerance
 from ..engine.runner import check_prompt
 from ..errors import HealthError, UsageError
@@ -19,7 +20,6 @@ from ..model.qwen3 import Qwen3
 from ..text.tokenizer import Tokenizer
 from .numbers import Key, Numbers, measure
 from .rules import ABNORMAL, Rules, Verdict, judge, load_rules, typical, units
-from .steps import NUMBERS
 from .tensors import TensorRow, read_rows
 
 SEED = 0  # of the random tokens where there is no prompt
@@ -218,13 +218,14 @@ def _other_folder(against: str | None, config: Qwen3Config, source: str) -> Path
 def _compare(
     model: Qwen3, folder: Path, other: Path | None, ids: mx.array, rules: Rules, options: Options
 ) -> Comparison:
-    growth = rules.settings["compare"]["growth"]
+    bounds = rules.settings["compare"]
+    growth = bounds["growth"]
     layers = model.config.num_hidden_layers
     if other is None:
-        bound = tolerance(rules, model, same_weights=True)
+        bound = tolerance(bounds, model, same_weights=True)
         return compare(steps_of(model, ids), reference_steps(folder, ids), layers, TORCH, bound, growth)
     second = load_model(other, options.dtype)
-    bound = tolerance(rules, model, second)
+    bound = tolerance(bounds, model, second)
     return compare(steps_of(model, ids), steps_of(second, ids), layers, str(options.against), bound, growth)
 
 

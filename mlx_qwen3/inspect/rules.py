@@ -9,10 +9,10 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..compare.flow import NUMBERS
 from ..errors import UsageError
 from ..model.qwen3 import Qwen3
 from .statistics import Statistics
-from .steps import NUMBERS
 
 DEFAULT = Path(__file__).with_name("rules.json")
 STATISTICS = ("mean", "std", "rms", "min", "max", "abs_max")

@@ -4,12 +4,12 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from ..compare.flow import FLOW, NUMBERS
 from ..compare.steps import Difference
 from .numbers import Key
 from .report import Report, describe, place
 from .rules import ABNORMAL, NORMAL, Verdict
 from .statistics import Statistics
-from .steps import FLOW, NUMBERS, sharing
 from .tensors import TensorRow, collapsed
 
 COLUMNS = ("mean", "std", "rms", "min", "max", "NaN", "Inf")
@@ -191,6 +191,16 @@ def number(value: float | None) -> str:
     if 1e3 <= abs(value) < 1e5:
         return f"{value:.0f}"
     return f"{value:.3g}" if 1e-3 <= abs(value) < 1e5 else f"{value:.2e}"
+
+
+def sharing(heads: int, kv_heads: int) -> str:
+    """Which query heads read which key/value head, in words."""
+    group = heads // kv_heads
+    if group == 1:
+        return "every query head has a key/value head of its own"
+    pairs = [f"{i * group}-{(i + 1) * group - 1} read kv head {i}" for i in range(kv_heads)]
+    shown = pairs if kv_heads <= 3 else [*pairs[:2], "...", pairs[-1]]
+    return f"query heads {', '.join(shown)}"
 
 
 def relative(difference: Difference) -> str:

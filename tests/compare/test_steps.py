@@ -6,11 +6,11 @@ import pytest
 from checkpoints import AFFINE_4, PACKABLE, TINY, random_weights, write_checkpoint, write_packed
 from safetensors.numpy import load_file, save_file
 
+from mlx_qwen3.compare.flow import FLOW
 from mlx_qwen3.compare.steps import compare, reference_steps, steps_of, tolerance
 from mlx_qwen3.conversion.convert import convert
 from mlx_qwen3.errors import UsageError
 from mlx_qwen3.inspect import Options, inspect, load_rules
-from mlx_qwen3.inspect.steps import FLOW
 from mlx_qwen3.model.load import load_model
 
 CONFIG = {**TINY, "num_hidden_layers": 9}
@@ -24,10 +24,10 @@ def folder(tmp_path_factory):
 
 def against_torch(model, folder, ids):
     pytest.importorskip("torch")
-    rules = load_rules()
+    bounds = load_rules().settings["compare"]
     theirs = reference_steps(folder, mx.array(ids))
-    bound = tolerance(rules, model, same_weights=True)
-    return compare(steps_of(model, mx.array(ids)), theirs, 9, "torch", bound, rules.settings["compare"]["growth"])
+    bound = tolerance(bounds, model, same_weights=True)
+    return compare(steps_of(model, mx.array(ids)), theirs, 9, "torch", bound, bounds["growth"])
 
 
 def test_ours_equals_torch_in_every_step_of_every_layer(folder, ids):

@@ -9,9 +9,10 @@ import pytest
 from arrays import as_numpy
 from checkpoints import AFFINE_4, TINY, random_weights, write_checkpoint, write_packed
 
+from mlx_qwen3.compare.flow import EVENTS, FLOW
+from mlx_qwen3.compare.probe import probing
 from mlx_qwen3.inspect.numbers import Collector, measure
-from mlx_qwen3.inspect.probe import probing
-from mlx_qwen3.inspect.steps import EVENTS, FLOW, sharing
+from mlx_qwen3.inspect.tables import sharing
 from mlx_qwen3.model.load import load_model
 from mlx_qwen3.model.qwen3 import ConcatLinear
 from mlx_qwen3.model.watch import watch, watching

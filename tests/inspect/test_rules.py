@@ -10,11 +10,11 @@ from checkpoints import TINY, random_weights, write_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlx_qwen3.compare.flow import NUMBERS
 from mlx_qwen3.errors import UsageError
 from mlx_qwen3.inspect import Options, inspect, load_rules
 from mlx_qwen3.inspect.rules import ABNORMAL, DEFAULT, NORMAL, UNUSUAL, judge
 from mlx_qwen3.inspect.statistics import Accumulator, grouped, pooled, summarize
-from mlx_qwen3.inspect.steps import NUMBERS
 from mlx_qwen3.inspect.tables import forecast
 
 SEED = np.random.default_rng(5)

@@ -6,11 +6,11 @@ from typing import Protocol
 
 import mlx.core as mx
 
-from ..compare.attention import score_blocks, softmax
 from ..model.cache import KVCache
 from ..model.qwen3 import Qwen3
 from ..model.watch import watching
-from .steps import AFTER_LAYERS, EVENTS, Step
+from .attention import score_blocks, softmax
+from .flow import AFTER_LAYERS, EVENTS, Step
 
 
 class Visitor(Protocol):

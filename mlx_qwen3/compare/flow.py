@@ -27,7 +27,7 @@ class Step:
         return axes.index("L") if "L" in axes else -1
 
 
-# What the model calls a step, and the tensors that it shows there. `watch` in model.py says the names.
+# What the model calls a step, and the tensors that it shows there. The model says the names, by `watch`.
 EVENTS: dict[str, tuple[Step, ...]] = {
     "input": (Step("input", "B L hidden", "the residual stream, as the layers before left it"),),
     "input_norm": (Step("input_norm", "B L hidden", "RMSNorm: every token to RMS 1, times input_layernorm.weight"),),
@@ -89,13 +89,3 @@ FLOW: tuple[Step, ...] = tuple(
 NUMBERS: tuple[Step, ...] = tuple(
     step for shown in FLOW for step in ((shown, ENTROPY, FIRST_TOKEN) if shown is SCORES else (shown,)) if not step.view
 )
-
-
-def sharing(heads: int, kv_heads: int) -> str:
-    """Which query heads read which key/value head, in words."""
-    group = heads // kv_heads
-    if group == 1:
-        return "every query head has a key/value head of its own"
-    pairs = [f"{i * group}-{(i + 1) * group - 1} read kv head {i}" for i in range(kv_heads)]
-    shown = pairs if kv_heads <= 3 else [*pairs[:2], "...", pairs[-1]]
-    return f"query heads {', '.join(shown)}"
