@@ -1,9 +1,10 @@
-"""Runs the commands of inside-qwen3.md again and puts their output in its place.
+"""Runs the commands of the pages in docs/ again and puts their output in place.
 
-python docs/refresh.py [SOURCE=FOLDER ...]
+python docs/refresh.py [PAGE ...] [SOURCE=FOLDER ...]
 
-A block of the page begins with `$ COMMAND  # TITLE`; it shows the part of the output with that title. SOURCE=FOLDER
-reads a checkpoint of the page from another place.
+Two kinds of block are renewed. One begins with `$ mlx-qwen3 ...  # TITLE`: it shows the part of the output with that
+title. The other is between `<!-- begin: python SCRIPT ... -->` and `<!-- end -->`: it shows all that the script prints.
+Without a PAGE, all pages. SOURCE=FOLDER reads a checkpoint of a page from another place.
 """
 
 import re
@@ -13,29 +14,45 @@ import sys
 from functools import cache
 from pathlib import Path
 
-PAGE = Path(__file__).with_name("inside-qwen3.md")
-BLOCK = re.compile(r"(```text\n\$ (?P<command>mlx-qwen3 [^\n]*?)(?:  # (?P<title>[^\n]*))?\n)(.*?)(?=```)", re.DOTALL)
+DOCS = Path(__file__).parent
+COMMAND = re.compile(r"(```text\n\$ (?P<command>mlx-qwen3 [^\n]*?)(?:  # (?P<title>[^\n]*))?\n)(.*?)(?=```)", re.DOTALL)
+SCRIPT = re.compile(r"(<!-- begin: python (?P<script>[^\n]*) -->\n)(.*?)(?=<!-- end -->)", re.DOTALL)
 
 
 @cache
-def output(command: str) -> str:
-    """What a command prints, with the names of the page for the folders it read."""
-    places = dict(argument.split("=", 1) for argument in sys.argv[1:])
-    words = [places.get(word, word) for word in shlex.split(command)[1:]]
-    result = subprocess.run([sys.executable, "-m", "mlx_qwen3", *words], capture_output=True, text=True)
-    text = result.stdout + result.stderr
-    for source, folder in places.items():
-        text = text.replace(folder, source)
-    return text
+def printed(command: tuple[str, ...]) -> str:
+    """What a command of Python prints, on either stream."""
+    result = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=DOCS.parent)
+    if result.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {result.returncode}: {result.stderr}")
+    return result.stdout + result.stderr
 
 
-def shown(block: re.Match[str]) -> str:
-    text, title = output(block["command"]), block["title"]
-    parts = [part for part in text.split("\n\n") if not title or part.startswith(title)]
-    if not parts:
-        raise SystemExit(f"{block['command']} prints no part {title!r}")
-    return block[1] + "\n\n".join(parts).strip() + "\n"
+def refreshed(page: str, places: dict[str, str]) -> str:
+    """The page with every block renewed; `places` gives the folder of a source that the page names."""
+
+    def command(block: re.Match[str]) -> str:
+        words = [places.get(word, word) for word in shlex.split(block["command"])[1:]]
+        text = printed(("-m", "mlx_qwen3", *words))
+        for source, folder in places.items():
+            text = text.replace(folder, source)
+        parts = [part for part in text.split("\n\n") if not block["title"] or part.startswith(block["title"])]
+        if not parts:
+            raise SystemExit(f"{block['command']} prints no part {block['title']!r}")
+        return block[1] + "\n\n".join(parts).strip() + "\n"
+
+    def script(block: re.Match[str]) -> str:
+        return block[1] + printed(tuple(shlex.split(block["script"]))).strip() + "\n"
+
+    return SCRIPT.sub(script, COMMAND.sub(command, page))
+
+
+def main() -> None:
+    places = dict(argument.split("=", 1) for argument in sys.argv[1:] if "=" in argument)
+    pages = [Path(argument) for argument in sys.argv[1:] if "=" not in argument] or sorted(DOCS.glob("*.md"))
+    for path in pages:
+        path.write_text(refreshed(path.read_text(encoding="utf-8"), places), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    PAGE.write_text(BLOCK.sub(shown, PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    main()
