@@ -38,8 +38,8 @@ def ids() -> np.ndarray:
 
 
 @pytest.fixture
-def torch_model() -> Callable[..., Any]:
-    """transformers' Qwen3ForCausalLM of a folder; skips where torch is not installed."""
+def transformers_model() -> Callable[..., Any]:
+    """transformers' Qwen3ForCausalLM of a folder; skips if torch or transformers is not installed."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     transformers.utils.logging.disable_progress_bar()
@@ -51,7 +51,7 @@ def torch_model() -> Callable[..., Any]:
 
 
 @pytest.fixture
-def torch_states() -> Callable[..., tuple[list[np.ndarray], np.ndarray]]:
+def transformers_states() -> Callable[..., tuple[list[np.ndarray], np.ndarray]]:
     """Of a transformers model and ids (B, L): states after the embedding and each layer, and logits, as float32."""
     torch = pytest.importorskip("torch")
 

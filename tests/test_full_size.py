@@ -39,8 +39,8 @@ def full_ids():
     return np.random.default_rng(3).integers(0, SHAPE["vocab_size"], (1, 24))
 
 
-def test_float32_equals_transformers(full, full_ids, torch_model, torch_states):
-    states, theirs = torch_states(torch_model(full), full_ids)
+def test_float32_equals_transformers(full, full_ids, transformers_model, transformers_states):
+    states, theirs = transformers_states(transformers_model(full), full_ids)
     model = load_model(full, "fp32")
     for layer, (ours, reference) in enumerate(zip(model.residuals(mx.array(full_ids)), states, strict=True)):
         assert relative(ours, reference) < 1e-5, f"after {layer} layers"

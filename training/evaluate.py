@@ -1,8 +1,8 @@
 """Exact match per task on held-out examples, greedy, through this package's own convert and generate.
 
-    python training/evaluate.py [--examples 500] [--task NAME]... [--against-torch 200] [--json FILE]
+    python training/evaluate.py [--examples 500] [--task NAME]... [--against-transformers 200] [--json FILE]
 
-Prints a Markdown table on stdout and progress on stderr. `--engine torch` asks transformers instead.
+Prints a Markdown table on stdout and progress on stderr. `--engine transformers` asks transformers instead.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def table(found: list[Case]) -> tuple[str, dict[str, Any]]:
     return "\n".join(lines), {"tasks": scores, "mean_thinking_off": means[0], "mean_thinking_on": means[1]}
 
 
-class TorchTokenizer:
-    """transformers' tokenizer behind this package's interface."""
+class TransformersTokenizer:
+    """transformers' tokenizer with this package's interface."""
 
     def __init__(self, source: str):
         from transformers import AutoTokenizer
@@ -112,11 +112,11 @@ class TorchTokenizer:
         return str(self.inner.decode(ids))
 
 
-def torch_engine(source: str) -> tuple[Engine, Any]:
+def transformers_engine(source: str) -> tuple[Engine, Any]:
     import torch
     from transformers import Qwen3ForCausalLM
 
-    tokenizer = TorchTokenizer(source)
+    tokenizer = TransformersTokenizer(source)
     model = Qwen3ForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
     pad, stop = tokenizer.inner.pad_token_id, tokenizer.stop_ids
 
@@ -149,17 +149,17 @@ def mlx_engine(source: str, folder: str) -> tuple[Engine, Any]:
     return run, tokenizer
 
 
-def against_torch(source: str, found: list[Case], count: int) -> str:
+def against_transformers(source: str, found: list[Case], count: int) -> str:
     """Whether transformers in float32 would have chosen every one of these tokens, the stop token too.
 
-    One forward over prompt + answer gives torch's choice at every position; where all agree, torch's own
-    greedy answer is the same text.
+    One forward pass over prompt and answer gives transformers' choice at every position. If all agree, its own greedy
+    answer is the same text.
     """
     import torch
     from transformers import Qwen3ForCausalLM
 
     model = Qwen3ForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
-    stop, step = TorchTokenizer(source).stop_ids, max(1, len(found) // count)
+    stop, step = TransformersTokenizer(source).stop_ids, max(1, len(found) // count)
     picked = found[::step][:count]
     equal = tokens = 0
     for case in picked:
@@ -171,7 +171,7 @@ def against_torch(source: str, found: list[Case], count: int) -> str:
         equal += choice[:-1] == case.answer and ended
         tokens += len(choice)
     return (
-        f"PyTorch (transformers, float32) and MLX agree on every greedy token of {equal} of {len(picked)} answers "
+        f"transformers (float32) and MLX agree on every greedy token of {equal} of {len(picked)} answers "
         f"({tokens} tokens)."
     )
 
@@ -179,12 +179,12 @@ def against_torch(source: str, found: list[Case], count: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--source", default=str(ROOT / "mlx_qwen3" / "demo"), help="a Hugging Face folder")
-    parser.add_argument("--engine", choices=["mlx", "torch"], default="mlx")
+    parser.add_argument("--engine", choices=["mlx", "transformers"], default="mlx")
     parser.add_argument("--examples", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--task", action="append", choices=list(TASKS), help="only these tasks")
     parser.add_argument(
-        "--against-torch", type=int, metavar="N", help="compare N answers with transformers, token by token"
+        "--against-transformers", type=int, metavar="N", help="compare N answers with transformers, token by token"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument(
@@ -192,15 +192,17 @@ def main() -> None:
     )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        engine, tokenizer = torch_engine(args.source) if args.engine == "torch" else mlx_engine(args.source, folder)
+        engine, tokenizer = (
+            transformers_engine(args.source) if args.engine == "transformers" else mlx_engine(args.source, folder)
+        )
         found = cases(tokenizer, args.task or TASKS, args.examples, args.seed)
         answer_all(found, engine, tokenizer)
     text, figures = table(found)
     print(text)
     show_wrong(found, args.show)
-    if args.against_torch:
-        figures["against_torch"] = against_torch(args.source, found, args.against_torch)
-        print("\n" + figures["against_torch"])
+    if args.against_transformers:
+        figures["against_transformers"] = against_transformers(args.source, found, args.against_transformers)
+        print("\n" + figures["against_transformers"])
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1) + "\n")
 

@@ -14,7 +14,7 @@ from ..report import check_picture, check_place, finite
 from .pictures import png
 from .report import PER_LENGTH, PER_PROCESS, Metric, Report, Row, Spread, ratio, samples
 
-FORMAT = 1  # of the JSON
+FORMAT = 2  # of the JSON; 1 called transformers `torch`
 
 
 def check_files(as_json: Path | None, plot: Path | None) -> None:

@@ -29,10 +29,13 @@ class Kind:
 OURS = "mlx-qwen3"
 KINDS = {
     OURS: Kind("ours"),
-    "torch": Kind("peer_torch", ("torch", "transformers"), "torch transformers", reads=("plain",)),
+    "transformers": Kind("peer_transformers", ("torch", "transformers"), "torch transformers", reads=("plain",)),
     "reference": Kind("peer_reference", ("torch",), "torch", any_dtype=False, limited=((64, 8), (512, 1))),
     "mlx-lm": Kind("peer_mlx_lm", ("mlx_lm",), "mlx-lm", reads=("plain", "packed")),
 }
+
+
+DEFAULT_PEERS = ("transformers", "mlx-lm")
 
 
 @dataclass(frozen=True)
@@ -78,11 +81,11 @@ def contestants(options: Options, folder: Path, config: Qwen3Config) -> list[Con
     _check_lengths(options, config)
     wanted = options.against
     if wanted is None:
-        wanted = tuple(n for n in ("torch", "mlx-lm") if form in KINDS[n].reads and not _missing(KINDS[n]))
+        wanted = tuple(n for n in DEFAULT_PEERS if form in KINDS[n].reads and not _missing(KINDS[n]))
     names = [OURS, *dict.fromkeys(wanted)]
-    first_torch = next((i for i, name in enumerate(names) if name.split(":")[0] == "torch"), None)
-    if first_torch is not None and options.reference and "reference" not in names:
-        names.insert(first_torch + 1, "reference")
+    first = next((i for i, name in enumerate(names) if name.split(":")[0] == "transformers"), None)
+    if first is not None and options.reference and "reference" not in names:
+        names.insert(first + 1, "reference")
     found = [_contestant(name, options) for name in names]
     for contestant in found:
         _check(contestant, form)
@@ -158,5 +161,5 @@ def tokens_made(kind: Kind, length: int, wanted: int) -> int:
 
 
 def parse_names(text: str | None) -> tuple[str, ...] | None:
-    """`torch,mlx-lm` as names; nothing is none of them, and None stays None."""
+    """`transformers,mlx-lm` as names; an empty text is no names, and None stays None."""
     return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())

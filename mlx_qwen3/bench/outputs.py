@@ -6,14 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from ..compare.bounds import OUTPUTS
 from .process import Worker
 from .report import Outputs, Parting
 
 COMPARED = 32  # tokens
-# Relative norm of the difference of two models' logits that rounding explains, by the coarser dtype of the two.
-# Measured beside float32: bfloat16 0.02 on the demo and on Qwen3-0.6B's shape, 0.14 on 28 random packed layers, which
-# amplify it; float32 2e-6. float16 has 8 times bfloat16's precision. Models of other weights: 1 and more.
-ROUNDING = {"float32": 1e-4, "float16": 0.025, "bfloat16": 0.2}
 
 
 def compare(
@@ -30,7 +27,7 @@ def compare(
     our_first, their_first = our_tokens[:compared], their_tokens[:compared]
     sequence = ids + their_first[:-1]
     a, b = (_logits(worker, sequence, compared) for worker in (ours, theirs))
-    return judge(len(ids), our_first, their_first, a, b, max(ROUNDING[dtype] for dtype in dtypes))
+    return judge(len(ids), our_first, their_first, a, b, max(OUTPUTS[dtype].limit for dtype in dtypes))
 
 
 def judge(

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from ..compare.bounds import WORST_RANK
 from ..files.config import Qwen3Config
 from ..files.hub import resolve
 from . import machine, outputs, whole
@@ -17,7 +18,6 @@ from .report import Report, Row, Run
 
 SEED = 0  # of the prompts
 DRAWS = 20  # of which the median is one repeat of the sampling time
-WORST_RANK = 40  # bfloat16 ties the logits around the 20th
 SETTLE = 0.3  # seconds: OpenMP's threads spin for 0.2 after their work, on cores that are the next one's
 Progress = Callable[[str, int, int], None]
 
@@ -112,7 +112,7 @@ def _time_sampling(report: Report, workers: list[Worker], progress: Progress) ->
         for row, worker in zip(report.rows, workers, strict=True):
             answer = worker.ask("sampling", draws=DRAWS)
             rank = answer["worst_rank"]
-            if rank is not None and rank < WORST_RANK:
+            if rank is not None and rank < WORST_RANK.limit:
                 row.sampling_s.append(median(answer["seconds"]))
             elif rank is not None:
                 row.notes.append(f"{row.name} drew the token of rank {rank} at top-k 20: no sampling time is shown")

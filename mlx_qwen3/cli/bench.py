@@ -13,19 +13,21 @@ from .progress import Bar
 @click.option(
     "--against",
     metavar="NAMES",
-    help="Some of torch, reference, mlx-lm, with commas; name:fp32 asks for a dtype. Default: torch,mlx-lm, those that "
-    "are installed and can read it.",
+    help="Some of transformers, reference, mlx-lm, with commas; name:fp32 asks for a dtype. Default: transformers,"
+    "mlx-lm, as far as they are installed and can read SOURCE.",
 )
 @click.option(
     "--prompt-tokens", default="16,512,2048", show_default=True, metavar="L,L", help="Lengths of the prompts."
 )
-@click.option("--generate", type=int, default=128, show_default=True, metavar="N", help="Tokens behind each prompt.")
+@click.option(
+    "--generate", type=int, default=128, show_default=True, metavar="N", help="Tokens to generate after each prompt."
+)
 @click.option("--repeat", type=int, default=5, show_default=True, metavar="N", help="Timed runs of everything.")
 @click.option(
     "--dtype", default="default", show_default=True, help="default, each as its users get it; bf16, fp16, fp32."
 )
 @click.option("--same-blas", is_flag=True, help="Give the others the BLAS that this package loaded.")
-@click.option("--no-reference", is_flag=True, help="Leave out reference.py, which runs beside torch.")
+@click.option("--no-reference", is_flag=True, help="Leave out reference.py, which otherwise runs beside transformers.")
 @click.option("--roofline", is_flag=True, help="Print the limits of this machine before the numbers.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Everything, every repeat.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Bars with spread as PNG.")
@@ -34,9 +36,16 @@ from .progress import Bar
     "baseline_file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="What --json wrote before: exit code 1 where a ratio is worse.",
+    help="A file that --json wrote before: exit code 1 if a ratio got worse.",
 )
-@click.option("--margin", type=float, default=0.15, show_default=True, metavar="X", help="By how much it may be.")
+@click.option(
+    "--margin",
+    type=float,
+    default=0.15,
+    show_default=True,
+    metavar="X",
+    help="The share by which a ratio may be worse.",
+)
 @click.option("--progress/--no-progress", default=None, help="Default: a bar on a terminal.")
 def command(
     against: str | None,
@@ -50,7 +59,9 @@ def command(
     progress: bool | None,
     **choices: Any,
 ) -> None:
-    """Measure SOURCE beside torch and mlx-lm: same tokens, in turns, outputs compared first; Markdown on stdout."""
+    """Measure SOURCE beside transformers and mlx-lm.
+
+    All get the same tokens and run in turns. Outputs are compared first. The result is Markdown on stdout."""
     from .. import bench
 
     options = bench.parse(against, prompt_tokens, reference=not no_reference, **choices)

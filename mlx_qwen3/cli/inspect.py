@@ -20,8 +20,12 @@ from .terminal import read_stdin
 @click.option("--full", is_flag=True, help="Every tensor by itself, and the numbers of every layer.")
 @click.option("--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), help="Default: the checkpoint's; fp32 on a CPU.")
 @click.option("--rules", type=click.Path(path_type=Path), metavar="FILE", help="JSON that replaces the limits.")
-@click.option("--against", metavar="SOURCE", help="Compare step by step with another checkpoint, or with `torch`.")
-@click.option("--strict", is_flag=True, help="Exit code 1 where there is a fault or a difference.")
+@click.option(
+    "--against",
+    metavar="SOURCE|reference|transformers",
+    help="Compare step by step with another checkpoint, with reference.py or with transformers.",
+)
+@click.option("--strict", is_flag=True, help="Exit code 1 if there is a fault or a difference.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Heat maps and an attention map as PNG.")
 @click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Tables and pictures on one page.")

@@ -10,15 +10,15 @@ from .progress import Bar
 @click.command("verify")
 @click.argument("folder", metavar="DIR")
 @click.option("--source", metavar="SOURCE", help="What it was converted from: compare with it again.")
-@click.option("--torch", is_flag=True, help="Compare with transformers, layer by layer.")
+@click.option("--transformers", is_flag=True, help="Compare with transformers, layer by layer.")
 @click.option("--progress/--no-progress", default=None, help="Default: a bar on a terminal.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def command(folder: str, source: str | None, torch: bool, progress: bool | None, as_json: bool) -> None:
+def command(folder: str, source: str | None, transformers: bool, progress: bool | None, as_json: bool) -> None:
     """Check the converted folder DIR against its certificate: every byte, then what it computes."""
     from ..conversion.verify import report, verify
 
     with Bar(progress) as bar:
-        verification = verify(folder, source, torch=torch, progress=bar)
+        verification = verify(folder, source, transformers=transformers, progress=bar)
     if as_json:
         click.echo(json.dumps(verification.summary(), ensure_ascii=False))
     else:

@@ -1,24 +1,20 @@
-"""A converted folder, checked again: every byte by its digest, then what it computes, then against PyTorch."""
+"""Check a converted folder again: every byte by its digest, then what it computes, then against transformers."""
 
 from dataclasses import asdict, dataclass
 from math import isclose
 from pathlib import Path
 from typing import Any
 
+from ..compare.bounds import KL_NOISE, KL_SHARE, PERPLEXITY_SHARE, TOP1_SHARE
 from ..compare.divergence import Divergence, compare, sequences_for, ticks
-from ..compare.parity import LayerDifference, compare_with_torch
 from ..errors import VerificationError
 from ..files.checkpoint import INDEX, NAMES, read_tensors
 from ..files.config import Qwen3Config
 from ..files.hub import resolve
 from .certificate import FILE, Certificate, divergence_figures, divergence_lines
+from .parity import StateDifference, check_transformers, compare_with_transformers
 from .plan import Progress
 from .shards import FileRecord, sha256
-
-# Sums run in another order on another device, and so do their roundings: float32 has 1.2e-7, blocks pass it on.
-KL_NOISE, KL_SHARE = 1e-6, 0.05
-TOP1_SHARE = 0.02
-PERPLEXITY_SHARE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -30,7 +26,7 @@ class Verification:
     tensors: int
     source: str | None
     divergence: Divergence | None
-    torch: tuple[LayerDifference, ...]
+    transformers: tuple[StateDifference, ...]
 
     def summary(self) -> dict[str, Any]:
         """For `--json`."""
@@ -43,8 +39,8 @@ def report(verification: Verification) -> str:
     lines = [f"{verification.folder}: {verification.files} files with {verification.tensors} tensors are as certified"]
     if verification.divergence:
         lines += divergence_lines(verification.divergence)
-    for layer in verification.torch:
-        lines.append(f"{layer.place}: {layer.relative:.3g} from PyTorch (relative norm, bound {layer.bound:g})")
+    for state in verification.transformers:
+        lines.append(f"{state.place}: {state.relative:.3g} from transformers (relative norm, bound {state.bound:g})")
     return "\n".join(lines)
 
 
@@ -52,15 +48,18 @@ def verify(
     folder: str | Path,
     source: str | Path | None = None,
     *,
-    torch: bool = False,
+    transformers: bool = False,
     progress: Progress = lambda stage, done, total: None,
 ) -> Verification:
-    """Check a folder that `convert` wrote against its certificate, and against its source where that is given.
+    """Check a folder that `convert` wrote against its certificate, and against its source if that is given.
 
-    First the digests of all files; then the divergence: against the source as the certificate has it, or, without
-    one, that the result still computes what was recorded of it. `torch` compares every layer with transformers.
-    Raises VerificationError that names the first tensor, file, figure or layer that is not as it should be.
+    First the digests of all files. Then the divergence from the source, as the certificate has it; without a source,
+    that the result still computes what was recorded of it. `transformers` compares every layer with transformers,
+    which needs torch and transformers. Raises VerificationError that names the first tensor, file, figure or layer
+    that is not as it should be, and UsageError if a package is missing.
     """
+    if transformers:
+        check_transformers()
     path = resolve(folder)
     certificate = Certificate.read(path)
     _check_files(path, certificate, progress)
@@ -68,14 +67,14 @@ def verify(
     if source_path is not None:
         _check_source(source_path, certificate, progress)
     measured = _check_divergence(path, source_path, certificate, progress)
-    differences = tuple(compare_with_torch(path, source_path, progress)) if torch else ()
+    states = tuple(compare_with_transformers(path, source_path, progress)) if transformers else ()
     return Verification(
         folder=str(folder),
         files=len(certificate.files),
         tensors=len(certificate.tensors),
         source=str(source) if source is not None else None,
         divergence=measured,
-        torch=differences,
+        transformers=states,
     )
 
 
@@ -154,13 +153,13 @@ def _check_divergence(
 def _same_divergence(now: Divergence, then: Divergence, against_source: bool) -> None:
     same_choice = sum(a == b for a, b in zip(now.top1, then.top1, strict=True)) / len(then.top1)
     checks: list[tuple[str, float | None, float | None, float]] = [
-        ("perplexity", now.perplexity, then.perplexity, (then.perplexity or 0) * PERPLEXITY_SHARE),
-        ("share of first choices that are as recorded", same_choice, 1.0, TOP1_SHARE),
+        ("perplexity", now.perplexity, then.perplexity, (then.perplexity or 0) * PERPLEXITY_SHARE.limit),
+        ("share of first choices that are as recorded", same_choice, 1.0, TOP1_SHARE.limit),
     ]
     if against_source:
         checks += [
-            ("mean KL divergence", now.kl_mean, then.kl_mean, KL_NOISE + KL_SHARE * then.kl_mean),
-            ("share of equal first choices", now.top1_agreement, then.top1_agreement, TOP1_SHARE),
+            ("mean KL divergence", now.kl_mean, then.kl_mean, KL_NOISE.limit + KL_SHARE.limit * then.kl_mean),
+            ("share of equal first choices", now.top1_agreement, then.top1_agreement, TOP1_SHARE.limit),
         ]
     for name, value, expected, bound in checks:
         if value is not None and expected is not None and not isclose(value, expected, rel_tol=0, abs_tol=bound):

@@ -1,4 +1,4 @@
-"""The float values of stored tensors, packed ones unpacked: for looking at weights, and for the torch reference."""
+"""The float values of stored tensors, packed ones unpacked: for looking at weights, and for reference.py."""
 
 from collections.abc import Mapping
 

@@ -1,6 +1,6 @@
 """What flows through the model, and whether it is healthy: `inspect(source, Options(...))` gives a Report."""
 
-from ..compare.steps import Comparison, Difference
+from ..compare.comparison import Comparison, Difference
 from .files import check_files, write_files
 from .output import as_json, render
 from .report import Fault, Options, Report, inspect

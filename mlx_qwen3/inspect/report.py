@@ -1,15 +1,25 @@
 """`inspect` from SOURCE to report: weights, one watched forward pass, verdicts, and a comparison where asked for."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
+from ..compare.bounds import step_bound
+from ..compare.comparison import Comparison, Difference, check_same_shape, differences
 from ..compare.flow import NUMBERS
-from ..compare.steps import Comparison, Difference, check_same_shape, compare, reference_steps, steps_of, tolerance
+from ..compare.steps import (
+    REFERENCE,
+    TRANSFORMERS,
+    LayerSteps,
+    check_installed,
+    model_steps,
+    reference_steps,
+    transformers_steps,
+)
 from ..engine.runner import check_prompt
 from ..errors import HealthError, UsageError
 from ..files.checkpoint import dtype_name
@@ -24,7 +34,11 @@ from .tensors import TensorRow, read_rows
 
 SEED = 0  # of the random tokens where there is no prompt
 LENGTH = 16  # random tokens by default: the numbers settle with few, and a CPU takes seconds
-TORCH = "torch"
+# What `--against` compares with besides another SOURCE; both compute with the weights of the same folder.
+PEERS: dict[str, Callable[[Path, mx.array], Iterator[LayerSteps]]] = {
+    REFERENCE: reference_steps,
+    TRANSFORMERS: transformers_steps,
+}
 
 
 @dataclass(frozen=True)
@@ -208,7 +222,10 @@ def _tokens(folder: Path, config: Qwen3Config, options: Options) -> tuple[mx.arr
 
 
 def _other_folder(against: str | None, config: Qwen3Config, source: str) -> Path | None:
-    if against is None or against == TORCH:
+    if against is None:
+        return None
+    if against in PEERS:
+        check_installed(against, f"--against {against}")
         return None
     folder = resolve(against)
     check_same_shape(config, Qwen3Config.from_folder(folder), source, against)
@@ -218,15 +235,15 @@ def _other_folder(against: str | None, config: Qwen3Config, source: str) -> Path
 def _compare(
     model: Qwen3, folder: Path, other: Path | None, ids: mx.array, rules: Rules, options: Options
 ) -> Comparison:
-    bounds = rules.settings["compare"]
-    growth = bounds["growth"]
-    layers = model.config.num_hidden_layers
+    bounds, against = rules.settings["compare"], str(options.against)
     if other is None:
-        bound = tolerance(bounds, model, same_weights=True)
-        return compare(steps_of(model, ids), reference_steps(folder, ids), layers, TORCH, bound, growth)
-    second = load_model(other, options.dtype)
-    bound = tolerance(bounds, model, second)
-    return compare(steps_of(model, ids), steps_of(second, ids), layers, str(options.against), bound, growth)
+        theirs = PEERS[against](folder, ids)
+        bound = step_bound(bounds, model, same_weights=True)
+    else:
+        second = load_model(other, options.dtype)
+        theirs = model_steps(second, ids)
+        bound = step_bound(bounds, model, second)
+    return Comparison(against, tuple(differences(model_steps(model, ids), theirs, bound, bounds["growth"])))
 
 
 def _sizes(numbers: Numbers, units: Sequence[Mapping[str, float]], rules: Rules, key: Key) -> Mapping[str, float]:

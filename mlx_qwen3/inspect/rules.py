@@ -9,6 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..compare import bounds
 from ..compare.flow import NUMBERS
 from ..errors import UsageError
 from ..model.qwen3 import Qwen3
@@ -23,10 +24,7 @@ SETTINGS = {
     "unit": ("smallest", "largest", "layers"),
     "outliers": ("z", "ratio", "zeros", "layers"),
     "fp16": ("largest", "margin"),
-    "compare": (
-        *("float32", "float16", "bfloat16", "growth"),
-        *("8", "6", "5", "4", "3", "2", "mxfp8", "mxfp4", "nvfp4"),
-    ),
+    "compare": (*bounds.STEPS, "growth"),
 }
 # What leaving a limit means, by statistic and side
 MEANING = {
@@ -69,7 +67,7 @@ def load_rules(path: Path | None = None) -> Rules:
 
     Raises UsageError for a file that cannot be read or says something unknown.
     """
-    default = _parse(DEFAULT)
+    default = {"compare": _compare_defaults()} | _parse(DEFAULT)
     raw = default | (_parse(path) if path else {})
     where = path or DEFAULT
     _known(raw, {"about", "quantities", "notes", *SETTINGS}, where, "section")
@@ -83,6 +81,10 @@ def load_rules(path: Path | None = None) -> Rules:
     _known(raw["quantities"], {step.name for step in NUMBERS}, where, "quantity")
     quantities = {name: _rule(name, entry, where) for name, entry in raw["quantities"].items()}
     return Rules(quantities, settings, tuple(map(str, raw["notes"])))
+
+
+def _compare_defaults() -> dict[str, float]:
+    return {name: bound.limit for name, bound in bounds.STEPS.items()} | {"growth": bounds.GROWTH.limit}
 
 
 def units(model: Qwen3, layer: int, rules: Rules) -> dict[str, float]:

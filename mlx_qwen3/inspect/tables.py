@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from ..compare.comparison import Difference
 from ..compare.flow import FLOW, NUMBERS
-from ..compare.steps import Difference
 from .numbers import Key
 from .report import Report, describe, place
 from .rules import ABNORMAL, NORMAL, Verdict

@@ -57,7 +57,7 @@ def everything(chat, tmp_path_factory):
     out = sys.stdout
     with pytest.MonkeyPatch.context() as patch, open(folder / "out", "w") as sys.stdout:
         patch.setattr(session, "SETTLE", 0)
-        code = main(chat, "--against", "torch,mlx-lm", *measured, *files)
+        code = main(chat, "--against", "transformers,mlx-lm", *measured, *files)
     sys.stdout = out
     assert (code, sorted(path.name for path in folder.iterdir())) == (0, ["all.json", "all.png", "out"])
 
@@ -71,13 +71,13 @@ def everything(chat, tmp_path_factory):
 def test_all_contestants_say_the_same(everything):
     _, content, _ = everything
     rows = {row["name"]: row for row in content["contestants"]}
-    assert list(rows) == ["mlx-qwen3", "torch", "reference", "mlx-lm"]
+    assert list(rows) == ["mlx-qwen3", "transformers", "reference", "mlx-lm"]
     for row in rows.values():
         assert all(found["agree"] and found["parting"] is None for found in row["outputs"])
         assert all(0 < found["relative"] < 1e-5 for found in row["outputs"])  # measured 3e-7
         assert row["dtype"] == "float32"
     compared = {name: [found["compared"] for found in row["outputs"]] for name, row in rows.items()}
-    assert compared == {"mlx-qwen3": [], "torch": [12, 12], "mlx-lm": [12, 12], "reference": [8, 1]}
+    assert compared == {"mlx-qwen3": [], "transformers": [12, 12], "mlx-lm": [12, 12], "reference": [8, 1]}
 
 
 def test_the_json_has_every_repeat_and_what_follows(everything):
@@ -90,12 +90,12 @@ def test_the_json_has_every_repeat_and_what_follows(everything):
         assert all(run["peak_bytes"] > 10**7 and run["seconds"] == sorted(run["seconds"]) for run in row["runs"])
         assert len(row["startup_s"]) == len(row["load_s"]) == 1
         assert row["summary"]["5"]["ttft_s"]["median"] == row["runs"][0]["seconds"][0]
-    ours, torch, reference, mlx_lm = content["contestants"]
+    ours, transformers, reference, mlx_lm = content["contestants"]
     assert [len(row["process_s"]) for row in content["contestants"]] == [1, 0, 0, 1]
     assert [len(row["sampling_s"]) for row in content["contestants"]] == [1, 1, 0, 1]
     for row in (ours, mlx_lm):
         assert all(run["host_s"] > 0 and run["framework_peak_bytes"] > 0 for run in row["runs"])
-    assert all(run["host_s"] is None for row in (torch, reference) for run in row["runs"])
+    assert all(run["host_s"] is None for row in (transformers, reference) for run in row["runs"])
     ratio = mlx_lm["summary"]["5"]["decode_tps"]["ratio"]["median"]
     speeds = [3 / (s[-1] - s[0]) for s in (row["runs"][0]["seconds"] for row in (ours, mlx_lm))]
     assert ratio == pytest.approx(speeds[0] / speeds[1])
@@ -119,7 +119,7 @@ def test_the_tables_are_markdown(everything):
     table = text.split("### Prompt of 5 tokens")[1].split("###")[0]
     assert [line.split("|")[1].strip() for line in table.split("---")[-1].splitlines()[1:] if line] == [
         "mlx-qwen3",
-        "torch",
+        "transformers",
         "reference",
         "mlx-lm",
     ]
@@ -303,8 +303,8 @@ def nothing_runs(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--against", "vllm"], "--against has 'vllm'; expected some of mlx-qwen3, torch, reference, mlx-lm"),
-        (["--against", "torch:int8"], "torch takes one of bf16, fp16, fp32 behind it"),
+        (["--against", "vllm"], "--against has 'vllm'; expected some of mlx-qwen3, transformers, reference, mlx-lm"),
+        (["--against", "transformers:int8"], "transformers takes one of bf16, fp16, fp32 behind it"),
         (["--against", "reference:bf16"], "reference takes no dtype: it is float32"),
         (["--prompt-tokens", "12,x"], "--prompt-tokens is '12,x'; expected numbers with commas"),
         (["--prompt-tokens", "0"], "--prompt-tokens is 0; expected 1 or more"),
@@ -321,7 +321,7 @@ def nothing_runs(monkeypatch):
     ],
 )
 def test_bad_options_are_one_line_and_exit_code_2(chat, tmp_path, capsys, arguments, message):
-    (tmp_path / "b.json").write_text('{"format": 0}')
+    (tmp_path / "b.json").write_text('{"format": 1}')
     arguments = [str(tmp_path / "b.json") if argument == "BASELINE" else argument for argument in arguments]
     against = [] if "--against" in arguments else ["--against", TWICE]
     assert main(chat, *against, *arguments) == 2
@@ -351,7 +351,7 @@ def test_a_missing_package_is_named_with_the_remedy(chat, monkeypatch, capsys):
     monkeypatch.setattr(options, "find_spec", lambda name: None if name == "mlx_lm" else real(name))
     assert main(chat, "--against", "mlx-lm") == 2
     assert "--against mlx-lm needs the package mlx_lm; pip install mlx-lm, or leave it out" in capsys.readouterr().err
-    assert [c.name for c in chosen(chat)] == ["mlx-qwen3", "torch", "reference"]  # unasked, it is left out
+    assert [c.name for c in chosen(chat)] == ["mlx-qwen3", "transformers", "reference"]  # unasked, it is left out
 
 
 def chosen(folder, **changes):
@@ -361,18 +361,18 @@ def chosen(folder, **changes):
 def test_who_runs_with_which_dtype(chat):
     assert [(c.name, c.dtype) for c in chosen(chat)] == [
         ("mlx-qwen3", None),
-        ("torch", None),
+        ("transformers", None),
         ("reference", None),
         ("mlx-lm", None),
     ]
-    names = "torch:fp32", "mlx-lm", "mlx-lm:fp32", "torch"
+    names = "transformers:fp32", "mlx-lm", "mlx-lm:fp32", "transformers"
     found = chosen(chat, against=names, dtype="bf16", reference=False)
     assert [(c.name, c.dtype) for c in found] == [
         ("mlx-qwen3", "bf16"),
-        ("torch:fp32", "fp32"),
+        ("transformers:fp32", "fp32"),
         ("mlx-lm", "bf16"),
         ("mlx-lm:fp32", "fp32"),
-        ("torch", "bf16"),
+        ("transformers", "bf16"),
     ]
 
 
@@ -387,8 +387,8 @@ def test_a_blas_to_share(chat, monkeypatch):
 def test_what_a_contestant_cannot_read(chat, tmp_path):
     packed = write_packed(tmp_path / "packed", AFFINE_4)
     assert [c.name for c in chosen(packed)] == ["mlx-qwen3", "mlx-lm"]
-    with pytest.raises(UsageError, match="the checkpoint is quantized, which torch cannot read; leave it out"):
-        chosen(packed, against=("torch", "mlx-lm"))
+    with pytest.raises(UsageError, match="the checkpoint is quantized, which transformers cannot read; leave it out"):
+        chosen(packed, against=("transformers", "mlx-lm"))
     convert(chat, tmp_path / "native", divergence=False)
     assert [c.name for c in chosen(tmp_path / "native")] == ["mlx-qwen3"]
     with pytest.raises(UsageError, match=r"native layout, which mlx-lm cannot read; .* convert with --layout hf"):
@@ -483,7 +483,7 @@ def test_files_are_whole_or_absent(report, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
     assert (tmp_path / "x.json").read_text() == "before"
     bench.write_files(report, tmp_path / "x.json", None)
-    assert json.loads((tmp_path / "x.json").read_text())["format"] == 1
+    assert json.loads((tmp_path / "x.json").read_text())["format"] == 2
 
 
 def test_prompts_are_the_same_for_everyone(chat):

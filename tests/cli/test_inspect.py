@@ -90,7 +90,7 @@ def test_full_and_heads_show_all(chat):
 
 
 def test_json_is_strict_and_whole(sick):
-    result = run(sick, "--prompt", "hello", "--heads", "--json", "--against", "torch")
+    result = run(sick, "--prompt", "hello", "--heads", "--json", "--against", "transformers")
 
     def refuse(name):
         raise AssertionError(f"{name} is no JSON")
@@ -101,7 +101,7 @@ def test_json_is_strict_and_whole(sick):
     assert (first["layer"], first["step"]) == (2, "gate_up")
     assert {entry["layer"] for entry in report["numbers"]} == {0, 1, 2, 3, None}
     assert {entry["head"] for entry in report["heads"] if entry["step"] == "scores"} == set(range(6))
-    assert report["comparison"]["first_outside"] is None  # torch computes the same NaN
+    assert report["comparison"]["first_outside"] is None  # transformers computes the same NaN
     assert len(report["weights"]["tensors"]) == 46
     assert {"step": "qkv", "layer": 0, "shape": [1, 24, 200], "dtype": "float32"} in report["flow"]
     entry = next(n for n in report["numbers"] if (n["layer"], n["step"]) == (1, "q_rope"))

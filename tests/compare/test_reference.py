@@ -1,4 +1,4 @@
-"""The plain torch reference against transformers and the float64 oracle, from every layout."""
+"""reference.py against transformers and the float64 oracle, from every layout."""
 
 from typing import Any
 
@@ -34,9 +34,9 @@ def logits(folder, ids) -> np.ndarray:
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
-def test_it_equals_transformers(changes, ids, tmp_path, torch_model, torch_states):
+def test_it_equals_transformers(changes, ids, tmp_path, transformers_model, transformers_states):
     folder = write_checkpoint(tmp_path / "model", **changes)
-    states, theirs = torch_states(torch_model(folder), ids)
+    states, theirs = transformers_states(transformers_model(folder), ids)
     assert np.abs(logits(folder, ids) - theirs).max() < TOLERANCE
     steps = list(reference.load_reference(folder).steps(torch.from_numpy(ids)))
     ours = [steps[0]["input"], *(step["output"] for step in steps[:-1])]

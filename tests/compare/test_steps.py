@@ -1,13 +1,17 @@
 """Two models step by step: sound ones stay within their bounds, planted faults are named by layer and step."""
 
+import sys
+
 import mlx.core as mx
 import numpy as np
 import pytest
-from checkpoints import AFFINE_4, PACKABLE, TINY, random_weights, write_checkpoint, write_packed
+from checkpoints import AFFINE_4, PACKABLE, TINY, YARN, random_weights, write_checkpoint, write_packed
 from safetensors.numpy import load_file, save_file
 
+from mlx_qwen3.compare.bounds import step_bound
+from mlx_qwen3.compare.comparison import STATES, Comparison, differences
 from mlx_qwen3.compare.flow import FLOW
-from mlx_qwen3.compare.steps import compare, reference_steps, steps_of, tolerance
+from mlx_qwen3.compare.steps import model_steps, reference_steps, transformers_steps
 from mlx_qwen3.conversion.convert import convert
 from mlx_qwen3.errors import UsageError
 from mlx_qwen3.inspect import Options, inspect, load_rules
@@ -22,16 +26,20 @@ def folder(tmp_path_factory):
     return write_checkpoint(tmp_path_factory.mktemp("compared") / "model", CONFIG)
 
 
-def against_torch(model, folder, ids):
+PEERS = {"reference": reference_steps, "transformers": transformers_steps}
+
+
+def against(peer, model, folder, ids):
     pytest.importorskip("torch")
     bounds = load_rules().settings["compare"]
-    theirs = reference_steps(folder, mx.array(ids))
-    bound = tolerance(bounds, model, same_weights=True)
-    return compare(steps_of(model, mx.array(ids)), theirs, 9, "torch", bound, bounds["growth"])
+    ours, theirs = model_steps(model, mx.array(ids)), PEERS[peer](folder, mx.array(ids))
+    bound = step_bound(bounds, model, same_weights=True)
+    return Comparison(peer, tuple(differences(ours, theirs, bound, bounds["growth"])))
 
 
-def test_ours_equals_torch_in_every_step_of_every_layer(folder, ids):
-    comparison = against_torch(load_model(folder, "fp32"), folder, ids)
+@pytest.mark.parametrize("peer", PEERS)
+def test_ours_equals_the_peer_in_every_step_of_every_layer(peer, folder, ids):
+    comparison = against(peer, load_model(folder, "fp32"), folder, ids)
     assert comparison.first_outside is None
     compared = {step.name for step in FLOW if step.name not in ("k_grouped", "v_grouped")}
     inside = compared - {"final_norm", "logits"}
@@ -110,29 +118,29 @@ FAULTS = {
 def test_a_planted_fault_is_named_by_layer_and_step(plant, step, folder, ids):
     model = load_model(folder, "fp32")
     plant(model)
-    first = against_torch(model, folder, ids).first_outside
+    first = against("reference", model, folder, ids).first_outside
     assert (first.layer, first.step) == (FAULT_LAYER, step)
 
 
-def test_a_fault_behind_the_layers(folder, ids):
+def test_a_fault_after_the_layers(folder, ids):
     model = load_model(folder, "fp32")
     other_head(model)
-    first = against_torch(model, folder, ids).first_outside
+    first = against("reference", model, folder, ids).first_outside
     assert (first.layer, first.step) == (None, "final_norm")
 
 
-def test_sound_layers_behind_a_fault_are_not_blamed(folder, ids):
+def test_sound_layers_after_a_fault_are_not_blamed(folder, ids):
     model = load_model(folder, "fp32")
     attention = model.layers[2].self_attn
     attention.q_norm, attention.k_norm = attention.k_norm, attention.q_norm
-    assert {d.layer for d in against_torch(model, folder, ids).differences if d.outside} == {2}
+    assert {d.layer for d in against("reference", model, folder, ids).differences if d.outside} == {2}
 
 
 def test_two_faults_are_both_found(folder, ids):
     model = load_model(folder, "fp32")
     swap_one_norm(model)
     model.layers[2].self_attn.o_proj.weight *= 1.001
-    outside = [(d.layer, d.step) for d in against_torch(model, folder, ids).differences if d.outside]
+    outside = [(d.layer, d.step) for d in against("reference", model, folder, ids).differences if d.outside]
     assert outside[0] == (2, "o_proj")
     assert (FAULT_LAYER, "q_norm") in outside
 
@@ -181,7 +189,7 @@ def test_layouts_of_one_model_do_not_differ(dtype, folder, tmp_path):
 
 @pytest.mark.parametrize(("dtype", "smallest"), [("bf16", 1e-3), ("fp16", 1e-4)])
 def test_half_precision_stays_within_its_bound(dtype, smallest, folder, ids):
-    comparison = against_torch(load_model(folder, dtype), folder, ids)
+    comparison = against("reference", load_model(folder, dtype), folder, ids)
     assert comparison.first_outside is None
     assert comparison.differences[-1].relative > smallest  # it does round
 
@@ -199,7 +207,7 @@ PACKINGS = {
 
 @pytest.mark.parametrize("packing", PACKINGS.values(), ids=PACKINGS.keys())
 def test_packed_weights_stay_within_their_bound(packing, tmp_path):
-    """Against the float model by the bits, against torch, which unpacks the same weights, by the dtype alone."""
+    """Against the float model by the bits; against a peer, which unpacks the same weights, by the dtype alone."""
     shape = {**CONFIG, **PACKABLE}
     plain = write_checkpoint(tmp_path / "plain", shape)
     packed = write_packed(tmp_path / "packed", packing, num_hidden_layers=9)
@@ -207,9 +215,10 @@ def test_packed_weights_stay_within_their_bound(packing, tmp_path):
     assert comparison.first_outside is None
     assert comparison.differences[-1].relative > 1e-3
     pytest.importorskip("torch")
-    comparison = inspect(packed, Options(against="torch", dtype="fp32")).comparison
-    assert comparison.first_outside is None
-    assert comparison.differences[-1].relative < 1e-4
+    for peer in PEERS:
+        comparison = inspect(packed, Options(against=peer, dtype="fp32")).comparison
+        assert comparison.first_outside is None
+        assert comparison.differences[-1].relative < 1e-4
 
 
 def test_a_swapped_norm_is_found_behind_four_bits_too(tmp_path):
@@ -229,10 +238,57 @@ def test_models_of_other_shapes_are_refused(folder, tiny):
         inspect(folder, Options(against=str(tiny)))
 
 
-def test_without_torch_the_error_says_so(folder, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "torch", None)
-    with pytest.raises(UsageError, match="needs torch; `pip install torch`"):
-        inspect(folder, Options(against="torch"))
+@pytest.mark.parametrize(
+    ("peer", "missing", "packages"),
+    [("reference", "torch", ["torch"]), ("transformers", "transformers", ["torch", "transformers"])],
+)
+def test_without_its_packages_a_peer_is_refused_first(peer, missing, packages, folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.setattr("mlx_qwen3.inspect.report.load_model", None)  # so that work would be an error
+    words = f"--against {peer} needs {' and '.join(packages)}; pip install {' '.join(packages)}"
+    with pytest.raises(UsageError, match=f"^{words}$"):
+        inspect(folder, Options(against=peer))
+
+
+def test_a_folder_with_the_name_of_a_peer(folder, tmp_path, monkeypatch):
+    weights = random_weights(CONFIG)
+    weights["model.norm.weight"] *= 2
+    write_checkpoint(tmp_path / "reference", CONFIG, weights)
+    monkeypatch.chdir(tmp_path)
+    first = inspect(folder, Options(against="./reference")).comparison.first_outside
+    assert (first.layer, first.step) == (None, "final_norm")
+
+
+@pytest.mark.parametrize("changes", [{}, {"rope_scaling": YARN}, {"tie_word_embeddings": False}], ids=str)
+def test_the_steps_of_transformers_are_those_of_its_own_pass(changes, ids, tmp_path, transformers_model):
+    """The pass is made layer by layer; its logits are the bits of transformers' pass in one piece."""
+    folder = write_checkpoint(tmp_path, **changes)
+    *layers, last = transformers_steps(folder, mx.array(ids))
+    torch = pytest.importorskip("torch")
+    with torch.no_grad():
+        whole = transformers_model(folder)(torch.tensor(ids), output_hidden_states=True)
+    np.testing.assert_array_equal(last.arrays["logits"].numpy(), whole.logits.numpy())
+    np.testing.assert_array_equal(last.arrays["final_norm"].numpy(), whole.hidden_states[-1].numpy())
+    for layer, state in zip(layers, whole.hidden_states, strict=False):
+        np.testing.assert_array_equal(layer.arrays["input"].numpy(), state.numpy())
+
+
+@pytest.mark.parametrize("peer", PEERS)
+@pytest.mark.parametrize("factor", [None, 1.3])
+def test_the_steps_of_yarn_are_comparable(peer, factor, ids, tmp_path):
+    """transformers multiplies q and k by the attention factor, this package their product."""
+    scaling = YARN if factor is None else {**YARN, "attention_factor": factor}
+    folder = write_checkpoint(tmp_path, rope_scaling=scaling)
+    assert against(peer, load_model(folder, "fp32"), folder, ids).first_outside is None
+
+
+def test_states_only(folder, ids):
+    model = load_model(folder, "fp32")
+    sides = model_steps(model, mx.array(ids)), reference_steps(folder, mx.array(ids))
+    found = list(differences(*sides, bound=0.0, only=STATES))
+    inside = [(layer, step) for layer in range(9) for step in ("input", "output")]
+    assert [(d.layer, d.step) for d in found] == [*inside, (None, "logits")]
+    assert {d.bound for d in found} == {0.0}
 
 
 def test_a_nan_that_both_have_is_no_difference(folder, tmp_path):

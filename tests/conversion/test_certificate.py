@@ -172,9 +172,9 @@ def test_the_divergence_is_that_of_the_loaded_models(quantize, tied, tmp_path, m
     assert 0 < now.kl_mean < now.kl_p99
 
 
-def test_the_streamed_forward_pass_is_that_of_transformers(chat, ids, torch_model, torch_states):
+def test_the_streamed_forward_pass_is_that_of_transformers(chat, ids, transformers_model, transformers_states):
     streamed = Streamed(chat)
-    _, theirs = torch_states(torch_model(chat), ids)
+    _, theirs = transformers_states(transformers_model(chat), ids)
     ours = streamed.hidden(ids.tolist()) @ streamed.head(0, VOCABULARY).T
     assert np.abs(ours - theirs.reshape(ours.shape)).max() < 5e-5
 

@@ -135,13 +135,15 @@ def test_shards_hold_everything_once_whatever_their_size(tiny, tmp_path_factory,
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("scaling", [None, YARN], ids=["default", "yarn"])
-def test_the_hf_layout_loads_in_transformers_and_mlx_lm(tied, scaling, tmp_path, ids, torch_model, torch_states):
+def test_the_hf_layout_loads_in_transformers_and_mlx_lm(
+    tied, scaling, tmp_path, ids, transformers_model, transformers_states
+):
     mlx_lm = pytest.importorskip("mlx_lm.utils")
     source = write_checkpoint(tmp_path / "source", tie_word_embeddings=tied, rope_scaling=scaling)
     convert(source, tmp_path / "native")
     convert(tmp_path / "native", tmp_path / "hf", layout="hf")
     ours = as_numpy(load_model(tmp_path / "native", "fp32")(mx.array(ids)))
-    _, theirs = torch_states(torch_model(tmp_path / "hf"), ids)
+    _, theirs = transformers_states(transformers_model(tmp_path / "hf"), ids)
     assert np.abs(ours - theirs).max() < 2e-5
     peer = as_numpy(mlx_lm.load_model(tmp_path / "hf")[0](mx.array(ids)))
     assert np.abs(ours - peer).max() < 5e-5  # measured 1e-5: their frequencies are less exact

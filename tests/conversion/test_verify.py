@@ -12,9 +12,9 @@ from checkpoints import TINY, VOCABULARY, write_checkpoint, write_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_qwen3.compare.parity import compare_with_torch
 from mlx_qwen3.conversion.certificate import Certificate
 from mlx_qwen3.conversion.convert import convert
+from mlx_qwen3.conversion.parity import compare_with_transformers
 from mlx_qwen3.conversion.verify import report, verify
 from mlx_qwen3.errors import UsageError, VerificationError
 from mlx_qwen3.model import qwen3 as model_module
@@ -181,7 +181,7 @@ def test_a_folder_that_was_not_converted(tiny):
         verify(tiny)
 
 
-# --- against PyTorch
+# --- against transformers
 
 
 @pytest.mark.parametrize("options", [{}, {"dtype": "bf16"}, {"quantize": "affine4"}, {"quantize": "mxfp4"}], ids=str)
@@ -190,12 +190,12 @@ def test_every_layer_agrees_with_transformers(options, tied, tmp_path):
     pytest.importorskip("torch")
     source = write_checkpoint(tmp_path / "source", **PACKABLE, tie_word_embeddings=tied)
     convert(source, tmp_path / "out", **options)
-    found = verify(tmp_path / "out", torch=True)
-    assert [layer.place for layer in found.torch][:3] == ["the embedding", "layer 0", "layer 1"]
-    assert len(found.torch) == 4
-    assert all(layer.relative < 2e-6 for layer in found.torch)  # the weights are the same; measured 5e-7
-    found = verify(tmp_path / "out", source, torch=True)
-    assert all(layer.relative < layer.bound for layer in found.torch)
+    found = verify(tmp_path / "out", transformers=True)
+    assert [state.place for state in found.transformers][:3] == ["the embedding", "layer 0", "layer 1"]
+    assert len(found.transformers) == 4
+    assert all(state.relative < 2e-6 for state in found.transformers)  # the weights are the same; measured 5e-7
+    found = verify(tmp_path / "out", source, transformers=True)
+    assert all(state.relative < state.bound for state in found.transformers)
     assert "layer 1: " in report(found)
 
 
@@ -217,9 +217,9 @@ def test_the_first_layer_that_differs_is_named(tiny, tensor, place, tmp_path):
     weights[tensor] = weights[tensor] * 1.5 + mx.arange(weights[tensor].shape[-1]) * 0.01
     mx.save_safetensors(str(path), weights)
     with pytest.raises(
-        VerificationError, match=f"^{place} differs from PyTorch by .* past 0.0001; all before it agrees"
+        VerificationError, match=f"^{place} differs from transformers by .* past 0.0001; all before it agrees"
     ):
-        list(compare_with_torch(tmp_path / "out", tiny))
+        list(compare_with_transformers(tmp_path / "out", tiny))
 
 
 def test_a_mistake_in_the_forward_pass_is_seen_without_the_source(tiny, tmp_path, monkeypatch):
@@ -233,8 +233,8 @@ def test_a_mistake_in_the_forward_pass_is_seen_without_the_source(tiny, tmp_path
         return real(self, x) * (1.1 if len(calls) % 2 == 0 else 1)
 
     monkeypatch.setattr(model_module.MLP, "__call__", second_is_wrong)
-    with pytest.raises(VerificationError, match=r"^layer 1 differs from PyTorch"):
-        verify(tmp_path / "out", torch=True)
+    with pytest.raises(VerificationError, match=r"^layer 1 differs from transformers"):
+        verify(tmp_path / "out", transformers=True)
 
 
 def test_without_transformers_it_says_so(tiny, tmp_path, monkeypatch):
@@ -243,8 +243,8 @@ def test_without_transformers_it_says_so(tiny, tmp_path, monkeypatch):
     convert(tiny, tmp_path / "out", divergence=False)
     monkeypatch.setitem(sys.modules, "transformers", None)
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(UsageError, match="--torch needs torch; pip install torch transformers"):
-        verify(tmp_path / "out", torch=True)
+    with pytest.raises(UsageError, match="--transformers needs torch and transformers; pip install torch transformers"):
+        verify(tmp_path / "out", transformers=True)
 
 
 def test_rope_settings_and_eos_reach_transformers(tmp_path):
@@ -253,5 +253,5 @@ def test_rope_settings_and_eos_reach_transformers(tmp_path):
     source = write_checkpoint(tmp_path / "source", rope_scaling=scaling, eos_token_id=[3, 4])
     convert(source, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["rope_scaling"] == scaling
-    assert max(layer.relative for layer in verify(tmp_path / "out", torch=True).torch) < 2e-6
+    assert max(state.relative for state in verify(tmp_path / "out", transformers=True).transformers) < 2e-6
     assert np.isfinite(TINY["rms_norm_eps"])

@@ -163,4 +163,4 @@ def test_a_sample_of_every_task_is_right(sample):
 
 def test_pytorch_chooses_the_same_tokens(sample):
     pytest.importorskip("torch")
-    assert "of 20 of 20 answers" in evaluate.against_torch(str(DEMO), sample, 20)
+    assert "of 20 of 20 answers" in evaluate.against_transformers(str(DEMO), sample, 20)

@@ -57,11 +57,11 @@ LENGTHS = {"short": (12,), "700 tokens": (700,), "batch of 3": (3, 41, 150)}
 
 
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
-def test_greedy_continuation_equals_transformers(lengths, lively, torch_model):
+def test_greedy_continuation_equals_transformers(lengths, lively, transformers_model):
     rows = prompts(*lengths)
     replies = generate_batch(load_model(lively, "fp32"), rows, max_tokens=64)
     assert min(len(set(reply)) for reply in replies) >= 8, "a reply that repeats itself proves nothing"
-    assert replies == transformers_greedy(torch_model(lively), rows)
+    assert replies == transformers_greedy(transformers_model(lively), rows)
 
 
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
@@ -82,19 +82,19 @@ def test_mistakes_in_decode_change_the_continuation(lengths, mistake, lively, mo
     assert generate_batch(load_model(lively, "fp32"), rows, max_tokens=64) != right
 
 
-def test_greedy_with_a_repetition_penalty_equals_transformers(lively, torch_model):
+def test_greedy_with_a_repetition_penalty_equals_transformers(lively, transformers_model):
     rows, params = prompts(9, 30), SamplingParams(temperature=0, repetition_penalty=1.3)
     ours = generate_batch(load_model(lively, "fp32"), rows, max_tokens=64, sampling=params)
     for row, reply in zip(rows, ours, strict=True):  # alone: transformers counts the padding as seen
-        assert [reply] == transformers_greedy(torch_model(lively), [row], repetition_penalty=1.3)
+        assert [reply] == transformers_greedy(transformers_model(lively), [row], repetition_penalty=1.3)
         assert len(set(reply)) > 30
 
 
 @pytest.mark.parametrize("past", [1_000, 8_000, 40_000])
-def test_far_positions_after_a_long_past_equal_transformers(past, lively, torch_model):
+def test_far_positions_after_a_long_past_equal_transformers(past, lively, transformers_model):
     torch = pytest.importorskip("torch")
     cache_class = pytest.importorskip("transformers").DynamicCache
-    model, reference, ids = load_model(lively, "fp32"), torch_model(lively), np.array(prompts(12))
+    model, reference, ids = load_model(lively, "fp32"), transformers_model(lively), np.array(prompts(12))
     rng = np.random.default_rng(past)
     cache, theirs = model.make_cache(), cache_class(config=reference.config)
     # transformers caches keys that YaRN has scaled; ours puts its factor into the scores.

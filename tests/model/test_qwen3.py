@@ -1,4 +1,4 @@
-"""The forward pass against transformers on torch and against the float64 oracle."""
+"""The forward pass against transformers and against the float64 oracle."""
 
 from typing import Any
 
@@ -37,9 +37,9 @@ def assert_layers_agree(ours: list[mx.array], theirs: list[np.ndarray], toleranc
         assert relative(a, b) < tolerance, f"after {name} the hidden states differ"
 
 
-def test_float32_equals_transformers(variant, ids, torch_model, torch_states):
+def test_float32_equals_transformers(variant, ids, transformers_model, transformers_states):
     folder, _ = variant
-    states, logits = torch_states(torch_model(folder), ids)
+    states, logits = transformers_states(transformers_model(folder), ids)
     model = load_model(folder, "fp32")
     assert 3 < np.abs(logits).max() < 12
     assert_layers_agree(list(model.residuals(mx.array(ids))), states, 1e-6)
@@ -55,11 +55,15 @@ def test_float32_equals_the_float64_oracle(variant, ids):
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_half_precision_is_as_near_to_float32_as_transformers_is(dtype, tmp_path, ids, torch_model, torch_states):
+def test_half_precision_is_as_near_to_float32_as_transformers_is(
+    dtype, tmp_path, ids, transformers_model, transformers_states
+):
     """Rounding differs by kernel, so the measure is the distance that rounding itself makes."""
     folder = write_checkpoint(tmp_path / "half", weights=rounded(random_weights(TINY), dtype))
-    _, exact = torch_states(torch_model(folder), ids)
-    states, theirs = torch_states(torch_model(folder, {"bf16": "bfloat16", "fp16": "float16"}[dtype]), ids)
+    _, exact = transformers_states(transformers_model(folder), ids)
+    states, theirs = transformers_states(
+        transformers_model(folder, {"bf16": "bfloat16", "fp16": "float16"}[dtype]), ids
+    )
     model = load_model(folder, dtype)
     ours = model(mx.array(ids))
     assert ours.dtype == {"bf16": mx.bfloat16, "fp16": mx.float16}[dtype]

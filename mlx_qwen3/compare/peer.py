@@ -1,0 +1,146 @@
+"""transformers' Qwen3 as a source of steps: its own forward pass, one layer at a time, every step by its name.
+
+Imports torch and transformers, which only tests, `bench` and comparisons need: import this module only if it is used.
+
+B batch, L tokens, H query heads, K key/value heads, D head_dim
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, Qwen3Config, Qwen3ForCausalLM
+from transformers.utils import logging
+
+from ..files import config as files_config
+from ..files.layout import part_shapes, read_parts
+from ..files.numerics import read_rows
+from .steps import LayerSteps, score_maker
+
+OURS = ("mlx_qwen3", "quantization", "quantization_config")  # in config.json, but not for transformers
+WATCHED = "mlx_qwen3_watched"  # our attention function's name in transformers' registry
+# step -> (submodule of a layer, whether the step is its input or its output)
+HOOKS = {
+    "input_norm": ("input_layernorm", "output"),
+    "q_split": ("self_attn.q_proj", "output"),
+    "k_split": ("self_attn.k_proj", "output"),
+    "v_split": ("self_attn.v_proj", "output"),
+    "q_heads": ("self_attn.q_norm", "input"),
+    "k_heads": ("self_attn.k_norm", "input"),
+    "q_norm": ("self_attn.q_norm", "output"),
+    "k_norm": ("self_attn.k_norm", "output"),
+    "merged_heads": ("self_attn.o_proj", "input"),
+    "o_proj": ("self_attn.o_proj", "output"),
+    "residual": ("post_attention_layernorm", "input"),
+    "post_norm": ("post_attention_layernorm", "output"),
+    "gate": ("mlp.gate_proj", "output"),
+    "up": ("mlp.up_proj", "output"),
+    "activation": ("mlp.down_proj", "input"),
+    "down": ("mlp.down_proj", "output"),
+}
+
+
+def load(folder: Path) -> Any:
+    """transformers' Qwen3ForCausalLM of a checkpoint folder in any layout, in float32; packed weights are unpacked."""
+    logging.disable_progress_bar()
+    settings = files_config.read_json(folder / "config.json")
+    settings = {key: value for key, value in settings.items() if key not in OURS}
+    weights = {name: torch.tensor(values) for name, values in _float_weights(folder)}
+    config = Qwen3Config(**settings)
+    options: dict[str, Any] = {"config": config, "state_dict": weights, "dtype": torch.float32}
+    return Qwen3ForCausalLM.from_pretrained(None, **options, attn_implementation=WATCHED).eval()
+
+
+@torch.no_grad()
+def steps(model: Any, ids: np.ndarray) -> Iterator[LayerSteps]:
+    """What transformers computes for token ids (B, L): a LayerSteps per layer, then final_norm and logits.
+
+    The pass is that of transformers' Qwen3Model, which is given one layer at a time and the state before it.
+    """
+    body, config = model.model, model.config
+    layers, norm = body.layers, body.norm
+    body.norm = nn.Identity()
+    x = body.embed_tokens(torch.from_numpy(ids))  # (B, L, hidden)
+    for layer in layers:
+        body.layers = nn.ModuleList([layer])
+        with _watched(layer) as found:
+            y = body(inputs_embeds=x, use_cache=False).last_hidden_state
+        yield _named(found, x, y, body.rotary_emb.attention_scaling, config)
+        x = y
+    hidden = norm(x)
+    yield LayerSteps({"final_norm": hidden, "logits": model.lm_head(hidden)})
+
+
+def _named(found: dict[str, Any], x: Any, y: Any, factor: float, config: Any) -> LayerSteps:
+    """The steps under the names, and in the form, that this package's model gives them.
+
+    `factor` is YaRN's attention factor: transformers multiplies q and k by it, and this package scales their product.
+    """
+    B, L = x.shape[:2]
+    q, k, v, scale = (found.pop(name) for name in ("query", "key", "value", "scaling"))
+    gate_up = torch.cat([found.pop("gate"), found.pop("up")], dim=-1)
+    heads = found["v_split"].reshape(B, L, config.num_key_value_heads, config.head_dim)
+    arrays = {
+        "input": x,
+        **found,
+        "qkv": torch.cat([found[f"{name}_split"] for name in "qkv"], dim=-1),
+        "v_heads": heads,
+        "q_heads_transposed": found["q_norm"].transpose(1, 2),  # (B, H, L, D)
+        "k_heads_transposed": found["k_norm"].transpose(1, 2),  # (B, K, L, D)
+        "v_heads_transposed": heads.transpose(1, 2),
+        "q_rope": q / factor,
+        "k_rope": k / factor,
+        "k_cache": k / factor,
+        "v_cache": v,
+        "gate_up": gate_up,
+        "output": y,
+    }
+    return LayerSteps(arrays, score_maker(arrays["q_rope"], arrays["k_cache"], scale * factor**2))
+
+
+@contextmanager
+def _watched(layer: Any) -> Iterator[dict[str, Any]]:
+    """Collects the steps of one pass through a layer."""
+    found: dict[str, Any] = {}
+
+    def keep(name: str, side: str) -> Any:
+        def hook(_module: Any, inputs: Any, output: Any) -> None:
+            found[name] = inputs[0] if side == "input" else output
+
+        return hook
+
+    hooks = [layer.get_submodule(path).register_forward_hook(keep(name, side)) for name, (path, side) in HOOKS.items()]
+    layer.self_attn.found = found  # for `_attention`
+    try:
+        yield found
+    finally:
+        del layer.self_attn.found
+        for hook in hooks:
+            hook.remove()
+
+
+def _attention(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
+    """transformers' default attention function; keeps what goes into it and what comes out, (B, L, H, D)."""
+    output, weights = AttentionInterface()["sdpa"](module, query, key, value, mask, **options)
+    if (found := getattr(module, "found", None)) is not None:
+        found |= {"query": query, "key": key, "value": value, "scaling": options["scaling"]}
+        found["attention"] = output.transpose(1, 2)
+    return output, weights
+
+
+AttentionInterface.register(WATCHED, _attention)
+AttentionMaskInterface.register(WATCHED, AttentionMaskInterface()["sdpa"])
+
+
+def _float_weights(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Every weight as float32, by transformers' name."""
+    config = files_config.Qwen3Config.from_folder(folder)
+    parts = read_parts(folder, config)
+    for name in part_shapes(config):
+        leaves = parts[name].leaves
+        prefix = "" if name == "lm_head" else "model."
+        yield f"{prefix}{name}.weight", read_rows(leaves, parts[name].quantization, 0, leaves["weight"].shape[0]).copy()

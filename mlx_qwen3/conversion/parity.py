@@ -1,0 +1,91 @@
+"""What `verify --transformers` asks: does this package compute what transformers computes, layer by layer?"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+
+from ..compare.bounds import ROUNDED, SAME_WEIGHTS
+from ..compare.comparison import STATES, Difference, differences
+from ..compare.divergence import fixed_ids
+from ..compare.steps import TRANSFORMERS, check_installed, model_steps, transformers_steps
+from ..errors import VerificationError
+from ..files.checkpoint import FLOATS, dtype_name
+from ..files.config import Qwen3Config
+from ..files.layout import Part, read_parts
+from ..model.load import load_model
+
+OPTION = "--transformers"
+
+
+@dataclass(frozen=True)
+class StateDifference:
+    """A state of this package against transformers': norm of the difference over the norm, and what is allowed."""
+
+    place: str
+    relative: float
+    bound: float
+
+
+def check_transformers() -> None:
+    """Raises UsageError if torch or transformers is not installed."""
+    check_installed(TRANSFORMERS, OPTION)
+
+
+def compare_with_transformers(
+    folder: Path,
+    source: Path | None = None,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> Iterator[StateDifference]:
+    """Compare the embedding, every layer and the logits, in this order, both sides in float32.
+
+    transformers gets the weights of `source` if there is one and `folder` is not packed, else those of `folder`,
+    unpacked. Raises UsageError if transformers is not installed, and VerificationError that names the first place past
+    its bound.
+    """
+    check_transformers()
+    config = Qwen3Config.from_folder(folder)
+    parts = read_parts(folder, config)
+    theirs, bound = folder, SAME_WEIGHTS.limit
+    if source is not None and not any(part.quantization for part in parts.values()):
+        theirs, bound = source, _bound(parts, read_parts(source, Qwen3Config.from_folder(source)))
+    ids = mx.array([fixed_ids(config)])
+    ours = model_steps(load_model(folder, "fp32"), ids)
+    for difference in differences(ours, transformers_steps(theirs, ids), bound, only=STATES):
+        if difference.step == "input" and difference.layer:  # it is the output of the layer before
+            continue
+        yield _checked(difference)
+        progress("comparing with transformers", 1, config.num_hidden_layers + 2)
+
+
+def _checked(difference: Difference) -> StateDifference:
+    place = _place(difference)
+    relative, bound = difference.relative, difference.bound
+    if relative is None:
+        raise VerificationError(
+            f"{place} has NaN or infinite values where transformers has none, or none where it has some; all before it "
+            "agrees"
+        )
+    if difference.outside:
+        raise VerificationError(
+            f"{place} differs from transformers by {relative:.3g} (relative norm), past {bound:g}; all before it agrees"
+        )
+    return StateDifference(place, relative, bound)
+
+
+def _place(difference: Difference) -> str:
+    if difference.layer is None:
+        return "the logits (final norm, output matrix)"
+    return "the embedding" if difference.step == "input" else f"layer {difference.layer}"
+
+
+def _bound(result: Mapping[str, Part], source: Mapping[str, Part]) -> float:
+    """The bound of the coarsest dtype that a weight was rounded to."""
+    rounded = [
+        leaf.dtype
+        for name, part in result.items()
+        for leaf in part.leaves.values()
+        if leaf.dtype in FLOATS and leaf.dtype != source[name].leaves["weight"].dtype
+    ]
+    return max((ROUNDED[dtype_name(dtype)].limit for dtype in rounded), default=SAME_WEIGHTS.limit)
