@@ -19,6 +19,7 @@ from ..files.checkpoint import StoredTensor
 from ..files.config import QUANTIZATION_MODES, Quantization
 from ..files.layout import Module, cast, packed_leaves
 from ..files.numerics import Tally, dequantize, to_float32
+from ..files.values import to_mlx
 
 NONE, MIXED = "none", "mixed"
 AFFINE = re.compile(r"affine(\d+)(?:g(\d+))?")
@@ -208,7 +209,7 @@ def _stored(tensor: StoredTensor) -> mx.array:
 
 
 def _from_bytes(raw: bytes, tensor: StoredTensor) -> mx.array:
-    return mx.array(np.frombuffer(raw, CARRIERS[tensor.dtype.size][1])).view(tensor.dtype).reshape(tensor.shape)
+    return to_mlx(np.frombuffer(raw, CARRIERS[tensor.dtype.size][1])).view(tensor.dtype).reshape(tensor.shape)
 
 
 def _bits(array: mx.array) -> mx.array:

@@ -12,6 +12,7 @@ from ..files.checkpoint import FLOATS, StoredTensor
 from ..files.config import Quantization, Qwen3Config
 from ..files.layout import Module, Part, cast, native_modules, packed_leaves
 from ..files.numerics import Tally, to_float32
+from ..files.values import to_mlx
 from .quantize import CARRIERS, NONE, fits, packed_blocks, unpacked_blocks
 
 COPY_BYTES = 1 << 23  # large enough to stream, small enough to keep several under way
@@ -198,7 +199,7 @@ def _kept_blocks(tensor: StoredTensor, dtype: mx.Dtype, tally: Tally) -> Iterato
 def _cast(tensor: StoredTensor, dtype: mx.Dtype, tally: Tally) -> Iterator[bytes]:
     for block in tensor.row_blocks(CAST_BYTES):
         raw = block.read()
-        source = mx.array(np.frombuffer(raw, CARRIERS[block.dtype.size][1])).view(block.dtype)
+        source = to_mlx(np.frombuffer(raw, CARRIERS[block.dtype.size][1])).view(block.dtype)
         result = cast(source, dtype, block.name)
         converted = np.array(result.view(CARRIERS[dtype.size][0])).tobytes()
         rows = (block.shape[0], -1) if len(block.shape) > 1 else (1, -1)

@@ -3,9 +3,15 @@
 from collections.abc import Mapping
 
 import mlx.core as mx
+import numpy as np
 
 from .checkpoint import StoredTensor
 from .config import Quantization
+
+
+def to_mlx(array: np.ndarray) -> mx.array:
+    """The same values in MLX. Use it instead of `mx.array(array)`, in which a Ctrl-C that has just come is lost."""
+    return mx.array(memoryview(array))
 
 
 def stored(tensor: StoredTensor) -> mx.array:

@@ -25,6 +25,7 @@ from ..errors import HealthError, UsageError
 from ..files.checkpoint import dtype_name
 from ..files.config import Qwen3Config
 from ..files.hub import resolve
+from ..files.values import to_mlx
 from ..model.load import load_model
 from ..model.qwen3 import Qwen3
 from ..text.tokenizer import Tokenizer
@@ -211,7 +212,7 @@ def _tokens(folder: Path, config: Qwen3Config, options: Options) -> tuple[mx.arr
         size = Tokenizer(folder).size if (folder / "tokenizer.json").is_file() else config.vocab_size
         shape = (options.batch or 1, options.length or LENGTH)
         ids = np.random.default_rng(SEED).integers(0, min(size, config.vocab_size), shape)
-        return mx.array(ids), f"random tokens [{shape[0]}, {shape[1]}], seed {SEED}"
+        return to_mlx(ids), f"random tokens [{shape[0]}, {shape[1]}], seed {SEED}"
     tokenizer = Tokenizer(folder)
     text, way = options.prompt, "as it is: this checkpoint has no chat template"
     if tokenizer.has_chat_template:
