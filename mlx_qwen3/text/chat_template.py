@@ -1,145 +1,189 @@
-"""The checkpoint's own chat template: Jinja in a sandbox, as transformers runs it."""
+"""A conversation as prompt text, by a chat template."""
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
-from functools import cache
-from pathlib import Path
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
 
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from ..errors import PromptError, UsageError
+from .messages import (
+    REASONING_FIELDS,
+    Message,
+    completed,
+    describe,
+    has_parts,
+    join_parts,
+    part_text,
+    plain,
+    read_messages,
+    short,
+)
+from .sandbox import compile_template, render, variables
+from .tool_schema import tool_schema
 
-from ..errors import CheckpointError, PromptError
+RESERVED = ("messages", "tools", "documents", "add_generation_prompt")  # variables that are options of their own
+FUNCTIONS = ("raise_exception", "strftime_now", "namespace", "range", "dict", "cycler", "joiner")
+TAG = "CONTINUE_FINAL_MESSAGE_TAG "  # marks the end of a message that is to be continued; the space shows trimming
+PROBE = "text of a part"
 
-SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+Tool = Mapping[str, Any] | Callable[..., Any]
 
 
 class ChatTemplate:
-    """The templates of a folder: chat_template.jinja (transformers 5), else in tokenizer_config.json (4)."""
+    """One template: its source text, and what it makes of a conversation."""
 
-    def __init__(self, folder: Path, tokenizer_config: Mapping[str, Any]):
-        self._sources = _sources(folder, tokenizer_config)
-        self._special_tokens = {
-            name: text for name in SPECIAL_TOKENS if (text := token_text(tokenizer_config.get(name)))
-        }
-
-    @property
-    def exists(self) -> bool:
-        return bool(self._sources)
+    def __init__(self, source: str, special_tokens: Mapping[str, str]):
+        self.source = source
+        self._special_tokens = special_tokens
 
     @property
     def can_switch_thinking(self) -> bool:
-        return any("enable_thinking" in source for source in self._sources.values())
+        return "enable_thinking" in variables(self.source)
 
     def render(
         self,
-        messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]] | None,
-        add_generation_prompt: bool,
-        **switches: Any,
+        messages: Iterable[Any],
+        tools: Sequence[Tool] | None = None,
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool | str = False,
+        template_args: Mapping[str, Any] | None = None,
     ) -> str:
         """The conversation as prompt text, byte for byte what transformers renders.
 
-        Raises PromptError where there is no template or it refuses, CheckpointError where it is not Jinja.
+        Two cases are better than there. A template that cannot read a list of text parts gets their joined text. A
+        template that fails on a message without content, or on tool arguments that are JSON text, gets an empty content
+        and an object.
+        `continue_final_message` leaves the last message open: its `content` if True, else the field of that name.
+        Raises PromptError that names the message, UsageError for options that contradict each other, and
+        CheckpointError if the template is not Jinja.
         """
-        template = self._template("tool_use" if tools is not None and "tool_use" in self._sources else "default")
+        if continue_final_message and add_generation_prompt:
+            raise UsageError("continue_final_message and add_generation_prompt contradict each other; drop one of them")
+        values = self._values(tools, add_generation_prompt, template_args or {})
+        conversation = self._readable(read_messages(messages), values)
+        field = continue_final_message if isinstance(continue_final_message, str) else "content"
+        if not continue_final_message:
+            return self._rendered(conversation, values)
+        text, tagged = self._tagged(conversation, field)
+        return _cut(self._rendered(tagged, values), text, conversation)
+
+    def _values(
+        self, tools: Sequence[Tool] | None, add_generation_prompt: bool, arguments: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The variables of the template, apart from the messages."""
+        for name in arguments:
+            if name in RESERVED:
+                raise UsageError(f"template_args may not set {name}; it is an option of its own")
+        known = variables(self.source) if arguments else frozenset()
+        if unknown := [name for name in arguments if name not in known]:
+            own = [name for name in sorted(known.difference(RESERVED, FUNCTIONS)) if not name.endswith("_token")]
+            shown = ", ".join(map(short, own)) or "none"
+            raise UsageError(f"the chat template has no variable {short(unknown[0])!r}; it reads {shown}")
+        return {
+            **self._special_tokens,
+            **{name: plain(value, f"template_args[{name!r}]") for name, value in arguments.items()},
+            "tools": None if tools is None else [_tool(index, tool) for index, tool in enumerate(tools)],
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+        }
+
+    def _rendered(self, messages: list[Message], values: Mapping[str, Any]) -> str:
+        """The conversation as the template has it, or what it makes of a completed one if it cannot take this one."""
+        complete = [completed(message) for message in messages]
         try:
-            # transformers drops fields that are null, too.
-            plain = [{key: value for key, value in message.items() if value is not None} for message in messages]
-            # Through JSON, so that an untrusted template meets plain types only, with no methods to misuse.
-            messages, tools = json.loads(json.dumps([plain, list(tools) if tools is not None else None]))
-            return template.render(
-                messages=[_with_reasoning(message) for message in messages],
-                tools=tools,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self._special_tokens,
-                **switches,
-            )
+            text = self._run(messages, values)
+        except PromptError:
+            if complete == messages:
+                raise
+            return self._run(complete, values)
+        if "None" in text and any("content" not in message for message in messages):
+            other = self._run(complete, values)  # a template may have written the content that is not there as "None"
+            return other if other.count("None") < text.count("None") else text
+        return text
+
+    def _readable(self, messages: list[Message], values: Mapping[str, Any]) -> list[Message]:
+        """The conversation with lists of text parts joined, in the roles where the template cannot read lists.
+
+        A template is asked what it makes of a part with a known text. One that knows lists writes the text; others
+        fail, leave it out, or write the list as Python or JSON has it.
+        """
+        roles = {message["role"] for message in messages if has_parts(message)}
+        blind = {role for role in sorted(roles) if not self._reads(role, messages, values)}
+        return [join_parts(message) if message["role"] in blind else message for message in messages]
+
+    def _reads(self, role: str, messages: list[Message], values: Mapping[str, Any]) -> bool:
+        """Whether the template can read a list of text parts as the content of a role's messages."""
+
+        def probed(content: Any) -> str | None:
+            probe = [
+                {**m, "content": content} if m["role"] == role and has_parts(m) else join_parts(m) for m in messages
+            ]
+            try:
+                return self._rendered(probe, values)
+            except PromptError:
+                return None
+
+        found, plain_text = probed([{"type": "text", "text": PROBE}]), probed(PROBE) or ""
+        if found is None or PROBE not in found:
+            return False
+        quoted = [f"{quote}{PROBE}{quote}" for quote in "'\""]
+        return all(found.count(text) == plain_text.count(text) for text in quoted)
+
+    def _tagged(self, messages: list[Message], field: str) -> tuple[str, list[Message]]:
+        """The text of the last message that is to be continued, and the conversation with a tag after it."""
+        where, last = describe(len(messages) - 1, messages[-1]), dict(messages[-1])
+        content = last.get(field)
+        if content is None:
+            raise PromptError(f"{where} has no {field!r} that could be continued")
+        same = [field]
+        if field in REASONING_FIELDS:  # one thinking under several names: whichever the template reads
+            same = [name for name in REASONING_FIELDS if last.get(name) == content]
+        if not any(name in self.source for name in same):
+            raise PromptError(f"{where} cannot be continued in {field!r}, which the chat template does not read")
+        if isinstance(content, str):
+            last |= dict.fromkeys(same, content + TAG)
+            return content, [*messages[:-1], last]
+        if not isinstance(content, list | tuple) or not content:
+            raise PromptError(f"{where} has a {field!r} without text that could be continued")
+        text, end = part_text(content[-1], where), content[-1]
+        last[field] = [*content[:-1], {**end, "text": text + TAG} if isinstance(end, dict) else text + TAG]
+        return text, [*messages[:-1], last]
+
+    def _run(self, messages: list[Message], values: Mapping[str, Any]) -> str:
+        template = compile_template(self.source)
+        try:
+            return render(template, {**values, "messages": messages})
         except Exception as error:  # a template can raise anything
             reason = " ".join(str(error).split())
-            raise PromptError(f"the chat template cannot render this conversation: {reason}") from None
-
-    def _template(self, name: str) -> jinja2.Template:
-        if name not in self._sources:
-            raise PromptError("this checkpoint has no chat template; give the prompt as raw text (--raw)")
-        try:
-            return _compiled(self._sources[name])
-        except jinja2.TemplateError as error:
-            raise CheckpointError(f"the chat template is not valid Jinja: {error}") from None
+            reason = reason if len(reason) <= 300 else f"{reason[:300]}..."
+            index = _place(error.__traceback__, messages)
+            what = "this conversation" if index is None else describe(index, messages[index])
+            raise PromptError(f"the chat template cannot render {what}: {reason}") from None
 
 
-def token_text(token: Any) -> str | None:
-    """A special token of tokenizer_config.json, which is a text or an object around it."""
-    text = token.get("content") if isinstance(token, dict) else token
-    if text is not None and not isinstance(text, str):
-        raise CheckpointError(f"tokenizer_config.json names {token!r} as a special token; expected text")
-    return text
+def _tool(index: int, tool: Tool) -> dict[str, Any]:
+    where = f"tools[{index}]"
+    schema: dict[str, Any] = plain(tool if isinstance(tool, Mapping) else tool_schema(tool, where), where)
+    return schema
 
 
-def _sources(folder: Path, tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
-    """Template texts by name."""
-    if (path := folder / "chat_template.jinja").exists():
-        try:
-            return {"default": path.read_text(encoding="utf-8")}
-        except UnicodeDecodeError as error:
-            raise CheckpointError(f"{path} is not UTF-8 text ({error.reason}); download it again") from None
-    templates = tokenizer_config.get("chat_template") or {}
-    try:
-        if isinstance(templates, list):
-            return {entry["name"]: entry["template"] for entry in templates}
-        return {"default": templates} if isinstance(templates, str) else dict(templates)
-    except (KeyError, TypeError):
-        raise CheckpointError(f"chat_template is {templates!r}; expected a template or a list of named ones") from None
+def _cut(rendered: str, text: str, messages: Sequence[Message]) -> str:
+    """The rendered conversation up to the tag. Raises PromptError if the template changed the text before it."""
+    mark = TAG.strip()
+    if text.strip() not in rendered or mark not in rendered:
+        where = describe(len(messages) - 1, messages[-1])
+        raise PromptError(f"{where} cannot be continued, since the chat template does not write its text as it is")
+    end = rendered.rindex(mark)
+    kept = rendered[end:].startswith(TAG)
+    return rendered[:end] if kept else rendered[:end].rstrip()  # a template that trims the tag's space trims the text's
 
 
-class _Generation(Extension):
-    """`{% generation %}` marks what a model is trained on; a prompt only passes it through."""
-
-    tags = {"generation"}  # noqa: RUF012 - declared so in jinja2
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("_pass"), [], [], body).set_lineno(line)
-
-    def _pass(self, caller: Callable[[], str]) -> str:
-        return caller()
-
-
-@cache
-def _compiled(source: str) -> jinja2.Template:
-    return _environment().from_string(source)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """Jinja with the options, filter and functions that transformers gives a chat template."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
-    return environment
-
-
-def _tojson(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
-) -> str:
-    # Jinja's own filter escapes HTML characters, which changes the prompt.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _with_reasoning(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A message's thinking under the names by which templates ask for it."""
-    names = ("reasoning_content", "thinking", "reasoning")
-    reasoning = next((message[name] for name in names if message.get(name) is not None), None)
-    return message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
+def _place(trace: TracebackType | None, messages: Sequence[Message]) -> int | None:
+    """The index of the message that a template was at when it failed, by the variables of its code."""
+    found = None
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == "<template>":
+            held = {id(value) for value in trace.tb_frame.f_locals.values()}
+            found = next((index for index, message in enumerate(messages) if id(message) in held), found)
+        trace = trace.tb_next
+    return found

@@ -7,10 +7,12 @@ from typing import Any
 
 import tokenizers
 
-from ..errors import CheckpointError, PromptError
+from ..errors import CheckpointError, PromptError, UsageError
 from ..files.config import read_json, token_ids
-from .chat_template import ChatTemplate, token_text
+from .chat_template import ChatTemplate, Tool
+from .template_files import ChatTemplates
 
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 THINK, END_THINK = "<think>", "</think>"
 REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are no character, or not yet one
 
@@ -18,7 +20,8 @@ REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are no character,
 class Tokenizer:
     """The tokenizer of a checkpoint folder with what belongs to it: chat template, end tokens, sampling defaults."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: str | Path):
+        folder = Path(folder)
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise CheckpointError(f"{path} does not exist; save the tokenizer with transformers to get one")
@@ -30,7 +33,8 @@ class Tokenizer:
         self._backend.no_padding()
         self.config = _optional_json(folder / "tokenizer_config.json")
         self.generation_config = _optional_json(folder / "generation_config.json")
-        self._template = ChatTemplate(folder, self.config)
+        tokens = {name: text for name in SPECIAL_TOKENS if (text := token_text(self.config.get(name)))}
+        self._templates = ChatTemplates(folder, self.config, tokens)
         self.stop_ids = self._stop_ids(_optional_json(folder / "config.json"))
 
     @cached_property
@@ -57,24 +61,52 @@ class Tokenizer:
     def apply_chat_template(
         self,
         messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
+        tools: Sequence[Tool] | None = None,
+        add_generation_prompt: bool | None = None,
         enable_thinking: bool | None = None,
+        *,
+        chat_template: str | Path | None = None,
+        continue_final_message: bool | str = False,
+        template_args: Mapping[str, Any] | None = None,
     ) -> str:
         """The conversation as prompt text, byte for byte what transformers renders.
 
-        `enable_thinking=None` leaves the switch to the template. Raises PromptError where the template refuses.
+        tools: JSON schemas, or Python functions with type hints and a docstring.
+        add_generation_prompt: begin the reply; by default, unless the final message is continued.
+        enable_thinking: None leaves the switch to the template.
+        chat_template: the name of one of the checkpoint's templates, a file, or the text of a template.
+        continue_final_message: leave the last message open, for the model to continue; text names another field of it
+        than `content`.
+        template_args: further variables of the template.
+        Raises PromptError that names the message, and UsageError for options that contradict each other.
         """
-        switch = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
-        return self._template.render(messages, tools, add_generation_prompt, **switch)
+        template, variables = self.chat_template(chat_template, tools), dict(template_args or {})
+        if enable_thinking is not None and template.can_switch_thinking:
+            if variables.setdefault("enable_thinking", enable_thinking) is not enable_thinking:
+                raise UsageError(
+                    "template_args sets enable_thinking to another value than the option; drop one of them"
+                )
+        if add_generation_prompt is None:
+            add_generation_prompt = not continue_final_message
+        return template.render(
+            messages,
+            tools,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            template_args=variables,
+        )
+
+    def chat_template(self, chosen: str | Path | None = None, tools: Sequence[Tool] | None = None) -> ChatTemplate:
+        """The template that `apply_chat_template` uses with these options."""
+        return self._templates.choose(chosen, tools is not None)
 
     @property
     def has_chat_template(self) -> bool:
-        return self._template.exists
+        return self._templates.exist
 
     @property
     def can_switch_thinking(self) -> bool:
-        return self._template.can_switch_thinking
+        return self._templates.exist and self.chat_template().can_switch_thinking
 
     def opens_thinking(self, prompt: Sequence[int]) -> bool:
         """True where a prompt's last turn is inside a think block, as Qwen3-Thinking-2507's template leaves it."""
@@ -112,6 +144,14 @@ class StreamDecoder:
         text = self._tokenizer.decode(self._held, skip_special_tokens=True)
         self._held.clear()
         return text
+
+
+def token_text(token: Any) -> str | None:
+    """A special token of tokenizer_config.json, which is a text or an object around it."""
+    text = token.get("content") if isinstance(token, dict) else token
+    if text is not None and not isinstance(text, str):
+        raise CheckpointError(f"tokenizer_config.json names {token!r} as a special token; expected text")
+    return text
 
 
 def _optional_json(path: Path) -> dict[str, Any]:

@@ -1,11 +1,9 @@
 """The tokenizer against transformers: on the real Qwen3 files, and on a small byte-level one made here."""
 
 import json
-import os
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -35,101 +33,6 @@ TEXTS = {
     "bytes": "\x00\x01\x7f\u0080\ufffd\ufffda\ufeff\U0010ffff",
     "empty": "",
 }
-
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "description": 'Wetter für eine Stadt <b>&</b> "Umgebung" — it\'s 天气 🌦️\n',
-        "parameters": {
-            "type": "object",
-            "properties": {
-                "place": {"type": "object", "properties": {"city": {"type": "string", "enum": ["Köln", "北京"]}}},
-                "days": {"type": ["integer", "null"], "minimum": 1, "default": None, "x": [True, 1.5, -0.0, 1e30]},
-            },
-            "required": ["place"],
-        },
-    },
-}
-TIME = {"type": "function", "function": {"name": "now", "parameters": {}}}
-
-
-def call(name: str, arguments: Any) -> dict[str, Any]:
-    return {"id": "1", "type": "function", "function": {"name": name, "arguments": arguments}}
-
-
-SYSTEM = {"role": "system", "content": "Sei kurz. <>&'\" 简短"}
-USER = {"role": "user", "content": 'What\'s 2 < 3 && "x"? 🧮'}
-CALL = {
-    "role": "assistant",
-    "content": "",
-    "tool_calls": [call("get_weather", {"place": {"city": "北京 <&'\">"}, "days": 2})],
-}
-ANSWER = {"role": "tool", "content": '{"t": -3, "sky": "晴 <&>"}'}
-MORE = {"role": "user", "content": "And tomorrow?"}
-
-CHATS: dict[str, dict[str, Any]] = {
-    "one turn": {"messages": [USER]},
-    "system": {"messages": [SYSTEM, USER]},
-    "late system": {"messages": [USER, {"role": "assistant", "content": "Yes."}, SYSTEM, MORE]},
-    "several turns": {"messages": [SYSTEM, USER, {"role": "assistant", "content": "Yes."}, MORE]},
-    "ends with the assistant": {"messages": [USER, {"role": "assistant", "content": "\n\nYes."}]},
-    "tools": {"messages": [USER], "tools": [WEATHER, TIME]},
-    "tools and system": {"messages": [SYSTEM, USER], "tools": [WEATHER]},
-    "no tools": {"messages": [USER], "tools": []},
-    "call with a dict": {"messages": [USER, CALL, ANSWER], "tools": [WEATHER]},
-    "call with a string": {
-        "messages": [USER, {**CALL, "tool_calls": [call("get_weather", '{"place": "<&>"}')]}, ANSWER, MORE]
-    },
-    "call without the function key": {
-        "messages": [USER, {**CALL, "tool_calls": [{"name": "now", "arguments": {"b": 1, "a": None}}]}]
-    },
-    "several calls after text": {
-        "messages": [
-            USER,
-            {"role": "assistant", "content": "Let me see.", "tool_calls": [call("now", {}), call("now", {"z": [0.1]})]},
-            ANSWER,
-            {"role": "tool", "content": "12:00"},
-            {"role": "assistant", "content": "Cold."},
-            MORE,
-        ],
-        "tools": [WEATHER, TIME],
-    },
-    "tool without content": {"messages": [USER, CALL, {"role": "tool", "content": None}]},
-    "user writes a tool response": {
-        "messages": [USER, {"role": "user", "content": "<tool_response>x</tool_response>"}]
-    },
-    "thinking as a field": {
-        "messages": [USER, {**CALL, "reasoning_content": "\nI need the <weather>.\n"}, ANSWER],
-        "tools": [WEATHER],
-    },
-    "thinking under an alias": {"messages": [USER, {**CALL, "reasoning": "So: 2 < 3."}, ANSWER]},
-    "thinking under two names": {"messages": [USER, {**CALL, "reasoning": "a", "thinking": "b"}, ANSWER]},
-    "thinking as text": {"messages": [USER, {**CALL, "content": "<think>\nhm\n</think>\n\nNow:"}, ANSWER]},
-    "thinking of an earlier turn": {
-        "messages": [USER, {"role": "assistant", "content": "<think>\nhm\n</think>\n\nYes."}, MORE]
-    },
-    "thinking as null": {"messages": [USER, {"role": "assistant", "content": "Yes.", "reasoning_content": None}]},
-}
-
-
-@pytest.fixture(scope="module")
-def real_folder() -> Path:
-    folder = os.environ.get("QWEN3_TOKENIZER")
-    if not folder:
-        pytest.skip("QWEN3_TOKENIZER names no folder with the real Qwen3 tokenizer files")
-    return Path(folder)
-
-
-@pytest.fixture(scope="module")
-def qwen(real_folder: Path) -> Tokenizer:
-    return Tokenizer(real_folder)
-
-
-@pytest.fixture(scope="module")
-def theirs(real_folder: Path) -> Any:
-    return pytest.importorskip("transformers").AutoTokenizer.from_pretrained(real_folder)
-
 
 # Against transformers, on the real files
 
@@ -178,52 +81,6 @@ def test_thinking_tags_are_not_special_and_turn_marks_are(qwen: Tokenizer) -> No
 def test_size_and_end_of_the_real_tokenizer(qwen: Tokenizer) -> None:
     assert qwen.size == 151669
     assert qwen.stop_ids == {151645}
-
-
-@pytest.mark.parametrize("thinking", [None, True, False])
-@pytest.mark.parametrize("prompt", [True, False])
-@pytest.mark.parametrize("chat", CHATS.values(), ids=CHATS)
-def test_chats_render_as_in_transformers(
-    qwen: Tokenizer, theirs: Any, chat: dict[str, Any], prompt: bool, thinking: bool | None
-) -> None:
-    switch = {} if thinking is None else {"enable_thinking": thinking}
-    expected = theirs.apply_chat_template(
-        chat["messages"], tools=chat.get("tools"), tokenize=False, add_generation_prompt=prompt, **switch
-    )
-    assert qwen.apply_chat_template(**chat, add_generation_prompt=prompt, enable_thinking=thinking) == expected
-
-
-tags = st.sampled_from(["<think>", "</think>", "\n", "<tool_response>", "</tool_response>", "<|im_end|>", "{{ x }}"])
-contents = st.lists(st.one_of(tags, st.text(max_size=4)), max_size=6).map("".join)
-chats = st.lists(
-    st.fixed_dictionaries(
-        {"role": st.sampled_from(["system", "user", "assistant", "tool"]), "content": contents},
-        optional={"reasoning_content": contents},
-    ),
-    min_size=1,
-    max_size=5,
-)
-
-
-@EXAMPLES
-@given(messages=chats, prompt=st.booleans())
-def test_any_chat_renders_as_in_transformers(
-    qwen: Tokenizer, theirs: Any, messages: list[dict[str, Any]], prompt: bool
-) -> None:
-    expected = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
-    assert qwen.apply_chat_template(messages, add_generation_prompt=prompt) == expected
-
-
-def test_rendering_leaves_the_messages_alone(qwen: Tokenizer) -> None:
-    messages = [USER, {**CALL, "reasoning": "hm"}, ANSWER]
-    before = json.dumps(messages)
-    qwen.apply_chat_template(messages, tools=[WEATHER])
-    assert json.dumps(messages) == before
-
-
-def test_an_empty_conversation_is_refused(qwen: Tokenizer) -> None:
-    with pytest.raises(PromptError):
-        qwen.apply_chat_template([])
 
 
 def test_the_real_template_switches_thinking(qwen: Tokenizer) -> None:
@@ -377,120 +234,6 @@ def test_broken_file_is_named(tmp_path: Path, name: str, content: bytes) -> None
     (write_tokenizer(tmp_path) / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=name):
         Tokenizer(tmp_path)
-
-
-# Templates
-
-NAMED = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools"}]
-
-
-@pytest.mark.parametrize(
-    ("template", "tools", "expected"),
-    [
-        (TEMPLATE, None, "[user]hi"),
-        (NAMED, None, "plain"),
-        (NAMED, [TIME], "tools"),
-        (NAMED, [], "tools"),  # as transformers has it
-        (NAMED[:1], [TIME], "plain"),
-    ],
-)
-def test_template_of_the_config(tmp_path: Path, template: Any, tools: Any, expected: str) -> None:
-    assert with_template(tmp_path, template).apply_chat_template(HI, tools=tools) == expected
-
-
-def test_template_file_goes_before_the_config(tmp_path: Path) -> None:
-    (tmp_path / "chat_template.jinja").write_text("文件 {{ messages[0].content }}", encoding="utf-8")
-    assert with_template(tmp_path, TEMPLATE).apply_chat_template(HI) == "文件 hi"
-
-
-@pytest.mark.parametrize("template", [None, [], [{"name": "rag", "template": "x"}]])
-def test_without_a_template_the_remedy_is_named(tmp_path: Path, template: Any) -> None:
-    with pytest.raises(PromptError, match=r"no chat template.*--raw"):
-        with_template(tmp_path, template).apply_chat_template(HI)
-
-
-def test_template_that_is_no_jinja_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="not valid Jinja"):
-        with_template(tmp_path, "{% if %}").apply_chat_template(HI)
-
-
-@pytest.mark.parametrize("template", [5, [5], [{"name": "default"}]])
-def test_template_of_another_type_is_refused(tmp_path: Path, template: Any) -> None:
-    with pytest.raises(CheckpointError, match="chat_template"):
-        with_template(tmp_path, template)
-
-
-def test_template_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe{")
-    with pytest.raises(CheckpointError, match=r"chat_template\.jinja"):
-        with_template(tmp_path, TEMPLATE)
-
-
-@pytest.mark.parametrize(
-    ("template", "reason"),
-    [
-        ("{{ raise_exception('Roles must alternate') }}", "Roles must alternate"),
-        ("{{ raise_exception('Roles\\nmust\\nalternate') }}", "Roles must alternate"),
-        ("{{ ''.__class__.__mro__ }}", "__class__"),
-        ("{{ ''['__class__'].__mro__ }}", "__class__"),
-        ("{{ (''|attr('__class__')).__mro__ }}", "__class__"),
-        ("{{ messages.append(1) }}", "append"),
-        ("{{ messages[0].update(role='x') }}", "update"),
-        ("{{ '{0.__class__.__mro__}'.format(messages) }}", "__class__"),
-        ("{{ raise_exception.__globals__.x }}", "__globals__"),
-        ("{{ cycler.__init__.__globals__ }}", "__init__"),
-        ("{% for i in range(10000000000) %}x{% endfor %}", "[Rr]ange"),
-        ("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", "recursion"),
-        ("{{ messages[5].content }}", "no element 5"),
-        ("{{ tools + 1 }}", "unsupported operand"),
-        ("{{ 1 / 0 }}", "division by zero"),
-        ("{% include '/etc/hostname' %}", "loader"),
-    ],
-)
-def test_template_that_fails_gives_its_reason_in_one_line(tmp_path: Path, template: str, reason: str) -> None:
-    with pytest.raises(PromptError, match=reason) as caught:
-        with_template(tmp_path, template).apply_chat_template(HI)
-    assert "\n" not in str(caught.value)
-
-
-def test_messages_may_be_any_mapping(tmp_path: Path) -> None:
-    assert with_template(tmp_path, TEMPLATE).apply_chat_template([MappingProxyType(HI[0])]) == "[user]hi"
-
-
-@pytest.mark.parametrize("value", [{1, 2}, b"x", object()])
-def test_content_that_is_no_json_is_refused(tmp_path: Path, value: Any) -> None:
-    with pytest.raises(PromptError, match="not JSON serializable"):
-        with_template(tmp_path, TEMPLATE).apply_chat_template([{"role": "user", "content": value}])
-
-
-LANGUAGE = {
-    "blocks are trimmed": "{% if true %}\n    a\n    {% endif %}\nb\n  {# c #}\nd\n",
-    "loop controls": "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m.content }}{% endfor %}",
-    "tojson": "{{ messages | tojson }}{{ messages[0] | tojson(indent=2, sort_keys=true) }}",
-    "tojson options": "{{ messages | tojson(separators=(',', ':'), ensure_ascii=true) }}",
-    "date": "{{ strftime_now('%Y') }}",
-    "special tokens": "{{ eos_token }}|{{ bos_token }}|{{ pad_token }}",
-    "variables": "{{ [tools, documents, add_generation_prompt, enable_thinking is defined] }}",
-    "null fields are absent": "{{ messages[0].name is defined }}{{ messages[1].tool_calls is defined }}",
-    "names of thinking": "{% set m = messages[1] %}{{ [m.reasoning_content, m.thinking, m.reasoning] }}",
-    "namespace": "{% set ns = namespace(x=1) %}{% for m in messages %}{% set ns.x = ns.x + 1 %}{% endfor %}{{ ns.x }}",
-    "generation": "{% generation %}{{ messages[1].content }}{% endgeneration %}!",
-    "markup": "{{ messages[0].content }}{{ messages[0].content | e }}{{ messages[0].content | upper }}",
-}
-
-
-@pytest.mark.parametrize("template", LANGUAGE.values(), ids=LANGUAGE)
-def test_template_language_is_that_of_transformers(tmp_path: Path, template: str) -> None:
-    messages = [
-        {"role": "user", "content": "<&'\"> 你好\n", "name": None},
-        {"role": "assistant", "content": "é", "tool_calls": None, "reasoning": "hm"},
-    ]
-    tokens = {"eos_token": "<end>", "pad_token": {"__type": "AddedToken", "content": "<pad>"}, "bos_token": None}
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template, **tokens}
-    write_tokenizer(tmp_path, tokenizer_config=config)
-    theirs = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tmp_path)
-    expected = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert Tokenizer(tmp_path).apply_chat_template(messages) == expected
 
 
 # Thinking

@@ -1,0 +1,125 @@
+"""The messages of a conversation, checked and made of plain values, as a chat template may see them."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from ..errors import PromptError
+
+Message = dict[str, Any]
+TEXT_PARTS = ("text", "input_text", "output_text")  # what the chat and the responses API call a part of text
+REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")  # the first is the one that templates read
+
+
+def read_messages(messages: Iterable[Any]) -> list[Message]:
+    """A copy of a conversation in plain values, without fields that are null, with the thinking under every name.
+
+    A message is a mapping with a `role`, a dataclass or a Pydantic model. Raises PromptError that names the message.
+    """
+    found = []
+    for index, message in enumerate(messages):
+        value = plain(message, f"messages[{index}]")
+        if not isinstance(value, dict) or not isinstance(value.get("role"), str):
+            shown = "has no role" if isinstance(value, dict) else f"is {short(value)}"
+            raise PromptError(f"messages[{index}] {shown}; expected an object with a role and a content")
+        value = {key: item for key, item in value.items() if item is not None}
+        if isinstance(value.get("content"), list | tuple):
+            for part in value["content"]:
+                part_text(part, describe(index, value))
+        found.append(_with_reasoning(value))
+    if not found:
+        raise PromptError("the conversation is empty; give at least one message")
+    return found
+
+
+def plain(value: Any, where: str) -> Any:
+    """A value of text, numbers, lists, tuples and dicts only: other objects have methods that a template could call.
+
+    NumPy and MLX scalars become numbers, their arrays lists. Raises PromptError that says `where` the value is.
+    """
+    try:
+        return _plain(value, where)
+    except RecursionError:
+        raise PromptError(f"{where} is nested too deeply for a prompt") from None
+
+
+def describe(index: int, message: Mapping[str, Any]) -> str:
+    """How an error calls a message: its place and its role."""
+    return f"messages[{index}] ({short(message['role'])})"
+
+
+def part_text(part: Any, where: str) -> str:
+    """The text of a part of a message's content. Raises PromptError if it is an image or anything but text."""
+    if isinstance(part, str):
+        return part
+    kind = part.get("type", "text" if "text" in part else None) if isinstance(part, dict) else None
+    if kind not in TEXT_PARTS:
+        shown = f"a part of type {short(kind)}" if kind is not None else f"the part {short(part)}"
+        raise PromptError(f"{where} holds {shown}; this model reads text only")
+    if not isinstance(part.get("text"), str):
+        raise PromptError(f"{where} holds a part of text whose text is {short(part.get('text'))}")
+    return str(part["text"])
+
+
+def has_parts(message: Message) -> bool:
+    return isinstance(message.get("content"), list | tuple)
+
+
+def join_parts(message: Message) -> Message:
+    """The message with its parts of text joined to one text, without a separator, as templates that know parts do."""
+    if not has_parts(message):
+        return message
+    return {**message, "content": "".join(part_text(part, "a message") for part in message["content"])}
+
+
+def completed(message: Message) -> Message:
+    """The message with what a template may rely on: a content, and arguments of tool calls that are objects."""
+    message = {"role": message["role"], "content": "", **message}
+    if isinstance(calls := message.get("tool_calls"), list | tuple):
+        message["tool_calls"] = [_with_object(call) for call in calls]
+    return message
+
+
+def _plain(value: Any, where: str) -> Any:
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    for kind in (str, int, float):  # a subclass: an enumeration, a NumPy number
+        if isinstance(value, kind):
+            return getattr(kind, f"__{kind.__name__}__")(value)
+    if isinstance(value, Mapping):
+        return {_plain(key, where): _plain(item, where) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item, where) for item in value]
+    if isinstance(value, tuple):
+        return tuple(_plain(item, where) for item in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name), where) for field in fields(value)}
+    for method in ("tolist", "model_dump"):  # arrays and scalars of NumPy, MLX and torch; Pydantic models
+        convert: Callable[[], Any] | None = getattr(value, method, None)
+        if callable(convert) and not isinstance(value, type):
+            return _plain(convert(), where)
+    raise PromptError(f"{where} holds a {type(value).__name__}; expected text, numbers, lists and objects")
+
+
+def _with_reasoning(message: Message) -> Message:
+    reasoning = next((message[name] for name in REASONING_FIELDS if message.get(name) is not None), None)
+    return message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
+
+
+def _with_object(call: Any) -> Any:
+    """A tool call whose arguments, if they are a JSON object as text, are that object."""
+    if not isinstance(call, dict):
+        return call
+    if isinstance(call.get("function"), dict):
+        return {**call, "function": _with_object(call["function"])}
+    try:
+        arguments = json.loads(call.get("arguments", ""))
+    except (TypeError, ValueError, RecursionError):
+        return call
+    return {**call, "arguments": arguments} if isinstance(arguments, dict) else call
+
+
+def short(value: Any) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
