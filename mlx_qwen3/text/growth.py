@@ -121,7 +121,7 @@ def _as_json(value: Any, ensure_ascii: bool = False, indent: Any = None, *_rest:
     total, left = 0, [(value, 1)]
     while left and total * width <= MAX_SIZE:
         item, depth = left.pop()
-        total += depth
+        total += 2 * depth  # the line of an item, and the bracket that closes it
         parts = item.values() if isinstance(item, Mapping) else item if isinstance(item, list | tuple) else ()
         left.extend((part, depth + 1) for part in parts)
     return total * width

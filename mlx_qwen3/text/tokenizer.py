@@ -81,11 +81,10 @@ class Tokenizer:
         Raises PromptError that names the message, and UsageError for options that contradict each other.
         """
         template, variables = self.chat_template(chat_template, tools), dict(template_args or {})
+        if enable_thinking is not None and variables.get("enable_thinking", enable_thinking) is not enable_thinking:
+            raise UsageError("template_args and the option set enable_thinking to different values; drop one of them")
         if enable_thinking is not None and template.can_switch_thinking:
-            if variables.setdefault("enable_thinking", enable_thinking) is not enable_thinking:
-                raise UsageError(
-                    "template_args sets enable_thinking to another value than the option; drop one of them"
-                )
+            variables["enable_thinking"] = enable_thinking
         if add_generation_prompt is None:
             add_generation_prompt = not continue_final_message
         return template.render(
