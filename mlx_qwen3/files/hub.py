@@ -16,6 +16,10 @@ NEEDED = (
     "model.safetensors.index.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
     "chat_template.jinja",
 )
 

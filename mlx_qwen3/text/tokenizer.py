@@ -1,20 +1,21 @@
 """Text to token ids and back: the `tokenizers` library, and streaming."""
 
+import codecs
+import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import tokenizers
-
 from ..errors import CheckpointError, PromptError, UsageError
 from ..files.config import read_json, token_ids
 from .chat_template import ChatTemplate, Tool
+from .panic import PanicError, panics_as_errors
 from .template_files import ChatTemplates
+from .vocabulary import QWEN_PATTERN, read_vocabulary
 
-SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 THINK, END_THINK = "<think>", "</think>"
-REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are no character, or not yet one
+LONG = 1_000_000  # characters; from here on even Qwen's pattern may reach the limit of its library
 
 
 class Tokenizer:
@@ -22,26 +23,34 @@ class Tokenizer:
 
     def __init__(self, folder: str | Path):
         folder = Path(folder)
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise CheckpointError(f"{path} does not exist; save the tokenizer with transformers to get one")
-        try:
-            self._backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises Exception itself
-            raise CheckpointError(f"{path} is not a tokenizer ({error}); download it again") from None
-        self._backend.no_truncation()
-        self._backend.no_padding()
         self.config = _optional_json(folder / "tokenizer_config.json")
         self.generation_config = _optional_json(folder / "generation_config.json")
-        tokens = {name: text for name in SPECIAL_TOKENS if (text := token_text(self.config.get(name)))}
-        self._templates = ChatTemplates(folder, self.config, tokens)
-        self.stop_ids = self._stop_ids(_optional_json(folder / "config.json"))
+        model_config = _optional_json(folder / "config.json")
+        self._vocabulary = read_vocabulary(folder, self.config, model_config)
+        self._backend = self._vocabulary.backend
+        if self._backend.decoder is None or self._backend.decoder.decode(["Ã", "©", "Ġ"]) != "é ":
+            raise CheckpointError(f"the tokenizer in {folder} is not byte-level, as those of Qwen3 are")
+        self._templates = ChatTemplates(folder, self.config, self._vocabulary.special_tokens)
+        self.stop_ids = self._stop_ids(model_config)
+        self._bytes: dict[int, bytes] = {}
 
     @cached_property
     def size(self) -> int:
         """One past the last id that stands for text; ids from here on are padding rows of the embedding."""
         added = self._backend.get_added_tokens_decoder()
-        return max([self._backend.get_vocab_size(with_added_tokens=False), *(i + 1 for i in added)])
+        ids = [index for index, token in added.items() if token.content not in self._vocabulary.invented]
+        return max([self._backend.get_vocab_size(with_added_tokens=False), *(index + 1 for index in ids)])
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """The named special tokens, such as eos_token, which a template may ask for."""
+        return self._vocabulary.special_tokens
+
+    @cached_property
+    def special(self) -> dict[int, str]:
+        """The tokens that stand for no text, by id: `decode` drops them with `skip_special_tokens`."""
+        added = self._backend.get_added_tokens_decoder()
+        return {index: token.content for index, token in added.items() if self.decode([index], True) == ""}
 
     def speaks_like(self, other: "Tokenizer") -> bool:
         """Whether ids have the same meaning, apart from added tokens."""
@@ -49,14 +58,39 @@ class Tokenizer:
         return ours == theirs
 
     def encode(self, text: str) -> list[int]:
-        """Token ids; special tokens written in the text count as such, nothing is added at the ends."""
+        """Token ids; special tokens written in the text count as such, nothing is added at the ends.
+
+        Raises PromptError for a text that has no ids.
+        """
         try:
-            return self._backend.encode(text, add_special_tokens=False).ids
+            with panics_as_errors(report=self._is_safe and len(text) < LONG):
+                return self._backend.encode(text, add_special_tokens=False).ids
         except (TypeError, UnicodeEncodeError):
-            raise PromptError("the text holds a lone surrogate, which is no character; remove it") from None
+            raise PromptError("the text holds a lone surrogate, which is not a character; remove it") from None
+        except PanicError as error:
+            reason = f"the tokenizer's pattern cannot cut a text of {len(text):,} characters into words ({error})"
+            raise PromptError(
+                f"{reason}; shorten its runs of one character, or use the model's own tokenizer.json"
+            ) from None
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """The text of token ids; `skip_special_tokens` drops the tokens of `special`."""
         return self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token stands for. They need not be whole characters; a padding row stands for none."""
+        if token not in self._bytes:
+            letters = self._backend.id_to_token(token) or ""
+            values = [BYTES.get(letter) for letter in letters]
+            self._bytes[token] = letters.encode() if None in values else bytes(v for v in values if v is not None)
+        return self._bytes[token]
+
+    @cached_property
+    def _is_safe(self) -> bool:
+        """Whether every pattern that cuts text is Qwen's, which does not backtrack far."""
+        parts = (self._backend.normalizer, self._backend.pre_tokenizer)
+        state = b"".join(part.__getstate__() for part in parts if part is not None)
+        return state.count(b'"Regex"') == state.count(json.dumps(QWEN_PATTERN).encode())
 
     def apply_chat_template(
         self,
@@ -115,42 +149,40 @@ class Tokenizer:
 
     def _stop_ids(self, config: Mapping[str, Any]) -> frozenset[int]:
         """The union of what generation_config, config and the tokenizer call the end."""
-        own = self._backend.token_to_id(token_text(self.config.get("eos_token")) or "")
+        text = self.special_tokens.get("eos_token")
+        own = None if text is None or text in self._vocabulary.invented else self._backend.token_to_id(text)
         ids = token_ids(self.generation_config, "eos_token_id") | token_ids(config, "eos_token_id")
         return ids if own is None else ids | {own}
 
 
 class StreamDecoder:
-    """Turns tokens into text one by one; the pieces joined are the decoded whole.
+    """Turns tokens into text one by one; the pieces joined are the decoded whole, without special tokens.
 
-    Byte-level tokens split characters, so text waits while it ends in an incomplete one.
+    Byte-level tokens split characters. Text waits only while its last bytes, at most three, may still become one.
     """
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
-        self._held: list[int] = []
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def add(self, token: int) -> str:
-        self._held.append(token)
-        text = self._tokenizer.decode(self._held, skip_special_tokens=True)
-        if text.endswith(REPLACEMENT):
-            return ""
-        self._held.clear()
-        return text
+        return "" if token in self._tokenizer.special else self._decoder.decode(self._tokenizer.token_bytes(token))
 
     def flush(self) -> str:
         """What is left at the end: an incomplete character shows as U+FFFD."""
-        text = self._tokenizer.decode(self._held, skip_special_tokens=True)
-        self._held.clear()
+        text = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
         return text
 
 
-def token_text(token: Any) -> str | None:
-    """A special token of tokenizer_config.json, which is a text or an object around it."""
-    text = token.get("content") if isinstance(token, dict) else token
-    if text is not None and not isinstance(text, str):
-        raise CheckpointError(f"tokenizer_config.json names {token!r} as a special token; expected text")
-    return text
+def _byte_letters() -> dict[str, int]:
+    """The letters by which byte-level vocabularies write the bytes 0 to 255."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+BYTES = _byte_letters()
 
 
 def _optional_json(path: Path) -> dict[str, Any]:
