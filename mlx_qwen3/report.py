@@ -1,24 +1,81 @@
-"""What the commands that write pictures, pages and JSON have in common."""
+"""What commands hand out: tables, pictures, strict JSON, and files that appear whole or not at all."""
 
+import io
 import math
+import os
+import secrets
+import stat
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from .errors import OutputError, UsageError
 
-
-def check_picture(path: Path) -> None:
-    """Raises UsageError where the name is not that of a picture."""
-    if path.suffix.lower() != ".png":
-        raise UsageError(f"--plot is {path}; expected a name that ends in .png")
+WIDTH = 118  # columns of a terminal that notes fill
+DPI = 110  # of pictures
+Cells = Sequence[str]
 
 
-def check_place(path: Path) -> None:
-    """Raises OutputError, before the work, where a file could not be made."""
-    if not path.absolute().parent.is_dir():
-        raise OutputError(f"{path.parent} is no folder; make it first, or give another place")
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder; give a file name")
+@dataclass(frozen=True)
+class Table:
+    """Rows under columns. `align` has a letter for each column: l for text, r for numbers.
+
+    `marked` holds the indices of rows that want a look. The notes stand below the rows. Raises ValueError if a row or
+    `align` does not have as many cells as there are columns.
+    """
+
+    title: str
+    columns: Cells
+    rows: Sequence[Cells]
+    align: str
+    marked: frozenset[int] = frozenset()
+    notes: Cells = ()
+
+    def __post_init__(self) -> None:
+        for cells in (self.align, *self.rows):
+            if len(cells) != len(self.columns):
+                raise ValueError(f"{cells!r} has {len(cells)} cells for {len(self.columns)} columns of {self.title!r}")
+
+    def text(self) -> str:
+        """For a terminal: cells below one another, a ! before marked rows, long notes wrapped."""
+        lines = [self.columns, *self.rows]
+        widths = [max(len(cells[column]) for cells in lines) for column in range(len(self.columns))]
+        margin, mark = ("  ", "! ") if self.title or self.marked else ("", "")
+        rows = [
+            (mark if index - 1 in self.marked else margin) + self._padded(cells, widths)
+            for index, cells in enumerate(lines)
+        ]
+        notes = [fill(note, WIDTH, initial_indent=margin, subsequent_indent=margin + "  ") for note in self.notes]
+        return "\n".join([*([self.title] if self.title else []), *rows, *notes])
+
+    def markdown(self) -> str:
+        rule = ["---" if side == "l" else "---:" for side in self.align]
+        table = "\n".join("| " + " | ".join(cells) + " |" for cells in (self.columns, rule, *self.rows))
+        return "\n\n".join([*([f"### {self.title}"] if self.title else []), table, *self.notes])
+
+    def _padded(self, cells: Cells, widths: Sequence[int]) -> str:
+        sides = zip(cells, widths, self.align, strict=True)
+        return "  ".join(c.ljust(width) if side == "l" else c.rjust(width) for c, width, side in sides).rstrip()
+
+
+def figure_class() -> Any:
+    """matplotlib's Figure. Raises UsageError if it is not installed: it is an optional dependency."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UsageError("pictures need matplotlib; pip install 'mlx-qwen3[plot]'") from None
+    return Figure
+
+
+def png(figure: Any) -> bytes:
+    """A matplotlib figure as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return buffer.getvalue()
 
 
 def finite(value: Any) -> Any:
@@ -28,3 +85,102 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def check_picture(path: Path) -> None:
+    """Raises UsageError if a picture cannot be made, or if the name is not that of a picture."""
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"--plot is {path}; expected a name that ends in .png")
+    figure_class()
+
+
+def check_place(path: Path) -> None:
+    """Raises OutputError, before the work, if `write_file` could not write there."""
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise OutputError(f"{path} is a folder; give a file name")
+    if not target.parent.is_dir():
+        raise OutputError(f"{path.parent} is not a folder; make it first, or give another place")
+    place = path if _written_directly(path) else target.parent
+    if not os.access(place, os.W_OK):
+        raise OutputError(f"{place} cannot be written to; give another place")
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file for a user, by `replace_file`. Raises OutputError."""
+    try:
+        replace_file(path, content)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror}); give another place") from None
+
+
+def replace_file(path: Path, content: bytes, durable: bool = False) -> None:
+    """Write a file that appears whole or not at all: written beside its place, then renamed.
+
+    A link stays a link: what it leads to is replaced. An existing file keeps its mode. What is not a plain file, such
+    as /dev/stdout or a named pipe, is written to directly. `durable` also waits until file and name are on the disk.
+    Raises OSError.
+    """
+    if _written_directly(path):
+        _write_directly(path, content)
+        return
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{secrets.token_hex(6)}.partial")
+    try:
+        with _created(temporary) as file:
+            file.write(content)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        with suppress(FileNotFoundError):
+            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or a folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _created(path: Path) -> io.BufferedWriter:
+    """A new file with the mode that the umask gives."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb")
+
+
+def _written_directly(path: Path) -> bool:
+    """Whether a rename would be wrong: for a device, a pipe, and the file that our own output goes to."""
+    try:
+        state = path.stat()
+    except OSError:
+        return False
+    return not stat.S_ISREG(state.st_mode) or any(_own_streams(state))
+
+
+def _own_streams(state: os.stat_result) -> Iterator[int]:
+    """Standard output or standard error, if it is this very file."""
+    for descriptor in (1, 2):
+        with suppress(OSError):  # closed
+            if os.path.samestat(os.fstat(descriptor), state):
+                yield descriptor
+
+
+def _write_directly(path: Path, content: bytes) -> None:
+    own = next(_own_streams(path.stat()), None)
+    if own is None:
+        with path.open("wb") as file:
+            file.write(content)
+        return
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()  # what was printed before comes first
+    with open(own, "wb", closefd=False) as file:  # opened by its name, the file would be cut
+        file.write(content)

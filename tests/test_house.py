@@ -16,7 +16,7 @@ ONLY_IN = {
     "mlx_lm": "bench/workers/peer_",
     "jinja2": "text/",
     "huggingface_hub": "files/",
-    "matplotlib": "inspect/pictures bench/pictures",
+    "matplotlib": "report.py inspect/pictures bench/pictures",
 }
 
 

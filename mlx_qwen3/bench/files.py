@@ -1,42 +1,34 @@
-"""The files that `bench` writes: everything as JSON, a picture. Each appears whole or not at all."""
+"""The files that `bench` writes: everything as JSON, a picture."""
 
 import json
-import os
-import tempfile
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from ..errors import OutputError
 from ..files.config import Qwen3Config
-from ..inspect.pictures import figure_class
-from ..report import check_picture, check_place, finite
-from .pictures import png
+from ..report import check_picture, check_place, finite, png, write_file
+from .pictures import draw
 from .report import PER_LENGTH, PER_PROCESS, Metric, Report, Row, Spread, ratio, samples
 
 FORMAT = 2  # of the JSON; 1 called transformers `torch`
 
 
 def check_files(as_json: Path | None, plot: Path | None) -> None:
-    """Raises UsageError or OutputError, before the hour of measuring, where a file could not be made."""
+    """Raises UsageError or OutputError, before the hour of measuring, if a file could not be made."""
     if plot:
         check_picture(plot)
-        figure_class()
     for path in (as_json, plot):
-        if path is None:
-            continue
-        check_place(path)
-        if not os.access(path.absolute().parent, os.W_OK):
-            raise OutputError(f"{path.parent} cannot be written to; give another place")
+        if path:
+            check_place(path)
 
 
 def write_files(report: Report, as_json_file: Path | None, plot: Path | None) -> None:
-    """Write what is asked for. Raises OutputError where that fails."""
+    """Write what is asked for. Raises OutputError."""
     if as_json_file:
         text = json.dumps(as_json(report), ensure_ascii=False, allow_nan=False, indent=1)
-        _write(as_json_file, text.encode() + b"\n")
+        write_file(as_json_file, text.encode() + b"\n")
     if plot:
-        _write(plot, png(report))
+        write_file(plot, png(draw(report)))
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -74,20 +66,3 @@ def _figures(report: Report, row: Row, metrics: tuple[Metric, ...], length: int 
             found = None if row is report.ours else ratio(report, row, metric, length)
             figures[metric.name] = {**asdict(spread), "ratio": asdict(found) if found else None}
     return figures
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes it private
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror}); give another place") from None

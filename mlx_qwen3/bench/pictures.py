@@ -1,22 +1,12 @@
 """A report as one picture: bars with spread, and decode speed against context length."""
 
-import io
 from typing import TYPE_CHECKING, Any
 
-from ..inspect.pictures import figure_class
+from ..report import figure_class
 from .report import PER_LENGTH, PER_PROCESS, Metric, Report, Spread, samples
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-DPI = 110
-
-
-def png(report: Report) -> bytes:
-    """The picture as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    draw(report).savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def draw(report: Report) -> "Figure":

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ..report import Table
 from .outputs import sentence
 from .report import PER_LENGTH, PER_PROCESS, Metric, Report, Row, Spread, ratio, samples, significant
 from .roofline import decode_limit, prefill_limit
@@ -25,7 +26,7 @@ def render(report: Report) -> str:
 
 
 def limits_table(report: Report) -> str:
-    """The roofline: what no program could pass on this machine."""
+    """The roofline: what no program can pass on this machine."""
     limits, lengths = report.limits, report.options.prompt_tokens
     rows = []
     for row in report.rows:
@@ -34,17 +35,14 @@ def limits_table(report: Report) -> str:
     prefill = [significant(prefill_limit(limits["product_flops"], report.config, length)) for length in lengths]
     columns = ["", "dtype", "MB of weights per token", *(f"decode at {length}, tok/s" for length in lengths)]
     product = f"{limits['product_rows']:.0f}^3 {report.ours.dtype} products"
-    return "\n\n".join(
-        [
-            "### Limits",
-            f"Measured here: copies at {limits['copy_bytes_per_s'] / 1e9:.1f} GB/s, {product} at "
-            f"{limits['product_flops'] / 1e9:,.0f} GFLOP/s. Decode reads all weights and the cache for each token; "
-            "prefill is bound by the products: "
-            + ", ".join(f"{bound} tok/s at {length}" for bound, length in zip(prefill, lengths, strict=True))
-            + ".",
-            _table(columns, rows, text=2),
-        ]
+    note = (
+        f"Measured here: copies at {limits['copy_bytes_per_s'] / 1e9:.1f} GB/s, {product} at "
+        f"{limits['product_flops'] / 1e9:,.0f} GFLOP/s. Decode reads all weights and the cache for each token. "
+        "Prefill is bound by the products: "
+        + ", ".join(f"{bound} tok/s at {length}" for bound, length in zip(prefill, lengths, strict=True))
+        + "."
     )
+    return _table("Limits", columns, rows, note)
 
 
 def _heading(report: Report) -> str:
@@ -66,7 +64,7 @@ def _heading(report: Report) -> str:
 
 
 def _length_table(report: Report, length: int) -> str:
-    columns = ["", "dtype", *(metric.title for metric in PER_LENGTH), "of it MLX's or CUDA's, MB", "GB/s", "of copy"]
+    columns = ["", "dtype", *(metric.title for metric in PER_LENGTH), "peak by MLX or CUDA, MB", "GB/s", "of copy"]
     rows = []
     for row in report.rows:
         if not row.agrees(length):
@@ -74,13 +72,13 @@ def _length_table(report: Report, length: int) -> str:
         elif row.at(length):
             cells = [_cell(report, row, metric, length) for metric in PER_LENGTH]
             rows.append([row.name, row.dtype, *cells, _framework_peak(row, length), *_bandwidth(report, row, length)])
-    return f"### Prompt of {length} tokens\n\n{_table(columns, rows, text=2)}"
+    return _table(f"Prompt of {length} tokens", columns, rows)
 
 
 def _process_table(report: Report) -> str:
     rows = [[row.name, row.dtype, *(_cell(report, row, metric, None) for metric in PER_PROCESS)] for row in report.rows]
     columns = ["", "dtype", *(metric.title for metric in PER_PROCESS)]
-    return f"### Whatever the prompt\n\n{_table(columns, rows, text=2)}"
+    return _table("The same for every prompt", columns, rows)
 
 
 def _cell(report: Report, row: Row, metric: Metric, length: int | None) -> str:
@@ -111,10 +109,9 @@ def _decode_bound(report: Report, row: Row, length: int) -> float:
     return decode_limit(report.limits["copy_bytes_per_s"], row.bytes_per_token(report.context(length)))
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], text: int) -> str:
-    """`text`: how many columns are words, to the left."""
-    rule = ["---" if index < text else "---:" for index in range(len(columns))]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [columns, rule, *rows])
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *notes: str) -> str:
+    """A contestant in each row: name and dtype, then numbers."""
+    return Table(title, columns, rows, "ll" + "r" * (len(columns) - 2), notes=notes).markdown()
 
 
 def _list(title: str, lines: Sequence[str]) -> str:

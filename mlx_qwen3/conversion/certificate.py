@@ -11,7 +11,7 @@ from ..compare.divergence import Divergence
 from ..errors import VerificationError
 from ..files.config import read_json
 from ..files.numerics import TensorError
-from .plan import columns
+from ..report import Table, replace_file
 from .shards import FileRecord, TensorRecord
 
 FILE = "certificate.json"
@@ -53,7 +53,7 @@ class Certificate:
             content["divergence"]["perplexity_ratio"] = self.divergence.perplexity_ratio
         content = json.loads(json.dumps(content))
         text = json.dumps(content | {"sha256": _digest(content)}, indent=1, ensure_ascii=False)
-        (folder / FILE).write_text(text + "\n", encoding="utf-8")
+        replace_file(folder / FILE, f"{text}\n".encode())
 
     @classmethod
     def read(cls, folder: Path) -> "Certificate":
@@ -95,12 +95,12 @@ def tensor_record(stored: dict[str, Any]) -> TensorRecord:
 
 def table(certificate: Certificate) -> str:
     """The certificate for a terminal: one line for every tensor, then the files, then the divergence."""
-    rows = [("tensor", "from", "shape", "dtype", "made", "max error", "relative", "worst row")]
-    for record in certificate.tensors:
-        rows.append(
-            (record.name, _sources(record), str(list(record.shape)), record.dtype, _made(record), *_errors(record))
-        )
-    lines = columns(rows)
+    columns = ("tensor", "from", "shape", "dtype", "made", "max error", "relative", "worst row")
+    rows = [
+        (record.name, _sources(record), str(list(record.shape)), record.dtype, _made(record), *_errors(record))
+        for record in certificate.tensors
+    ]
+    lines = [Table("", columns, rows, "lllllrrl").text()]
     lines += [f"left out: {name} ({why})" for name, why in certificate.dropped.items()]
     for title, files in (("source", certificate.source_files), ("result", certificate.files)):
         lines += [f"{title}  sha256 {file.sha256}  {file.bytes:>14,} bytes  {name}" for name, file in files.items()]
@@ -120,9 +120,9 @@ def divergence_lines(divergence: Divergence | None) -> list[str]:
         if divergence.text
         else "fixed ids; no tokenizer.json that fits, so no text"
     )
-    lines = [f"divergence against the source in float32, {tokens} tokens: {text}"]
-    lines += [f"  {_LABELS[key]:<40} {_number(value)}" for key, value in figures.items() if key in _LABELS]
-    return lines
+    title = f"divergence from the source in float32, {tokens} tokens: {text}"
+    rows = [(_LABELS[key], _number(value)) for key, value in figures.items() if key in _LABELS]
+    return [Table(title, ("figure", "value"), rows, "ll").text()]
 
 
 _LABELS = {

@@ -13,6 +13,7 @@ from ..compare.divergence import Divergence, compare, sequences_for, ticks
 from ..errors import CheckpointError, UsageError, VerificationError
 from ..files.checkpoint import INDEX, identity, read_tensors
 from ..files.hub import resolve
+from ..report import replace_file
 from .certificate import Certificate, tensor_record
 from .plan import SHARD_BYTES, Options, Plan, Progress, make_plan
 from .shards import FileRecord, SourceDigests, TensorRecord, sha256, write_shard
@@ -160,7 +161,7 @@ def _copy(source: Path, target: Path) -> None:
         content = source.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{source} cannot be read ({error.strerror}); download it again") from None
-    target.write_bytes(content)
+    replace_file(target, content)
 
 
 def _measure(plan: Plan, result: Path, sequences: TokenIds | None, progress: Progress) -> Divergence | None:
@@ -211,4 +212,5 @@ def _check_gate(divergence: Divergence | None, max_kl: float | None) -> None:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    replace_file(path, f"{text}\n".encode())

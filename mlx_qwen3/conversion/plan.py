@@ -1,7 +1,7 @@
 """A conversion before it is run: every tensor, every file, and the sizes before and after."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
@@ -13,6 +13,7 @@ from ..errors import UsageError
 from ..files.checkpoint import FLOATS, NAMES, dtype_name, read_tensors
 from ..files.config import FORMAT, Quantization, Qwen3Config, read_json
 from ..files.layout import Part, parse_dtype, part_shapes, read_parts
+from ..report import Table
 from .quantize import DEFAULT_BITS, MIXED, NONE, fits, mixed, parse
 from .shards import Shard, plan_shards
 from .transform import Recipe, float_dtype, jobs, modules, refuse_packed
@@ -103,19 +104,13 @@ class Plan:
         dropped = [f"left out: {name} ({why})" for name, why in self.dropped.items()]
         return "\n".join(
             [
-                *columns([("tensor", "from", "shape", "dtype", "made"), *rows]),
+                Table("", ("tensor", "from", "shape", "dtype", "made"), rows, "lllll").text(),
                 *dropped,
                 *files,
                 f"{self.source_bytes:,} bytes before, {self.bytes:,} after, {self.bits_per_weight:.3f} bits per weight",
                 "nothing was written",
             ]
         )
-
-
-def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines with the cells below one another."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def make_plan(folder: Path, options: Options, progress: Progress = lambda stage, done, total: None) -> Plan:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..errors import OutputError, UsageError
+from ..report import replace_file, sync
 
 CHECKPOINT = ("config.json", "certificate.json")  # what a folder holds that --overwrite may replace
 
@@ -64,15 +65,12 @@ class Staging:
             )
         self._content = stored
         self.folder.mkdir(exist_ok=True)
+        for path in self.folder.iterdir():  # what is unfinished is written again, and a draft has a name of its own
+            if path.name not in stored["finished"]:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _write(self) -> None:
-        draft = self._journal.with_suffix(".draft")
-        with draft.open("w", encoding="utf-8") as file:
-            json.dump(self._content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(self._journal)
-        sync(self._journal.parent)
+        replace_file(self._journal, json.dumps(self._content).encode(), durable=True)
 
 
 @contextmanager
@@ -121,15 +119,6 @@ def check_apart(source: Path, out: Path) -> None:
     source, out = source.resolve(), out.resolve()
     if source == out or out in source.parents:
         raise UsageError(f"OUT {out} holds SOURCE {source}, which would be replaced; give another place")
-
-
-def sync(path: Path) -> None:
-    """fsync a file or a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _publish(work: Path, out: Path, overwrite: bool) -> None:

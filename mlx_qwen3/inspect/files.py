@@ -2,35 +2,27 @@
 
 from pathlib import Path
 
-from ..errors import OutputError
-from ..report import check_picture, check_place
+from ..report import check_picture, check_place, figure_class, png, write_file
 from .page import page
-from .pictures import figure_class, png
+from .pictures import draw
 from .report import Report
 
 
 def check_files(plot: Path | None, html: Path | None) -> None:
-    """Raises UsageError or OutputError, before the work, where a file could not be made."""
+    """Raises UsageError or OutputError, before the work, if a file could not be made."""
     if plot:
         check_picture(plot)
+    if html:
+        figure_class()  # the page has a picture
     for path in (plot, html):
-        if path is None:
-            continue
-        check_place(path)
-        figure_class()
+        if path:
+            check_place(path)
 
 
 def write_files(report: Report, plot: Path | None, html: Path | None, full: bool = False) -> None:
-    """Write what is asked for. Raises OutputError where that fails."""
-    picture = png(report) if plot or html else b""
+    """Write what is asked for. Raises OutputError."""
+    picture = png(draw(report)) if plot or html else b""
     if plot:
-        _write(plot, picture)
+        write_file(plot, picture)
     if html:
-        _write(html, page(report, full, picture).encode())
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror}); give another place") from None
+        write_file(html, page(report, full, picture).encode())

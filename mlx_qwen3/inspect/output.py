@@ -1,21 +1,19 @@
 """A report as text for the terminal and as JSON for programs."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
-from textwrap import fill
 from typing import Any
 
 from ..report import finite
 from .report import Report, place
 from .statistics import Statistics
-from .tables import Table, forecast, tables, verdict_lines
+from .tables import forecast, tables, verdict_lines
 from .tensors import TensorRow, collapsed
 
 
 def render(report: Report, full: bool = False) -> str:
     """The report as text: what ran, the tables, the verdict."""
     head = headline(report)
-    blocks = [_text(table) for table in tables(report, full)]
+    blocks = [table.text() for table in tables(report, full)]
     return "\n\n".join([head, *blocks, "\n".join(["Verdict", *("  " + line for line in verdict_lines(report))])])
 
 
@@ -115,21 +113,3 @@ def _comparison(report: Report) -> dict[str, Any] | None:
 
 def _statistics(statistics: Statistics) -> dict[str, Any]:
     return asdict(statistics) | {"abs_max": statistics.abs_max}
-
-
-def _text(table: Table) -> str:
-    lines = [list(table.columns), *table.rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(table.columns))]
-    text = [table.title, "  " + _line(lines[0], widths, table.left)]
-    for index, row in enumerate(table.rows):
-        text.append(("! " if index in table.marked else "  ") + _line(row, widths, table.left))
-    return "\n".join([*text, *(fill(note, 118, initial_indent="  ", subsequent_indent="    ") for note in table.notes)])
-
-
-def _line(cells: Sequence[str], widths: Sequence[int], left: int) -> str:
-    last = len(cells) - 1
-    aligned = [
-        cell.ljust(width) if column < left or column == last else cell.rjust(width)
-        for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    ]
-    return "  ".join(aligned).rstrip()

@@ -4,9 +4,10 @@ from base64 import b64encode
 from collections.abc import Sequence
 from html import escape
 
+from ..report import Table
 from .output import headline
 from .report import Report
-from .tables import Table, tables, verdict_lines
+from .tables import tables, verdict_lines
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 110rem; padding: 0 1rem; color: #1c1c1c }
@@ -43,7 +44,6 @@ def _table(table: Table) -> str:
 
 
 def _row(tag: str, cells: Sequence[str], table: Table, marked: bool = False) -> str:
-    last = len(cells) - 1
-    opening = [f'<{tag} class="text">' if i < table.left or i == last else f"<{tag}>" for i in range(len(cells))]
+    opening = [f'<{tag} class="text">' if side == "l" else f"<{tag}>" for side in table.align]
     content = "".join(f"{start}{escape(cell)}</{tag}>" for start, cell in zip(opening, cells, strict=True))
     return f'<tr class="marked">{content}</tr>' if marked else f"<tr>{content}</tr>"

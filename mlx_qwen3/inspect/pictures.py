@@ -1,40 +1,22 @@
 """A report as one picture: heat maps of layer by step, an attention map, the residual stream over depth."""
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..compare.flow import NUMBERS
-from ..errors import UsageError
+from ..report import figure_class
 from .report import Report
 from .rules import ABNORMAL, UNUSUAL
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DPI = 110
 LAYER_STEPS = tuple(step.name for step in NUMBERS if step.name not in ("final_norm", "logits"))
 # statistic -> title; the sizes of steps differ by powers of ten, so colours are logarithms
 HEAT_MAPS = {"std": "standard deviation", "abs_max": "largest magnitude", "mean": "|mean|"}
 RED, ORANGE = "#e00000", "#ff9500"
-
-
-def figure_class() -> Any:
-    """matplotlib's Figure. Raises UsageError where it is not installed: it is an optional dependency."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UsageError("pictures need matplotlib; pip install 'mlx-qwen3[plot]'") from None
-    return Figure
-
-
-def png(report: Report) -> bytes:
-    """The picture as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    draw(report).savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def draw(report: Report) -> "Figure":

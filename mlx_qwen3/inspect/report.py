@@ -187,7 +187,7 @@ def describe(difference: Difference, against: str) -> str:
 
 
 def place(layer: int | None) -> str:
-    return "behind the layers" if layer is None else f"layer {layer}"
+    return "after the layers" if layer is None else f"layer {layer}"
 
 
 def _check(options: Options, config: Qwen3Config) -> None:

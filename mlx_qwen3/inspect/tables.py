@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
 from ..compare.comparison import Difference
 from ..compare.flow import FLOW, NUMBERS
+from ..report import Table
 from .numbers import Key
 from .report import Report, describe, place
 from .rules import ABNORMAL, NORMAL, Verdict
@@ -13,6 +13,7 @@ from .statistics import Statistics
 from .tensors import TensorRow, collapsed
 
 COLUMNS = ("mean", "std", "rms", "min", "max", "NaN", "Inf")
+NUMERIC = "r" * len(COLUMNS)  # their alignment
 # What the table of layers shows: (heading, step, statistic)
 OVERVIEW = (
     ("residual rms", "output", "rms"),
@@ -30,18 +31,6 @@ COMPARED = (
 ).split()
 
 
-@dataclass(frozen=True)
-class Table:
-    """Rows under columns, the numbers aligned to the right; `marked` rows want a look, `notes` stand below."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: list[list[str]]
-    left: int = 1  # columns that are text, from the left
-    marked: set[int] = field(default_factory=set)
-    notes: tuple[str, ...] = ()
-
-
 def tables(report: Report, full: bool = False) -> Iterator[Table]:
     """Everything the report has to show; `full`: every tensor, and the numbers of every layer."""
     layers = range(report.config.num_hidden_layers)
@@ -50,7 +39,7 @@ def tables(report: Report, full: bool = False) -> Iterator[Table]:
     yield flow(report)
     for layer in shown:
         yield numbers(report, layer)
-    yield behind(report)
+    yield after_layers(report)
     if report.options.heads:
         for layer in shown:
             yield heads(report, layer)
@@ -69,9 +58,9 @@ def weights(report: Report, full: bool) -> Table:
     notes = [f"total: {len(report.rows)} tensors, {parameters:,} parameters, {size / 1e9:.3f} GB"]
     notes += [f"warning: {row.name}: {reason}" for row in report.rows for reason in row.warnings]
     notes += [f"fault: {row.name} has {row.statistics.nan} NaN, {row.statistics.inf} infinite" for row in _sick(report)]
-    marked = {index for index, row in enumerate(shown) if row.warnings or row.sick}
+    marked = frozenset(index for index, row in enumerate(shown) if row.warnings or row.sick)
     columns = ("tensor", "shape", "dtype", "parameters", *COLUMNS, "zeros")
-    return Table("Weights, as stored", columns, rows, 3, marked, tuple(notes))
+    return Table("Weights, as stored", columns, rows, "lllr" + NUMERIC + "r", marked, notes)
 
 
 def flow(report: Report) -> Table:
@@ -86,9 +75,9 @@ def flow(report: Report) -> Table:
             sharing=sharing(report.config.num_attention_heads, report.config.num_key_value_heads),
         )
         rows.append([step.name, str(list(shapes[key])), step.axes, report.numbers.dtypes[key], meaning])
-    title = f"Shape flow of layer {layer}, and behind the last layer"
+    title = f"Shape flow of layer {layer}, and after the last layer"
     legend = "B batch, L new tokens, S cached + new, H query heads, K key/value heads, D head_dim, V vocabulary"
-    return Table(title, ("step", "shape", "axes", "dtype", "what happens"), rows, 5, notes=(legend,))
+    return Table(title, ("step", "shape", "axes", "dtype", "what happens"), rows, "lllll", notes=(legend,))
 
 
 def numbers(report: Report, layer: int) -> Table:
@@ -96,9 +85,9 @@ def numbers(report: Report, layer: int) -> Table:
     return _statistics_table(report, f"Numbers of layer {layer}", keys, _size_notes(report, layer))
 
 
-def behind(report: Report) -> Table:
+def after_layers(report: Report) -> Table:
     keys = [key for step in NUMBERS if (key := (None, step.name)) in report.verdicts]
-    return _statistics_table(report, "Numbers behind the last layer", keys, ())
+    return _statistics_table(report, "Numbers after the last layer", keys, ())
 
 
 def heads(report: Report, layer: int) -> Table:
@@ -111,7 +100,7 @@ def heads(report: Report, layer: int) -> Table:
             statistics = report.numbers.heads[(layer, step.name)][head]
             rows.append([step.name, str(head), *_moments(statistics), _verdict(verdict)])
     columns = ("step", "head", *COLUMNS, "verdict")
-    return Table(f"Numbers of layer {layer} per head", columns, rows, 1, marked)
+    return Table(f"Numbers of layer {layer} per head", columns, rows, "lr" + NUMERIC + "l", frozenset(marked))
 
 
 def overview(report: Report) -> Table:
@@ -131,7 +120,7 @@ def overview(report: Report) -> Table:
         words = faults or ([f"unusual: {', '.join(unusual)}"] if unusual else [NORMAL])
         rows.append([str(layer), *values, "; ".join(words)])
     columns = ("layer", *(heading for heading, _, _ in OVERVIEW), "verdict")
-    return Table("All layers", columns, rows, 0, marked, (*report.rules.notes,))
+    return Table("All layers", columns, rows, "r" * (len(columns) - 1) + "l", frozenset(marked), report.rules.notes)
 
 
 def comparison(report: Report, full: bool) -> Table:
@@ -143,8 +132,8 @@ def comparison(report: Report, full: bool) -> Table:
     title = f"Relative difference from {against}: ||a - b|| / ||b||"
     if full:
         rows = [[place(d.layer), d.step, relative(d), number(d.bound)] for d in differences]
-        marked = {index for index, difference in enumerate(differences) if difference.outside}
-        return Table(title, ("layer", "step", "difference", "bound"), rows, 2, marked, (verdict,))
+        outsiders = frozenset(index for index, difference in enumerate(differences) if difference.outside)
+        return Table(title, ("layer", "step", "difference", "bound"), rows, "llrr", outsiders, (verdict,))
     rows, marked = [], set()
     for layer in range(report.config.num_hidden_layers):
         own = {difference.step: difference for difference in differences if difference.layer == layer}
@@ -153,7 +142,8 @@ def comparison(report: Report, full: bool) -> Table:
         bound = number(next(iter(own.values())).bound)
         rows.append([str(layer), *(relative(own[step]) if step in own else "-" for step in COMPARED), bound])
     ends = [f"{difference.step} {relative(difference)}" for difference in differences if difference.layer is None]
-    return Table(title, ("layer", *COMPARED, "bound"), rows, 0, marked, (", ".join(ends), verdict))
+    columns = ("layer", *COMPARED, "bound")
+    return Table(title, columns, rows, "r" * len(columns), frozenset(marked), (", ".join(ends), verdict))
 
 
 def verdict_lines(report: Report) -> list[str]:
@@ -212,8 +202,8 @@ def relative(difference: Difference) -> str:
 
 def _statistics_table(report: Report, title: str, keys: Sequence[Key], notes: tuple[str, ...]) -> Table:
     rows = [[key[1], *_moments(report.numbers.overall[key]), _verdict(report.verdicts[key])] for key in keys]
-    marked = {index for index, key in enumerate(keys) if report.verdicts[key].level == ABNORMAL}
-    return Table(title, ("step", *COLUMNS, "verdict"), rows, 1, marked, notes)
+    marked = frozenset(index for index, key in enumerate(keys) if report.verdicts[key].level == ABNORMAL)
+    return Table(title, ("step", *COLUMNS, "verdict"), rows, "l" + NUMERIC + "l", marked, notes)
 
 
 def _size_notes(report: Report, layer: int) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """The benchmark with real contestants on a tiny model, and what it refuses. Nothing here depends on a speed."""
 
 import json
+import os
 import re
 import sys
 from dataclasses import replace
@@ -334,7 +335,7 @@ def test_bad_options_are_one_line_and_exit_code_2(chat, tmp_path, capsys, argume
 @pytest.mark.parametrize("option", ["--json", "--plot"])
 def test_a_place_that_cannot_be_written_is_told_first(chat, tmp_path, capsys, option):
     assert main(chat, "--against", TWICE, option, tmp_path / "missing" / "x.png") == 1
-    assert "is no folder; make it first" in capsys.readouterr().err
+    assert "is not a folder; make it first" in capsys.readouterr().err
     (tmp_path / "x.png").mkdir()
     assert main(chat, "--against", TWICE, option, tmp_path / "x.png") == 1
     assert "is a folder; give a file name" in capsys.readouterr().err
@@ -477,7 +478,7 @@ def test_files_are_whole_or_absent(report, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(bench.files.os, "replace", full)
+        patch.setattr(os, "replace", full)
         with pytest.raises(OutputError, match=r"x.json cannot be written \(No space left on device\)"):
             bench.write_files(report, tmp_path / "x.json", None)
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]

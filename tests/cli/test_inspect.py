@@ -14,7 +14,7 @@ from checkpoints import AFFINE_4, TINY, VOCABULARY, random_weights, write_checkp
 from mlx_qwen3.inspect import Options, as_json, inspect, render, write_files
 from mlx_qwen3.inspect.page import _table
 from mlx_qwen3.inspect.pictures import draw
-from mlx_qwen3.inspect.tables import Table
+from mlx_qwen3.report import Table
 
 ROOT = Path(__file__).parents[2]
 CONFIG = {**TINY, "num_hidden_layers": 4, "vocab_size": VOCABULARY}
@@ -50,7 +50,7 @@ def test_everything_is_on_stdout(chat):
         "Shape flow of layer 3",
         "query heads 0-2 read kv head 0, 3-5 read kv head 1",
         "Numbers of layer 3",
-        "Numbers behind the last layer",
+        "Numbers after the last layer",
         "All layers",
         "RMS(q_norm.weight)",  # why QK-norm scales q and k
         "no fault",
@@ -170,7 +170,7 @@ ERRORS = {
     "rules": (["--rules", "/nowhere.json"], 2, "rules /nowhere.json cannot be read"),
     "against": (["--against", "/nowhere"], 1, "there is no folder '/nowhere'"),
     "plot name": (["--plot", "picture.jpg"], 2, "--plot is picture.jpg; expected a name that ends in .png"),
-    "plot folder": (["--plot", "/nowhere/p.png"], 1, "/nowhere is no folder"),
+    "plot folder": (["--plot", "/nowhere/p.png"], 1, "/nowhere is not a folder"),
     "html folder": (["--html", "/"], 1, "/ is a folder; give a file name"),
     "long prompt": (["--prompt", "x" * 50_000], 1, "which fill the context of 40960"),
 }
@@ -216,7 +216,7 @@ def test_picture_and_page(sick, tmp_path):
 
 
 def test_cells_are_escaped_too():
-    table = Table("<i>", ("<u>",), [["<b>", "&"]], notes=("<p>",))
+    table = Table("<i>", ("<u>", "x"), [["<b>", "&"]], "ll", notes=("<p>",))
     assert _table(table).count("&lt;") == 4
     assert "&amp;" in _table(table)
 

@@ -100,6 +100,15 @@ def test_killed_at_fifty_points_out_is_absent_or_complete_and_the_next_run_goes_
     assert resumed > POINTS / 2
 
 
+def test_only_finished_files_outlive_a_kill(tmp_path):
+    """A draft that was being written has a name of its own, which nothing would replace."""
+    stage = staging.Staging(tmp_path, {})
+    for name in ("done", "half", ".draft.partial"):
+        (stage.folder / name).write_text(name)
+    stage.finish("done", {})
+    assert [path.name for path in staging.Staging(tmp_path, {}).folder.iterdir()] == ["done"]
+
+
 def test_killed_while_it_overwrites_the_old_or_the_new_is_there_or_comes_back(source, old, memory):
     options = {"divergence": False, "overwrite": True}
     (memory / "-1").mkdir()
