@@ -1,7 +1,8 @@
 """`mlx-qwen3 generate`"""
 
 import json
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 import click
@@ -22,6 +23,15 @@ from .terminal import Printer, read_stdin, statistics
 @click.option("--min-p", type=float, metavar="M", help="0 is off. Default: the checkpoint's.")
 @click.option("--seed", type=int, metavar="S", help="Repeat a reply. Default: a new one each time.")
 @click.option("--think/--no-think", "thinking", default=None, help="Default: as the template has it, on for Qwen3.")
+@click.option("--prefill", metavar="TEXT", help="Begin the reply with this text; the model continues it.")
+@click.option("--chat-template", metavar="NAME|FILE", help="One of the checkpoint's templates, or a Jinja file.")
+@click.option(
+    "--template-arg",
+    "template_args",
+    multiple=True,
+    metavar="KEY=JSON",
+    help="Set a variable of the chat template; may be given several times.",
+)
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template.")
 @click.option("--stop", multiple=True, metavar="S", help="End before this text; may be given several times.")
 @click.option("--draft", metavar="SOURCE", help="A smaller model of the same vocabulary whose guesses are checked.")
@@ -38,6 +48,9 @@ def command(
     system: str | None,
     max_tokens: int | None,
     thinking: bool | None,
+    prefill: str | None,
+    chat_template: str | None,
+    template_args: tuple[str, ...],
     raw: bool,
     stop: tuple[str, ...],
     draft: str | None,
@@ -47,7 +60,7 @@ def command(
 ) -> None:
     """Reply to a prompt; the text streams to stdout."""
     from .. import blas
-    from ..engine import reply as generation
+    from ..engine import request as requests
     from ..engine.sampling import SamplingParams
     from ..files import hub
     from ..files.config import Qwen3Config
@@ -55,25 +68,27 @@ def command(
     from ..text.tokenizer import Tokenizer
 
     # What no model could honour is told before one is downloaded.
-    _check_raw(raw, system, thinking)
-    generation.check_options(max_tokens, stop)
+    of_template = {"system": system, "thinking": thinking, "prefill": prefill, "chat_template": chat_template}
+    _check_raw(raw, {**of_template, "template_args": template_args})
+    options = requests.ReplyOptions(
+        max_tokens=max_tokens,
+        thinking=thinking,
+        stop=stop,
+        chat_template=chat_template,
+        template_args=_variables(template_args) or None,
+        continue_final_message=prefill is not None,
+    )
     SamplingParams(**{name: value for name, value in sampling.items() if value is not None})
     text = read_stdin() if prompt == "-" else prompt
     source = source or _default_source(hub)
     folder, draft_folder = hub.resolve(source), hub.resolve(draft) if draft is not None else None
     config, tokenizer = Qwen3Config.from_folder(folder), Tokenizer(folder)
-    messages = [{"role": "system", "content": system}] if system is not None else []
-    request = generation.prepare(
-        config,
-        tokenizer,
-        tokenizer.encode(text) if raw else [*messages, {"role": "user", "content": text}],
-        sampling=generation.default_sampling(tokenizer, thinking, **sampling),
-        max_tokens=max_tokens,
-        thinking=thinking,
-        stop=stop,
-    )
+    contents = {"system": system, "user": text, "assistant": prefill}
+    messages = [{"role": role, "content": content} for role, content in contents.items() if content is not None]
+    options = replace(options, sampling=requests.default_sampling(tokenizer, options.thinks, **sampling))
+    request = requests.prepare(config, tokenizer, tokenizer.encode(text) if raw else messages, options)
     if draft_folder:
-        generation.check_draft(draft_folder, config, tokenizer)
+        requests.check_draft(draft_folder, config, tokenizer)
     if advice := blas.advice():
         click.echo(f"note: {advice}", err=True)
     model = loading.load_model(folder, dtype)
@@ -87,10 +102,31 @@ def command(
         raise KeyboardInterrupt
 
 
-def _check_raw(raw: bool, system: str | None, thinking: bool | None) -> None:
-    if raw and (system is not None or thinking is not None):
-        option = "--system" if system is not None else "--think" if thinking else "--no-think"
-        raise UsageError(f"{option} belongs to the chat template, which --raw leaves out; drop one of them")
+def _check_raw(raw: bool, options: Mapping[str, Any]) -> None:
+    """Refuse the options of the chat template beside --raw."""
+    names = {"thinking": "--think" if options["thinking"] else "--no-think", "template_args": "--template-arg"}
+    for name, value in options.items():
+        if raw and value not in (None, ()):
+            option = names.get(name, f"--{name.replace('_', '-')}")
+            raise UsageError(f"{option} belongs to the chat template, which --raw leaves out; drop one of them")
+
+
+def _variables(arguments: tuple[str, ...]) -> dict[str, Any]:
+    """The variables of the chat template by name, from KEY=JSON each."""
+    found: dict[str, Any] = {}
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not name or not equals:
+            raise UsageError(f"--template-arg is {argument!r}; expected KEY=JSON, such as style='\"brief\"'")
+        if name in found:
+            raise UsageError(f"--template-arg gives {name!r} twice; drop one of them")
+        try:
+            found[name] = json.loads(value)
+        except (ValueError, RecursionError):
+            raise UsageError(
+                f"--template-arg {name}: {value!r} is not JSON; text needs quotes: {name}='\"text\"'"
+            ) from None
+    return found
 
 
 def _reply(model: Any, tokenizer: Any, request: Any, drafts: tuple[Any, Any], show: Printer | None) -> Any:

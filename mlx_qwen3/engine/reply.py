@@ -1,6 +1,5 @@
-"""Replies as text, on top of the token layer: templates, stop rules, thinking, measurements."""
+"""Replies as text, on top of the token layer: stop rules, thinking, measurements."""
 
-import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -9,28 +8,15 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..errors import PromptError, UsageError
 from ..files.checkpoint import dtype_name
-from ..files.config import Qwen3Config
 from ..model.qwen3 import Qwen3
+from ..text.chat_template import Tool
 from ..text.streaming import MarkerScanner, ThinkingSplitter
 from ..text.tokenizer import StreamDecoder, Tokenizer
-from .runner import check_limit, check_prompt, decode
+from .request import Prompt, ReplyOptions, Request, prepare
+from .runner import decode
 from .sampling import SamplingParams
-from .speculative import check_vocabulary, make_drafter
-
-Prompt = str | Sequence[Mapping[str, Any]] | Sequence[int]  # a user's message | a conversation | token ids
-
-
-@dataclass(frozen=True)
-class Request:
-    """A checked prompt with everything that decides the reply."""
-
-    ids: list[int]
-    sampling: SamplingParams
-    max_tokens: int
-    stop: tuple[str, ...]
-    opens_thinking: bool
+from .speculative import make_drafter
 
 
 @dataclass(frozen=True)
@@ -113,63 +99,6 @@ class Collector:
         )
 
 
-def prepare(
-    config: Qwen3Config,
-    tokenizer: Tokenizer,
-    prompt: Prompt,
-    *,
-    sampling: SamplingParams | None = None,
-    max_tokens: int | None = None,
-    thinking: bool | None = None,
-    stop: str | Sequence[str] = (),
-    tools: Sequence[Mapping[str, Any]] | None = None,
-) -> Request:
-    """Render, encode and check a prompt; needs no weights, so that a bad one fails before they are read.
-
-    A string is one user message, a list of messages a conversation, a list of ids the prompt as it is. The defaults:
-    the checkpoint's sampling, `max_tokens` by generation_config or to the end of the context, thinking as the template
-    has it.
-    Raises PromptError, or UsageError for a setting that this checkpoint cannot honour.
-    """
-    if tokenizer.size > config.vocab_size:
-        raise PromptError(
-            f"the tokenizer has {tokenizer.size} ids, the model {config.vocab_size}; one is of another model"
-        )
-    stop = check_options(max_tokens, stop)
-    ids = _encode(tokenizer, prompt, tools, thinking)
-    opens = tokenizer.opens_thinking(ids)
-    if thinking is not None and not tokenizer.can_switch_thinking and thinking != opens:
-        raise UsageError(f"this checkpoint's chat template cannot switch thinking {'on' if thinking else 'off'}")
-    if max_tokens is None:
-        max_tokens = _default_limit(tokenizer.generation_config, len(ids), config.context_length)
-    check_prompt(ids, max_tokens, config)
-    sampling = sampling or default_sampling(tokenizer, thinking)
-    return Request(ids, sampling, max_tokens, stop, opens)
-
-
-def check_options(max_tokens: int | None, stop: str | Sequence[str]) -> tuple[str, ...]:
-    """The stop strings as a tuple. Raises UsageError for what no prompt and no model could honour."""
-    stop = (stop,) if isinstance(stop, str) else tuple(stop)
-    if "" in stop:
-        raise UsageError("a stop string is empty; it would stop every reply before it begins")
-    if max_tokens is not None:
-        check_limit(max_tokens)
-    return stop
-
-
-def check_draft(folder: Path, config: Qwen3Config, tokenizer: Tokenizer) -> None:
-    """Raises UsageError where the model in a folder has another vocabulary; needs no weights."""
-    check_vocabulary(config, Qwen3Config.from_folder(folder))
-    if not tokenizer.speaks_like(Tokenizer(folder)):
-        raise UsageError("the draft model's tokenizer has other tokens; give a smaller model of the same family")
-
-
-def default_sampling(tokenizer: Tokenizer, thinking: bool | None = None, **changes: Any) -> SamplingParams:
-    """The checkpoint's sampling settings with a fresh seed; `changes` replace single ones, None changes nothing."""
-    chosen = {"seed": secrets.randbits(32)} | {name: value for name, value in changes.items() if value is not None}
-    return replace(SamplingParams.from_generation_config(tokenizer.generation_config, thinking is not False), **chosen)
-
-
 def run(
     model: Qwen3, tokenizer: Tokenizer, request: Request, draft: Qwen3 | None = None, lookup: bool | None = None
 ) -> Iterator[Chunk]:
@@ -208,17 +137,22 @@ def stream(
     tokenizer: Tokenizer,
     prompt: Prompt,
     *,
+    sampling: SamplingParams | None = None,
+    max_tokens: int | None = None,
+    thinking: bool | None = None,
+    stop: str | Sequence[str] = (),
+    tools: Sequence[Tool] | None = None,
+    chat_template: str | Path | None = None,
+    template_args: Mapping[str, Any] | None = None,
+    continue_final_message: bool | str = False,
     draft: Qwen3 | None = None,
     lookup: bool | None = None,
-    **options: Any,
 ) -> Iterator[Chunk]:
-    """The reply to a prompt, step by step as it is made.
-
-    `draft`, a smaller model of the same vocabulary, and `lookup`, which finds its guesses in prompt and reply, make it
-    faster and change no token: `lookup` is on while it pays (None), always (True) or never (False), and gives way to a
-    draft model. The other options are those of `prepare`.
-    """
-    yield from run(model, tokenizer, prepare(model.config, tokenizer, prompt, **options), draft, lookup)
+    """The reply to a prompt, step by step as it is made. The options are those of `generate`."""
+    options = ReplyOptions(
+        sampling, max_tokens, thinking, stop, tools, chat_template, template_args, continue_final_message
+    )
+    yield from run(model, tokenizer, prepare(model.config, tokenizer, prompt, options), draft, lookup)
 
 
 def generate(
@@ -226,36 +160,39 @@ def generate(
     tokenizer: Tokenizer,
     prompt: Prompt,
     *,
+    sampling: SamplingParams | None = None,
+    max_tokens: int | None = None,
+    thinking: bool | None = None,
+    stop: str | Sequence[str] = (),
+    tools: Sequence[Tool] | None = None,
+    chat_template: str | Path | None = None,
+    template_args: Mapping[str, Any] | None = None,
+    continue_final_message: bool | str = False,
     draft: Qwen3 | None = None,
     lookup: bool | None = None,
-    **options: Any,
 ) -> Result:
-    """The reply to a prompt, collected; the options are those of `stream`."""
-    request = prepare(model.config, tokenizer, prompt, **options)
+    """The reply to a prompt, collected.
+
+    prompt: a user's message, a list of messages, or token ids, which skip the chat template: a list, or an array (L,).
+    sampling: by default the checkpoint's settings, with a new seed.
+    max_tokens: the most tokens to make; by default generation_config's, or what the context has room for.
+    thinking: True or False; None leaves it to the chat template.
+    stop: one string or several; the reply ends before the first of them.
+    tools: JSON schemas, or Python functions with type hints and a docstring.
+    chat_template: the name of one of the checkpoint's templates, a file, or the text of a template.
+    template_args: further variables of the chat template.
+    continue_final_message: the reply continues the last message, its `content` if True, else the field of that name;
+    the result holds the continuation alone.
+    draft: a smaller model of the same vocabulary whose guesses are checked.
+    lookup: guesses from prompt and reply: while they pay (None), always (True) or never (False). They give way to a
+    draft model. Guesses make a reply faster and change no token.
+    Raises PromptError for a prompt that this model cannot take, UsageError for an option that it cannot honour.
+    """
+    options = ReplyOptions(
+        sampling, max_tokens, thinking, stop, tools, chat_template, template_args, continue_final_message
+    )
+    request = prepare(model.config, tokenizer, prompt, options)
     collector = Collector(model, request)
     for step in run(model, tokenizer, request, draft, lookup):
         collector.add(step)
     return collector.result()
-
-
-def _default_limit(generation_config: Mapping[str, Any], prompt: int, context: int) -> int:
-    """New tokens that max_new_tokens, else max_length, of generation_config.json and the context leave room for."""
-    limits = [context - prompt]
-    if (new := generation_config.get("max_new_tokens")) is not None:
-        limits.append(new)
-    elif (length := generation_config.get("max_length")) is not None:
-        limits.append(length - prompt)
-    return max(1, min(limits))
-
-
-def _encode(
-    tokenizer: Tokenizer, prompt: Prompt, tools: Sequence[Mapping[str, Any]] | None, thinking: bool | None
-) -> list[int]:
-    messages: list[Any] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    if all(isinstance(item, int) for item in messages):  # also an empty prompt, which check_prompt refuses
-        if tools is not None or thinking is not None:
-            raise UsageError("tools and thinking are settings of the chat template, which a raw prompt does not pass")
-        return messages
-    if not all(isinstance(item, Mapping) and isinstance(item.get("role"), str) for item in messages):
-        raise PromptError("a prompt is a string, a list of messages with a role each, or a list of token ids")
-    return tokenizer.encode(tokenizer.apply_chat_template(messages, tools=tools, enable_thinking=thinking))

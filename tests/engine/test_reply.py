@@ -1,5 +1,7 @@
 """Tokens against transformers' generate; replies by scripted tokens, where the text must be known."""
 
+import inspect
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -9,11 +11,10 @@ from checkpoints import TINY, VOCABULARY, YARN, random_weights, write_checkpoint
 from mlx_qwen3.engine import reply as generation
 from mlx_qwen3.engine import runner as decoding
 from mlx_qwen3.engine.prefill import prefill
-from mlx_qwen3.engine.reply import generate, prepare, stream
+from mlx_qwen3.engine.reply import generate, stream
+from mlx_qwen3.engine.request import ReplyOptions, prepare
 from mlx_qwen3.engine.runner import decode, generate_batch
 from mlx_qwen3.engine.sampling import SamplingParams
-from mlx_qwen3.errors import PromptError, UsageError
-from mlx_qwen3.files.config import Qwen3Config
 from mlx_qwen3.model import kernels
 from mlx_qwen3.model.cache import KVCache
 from mlx_qwen3.model.load import load_model
@@ -328,13 +329,6 @@ def test_without_a_limit_the_context_is_it(tmp_path):
     assert result.prompt_tokens + result.generation_tokens == 64
 
 
-@pytest.mark.parametrize(("settings", "limit"), [({"max_new_tokens": 7}, 7), ({"max_length": 20}, 17), ({}, 61)])
-def test_the_limit_of_generation_config_is_the_default(tmp_path, settings, limit):
-    folder = write_checkpoint(tmp_path, vocab_size=VOCABULARY, max_position_embeddings=64)
-    tokenizer = Tokenizer(write_tokenizer(folder, **settings))
-    assert prepare(Qwen3Config.from_folder(folder), tokenizer, [1, 2, 3]).max_tokens == limit
-
-
 def test_measurements_are_there(chat):
     result = generate(*chat, "hello", max_tokens=5, sampling=GREEDY)
     assert min(result.ttft_s, result.prefill_tps, result.decode_tps, result.peak_memory_gb) > 0
@@ -353,54 +347,37 @@ def test_drafts_are_counted_and_change_nothing_else(chat):
     assert [step.token for step in steps] == plain.tokens
 
 
-def test_sampling_defaults_follow_thinking(chat):
-    config, tokenizer = chat[0].config, chat[1]
-    assert prepare(config, tokenizer, "?").sampling.temperature == 0.6
-    assert prepare(config, tokenizer, "?", thinking=True).sampling.top_p == 0.95
-    assert prepare(config, tokenizer, "?", thinking=False).sampling.top_p == 0.8
+def test_stream_and_generate_have_the_same_options():
+    """And both hand on every one."""
+    names = [list(inspect.signature(function).parameters) for function in (generate, stream)]
+    assert names[0] == names[1]
+    assert set(names[0]) == {"model", "tokenizer", "prompt", "draft", "lookup", *ReplyOptions.__dataclass_fields__}
+    assert not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(generate).parameters.values())
 
 
-CONTEXT = 64
-BAD_PROMPTS = {
-    "too long": ("x" * 64, {}, PromptError, r"prompt has \d+ tokens, which fill the context of 64"),
-    "no room": ("hi", {"max_tokens": 60}, PromptError, "max_tokens 60 exceed the context of 64; set max_tokens to"),
-    "no tokens": ("hi", {"max_tokens": 0}, UsageError, "max_tokens is 0"),
-    "empty": ([], {}, PromptError, "the prompt is empty"),
-    "ids": ([1, 999], {}, PromptError, "token id 999 is outside the vocabulary of 307"),
-    "negative ids": ([-1, 3], {}, PromptError, "token id -1 is outside"),
-    "no role": ([{"content": "hi"}], {}, PromptError, "a role each"),
-    "empty stop": ("hi", {"stop": [""]}, UsageError, "a stop string is empty"),
-    "tools of a raw prompt": ([1, 2], {"tools": []}, UsageError, "a raw prompt does not pass"),
-    "thinking of a raw prompt": ([1, 2], {"thinking": True}, UsageError, "a raw prompt does not pass"),
-}
+def test_every_option_reaches_the_request(chat, monkeypatch):
+    given = {
+        "sampling": GREEDY,
+        "max_tokens": 7,
+        "thinking": False,
+        "stop": ("a", "b"),
+        "tools": [],
+        "chat_template": "default",
+        "template_args": {"x": 1},
+        "continue_final_message": True,
+    }
+    assert set(given) == set(ReplyOptions.__dataclass_fields__)
+    seen = []
+    request = prepare(chat[0].config, chat[1], "?", ReplyOptions(max_tokens=1))
+    monkeypatch.setattr(generation, "prepare", lambda *arguments: seen.append(arguments[-1]) or request)
+    generate(*chat, "?", **given)
+    list(stream(*chat, "?", **given))
+    assert seen == [ReplyOptions(**given)] * 2
 
 
-@pytest.mark.parametrize(("prompt", "options", "error", "message"), BAD_PROMPTS.values(), ids=BAD_PROMPTS.keys())
-def test_a_bad_prompt_fails_before_any_work(tmp_path, prompt, options, error, message):
-    folder = write_tokenizer(write_checkpoint(tmp_path, vocab_size=VOCABULARY, max_position_embeddings=CONTEXT))
-    with pytest.raises(error, match=message):
-        prepare(Qwen3Config.from_folder(folder), Tokenizer(folder), prompt, **options)
-
-
-@pytest.mark.parametrize(
-    ("template", "thinking", "refused"),
-    [
-        ("{{ messages[0].content }}", True, True),  # Instruct-2507 never thinks
-        ("{{ messages[0].content }}", False, False),
-        ("{{ messages[0].content }}<think>\n", False, True),  # Thinking-2507 always does
-        ("{{ messages[0].content }}<think>\n", True, False),
-    ],
-)
-def test_thinking_that_the_template_cannot_switch_is_refused(chat, tmp_path, template, thinking, refused):
-    tokenizer = Tokenizer(write_tokenizer(write_checkpoint(tmp_path, vocab_size=VOCABULARY), template))
-    if refused:
-        with pytest.raises(UsageError, match="cannot switch thinking"):
-            prepare(chat[0].config, tokenizer, "?", thinking=thinking)
-    else:
-        prepare(chat[0].config, tokenizer, "?", thinking=thinking)
-
-
-def test_a_tokenizer_of_a_larger_model_is_refused(tiny, tmp_path):
-    tokenizer = Tokenizer(write_tokenizer(tmp_path))
-    with pytest.raises(PromptError, match="the tokenizer has 261 ids, the model 151"):
-        prepare(Qwen3Config.from_folder(tiny), tokenizer, "?")
+def test_a_continued_reply_holds_the_continuation_alone(chat, monkeypatch):
+    scripted(monkeypatch, chat[1], " are two.")
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "There"}]
+    result = generate(*chat, messages, continue_final_message=True)
+    assert (result.text, result.thinking) == (" are two.", "")
+    assert result.prompt_tokens == len(chat[1].encode("<|im_start|>user\n?<|im_end|>\n<|im_start|>assistant\nThere"))

@@ -1,0 +1,169 @@
+"""From a prompt and options to a checked request; needs no weights, so that a bad one fails before they are read."""
+
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+from ..errors import PromptError, UsageError
+from ..files.config import Qwen3Config
+from ..text.chat_template import Tool
+from ..text.tokenizer import Tokenizer
+from .runner import check_limit, check_prompt
+from .sampling import SamplingParams
+from .speculative import check_vocabulary
+
+# A user's message | a conversation | token ids: a list, or an array of NumPy or MLX
+Prompt = Any
+KINDS = "a prompt is a string, a list of messages, each with a role and a content, or a list of token ids"
+
+
+@dataclass(frozen=True)
+class ReplyOptions:
+    """What may be asked of a reply; `generate` spells the same options out.
+
+    Raises UsageError for what no prompt and no model could honour.
+    """
+
+    sampling: SamplingParams | None = None
+    max_tokens: int | None = None
+    thinking: bool | None = None
+    stop: str | Sequence[str] = ()
+    tools: Sequence[Tool] | None = None
+    chat_template: str | Path | None = None
+    template_args: Mapping[str, Any] | None = None
+    continue_final_message: bool | str = False
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None:
+            if isinstance(self.max_tokens, bool) or not isinstance(self.max_tokens, Integral):
+                raise UsageError(f"max_tokens is {self.max_tokens!r}; expected 1 or more")
+            check_limit(self.max_tokens)
+        if not all(isinstance(text, str) for text in self.stops):
+            raise UsageError(f"stop is {self.stop!r}; expected one string or several")
+        if "" in self.stops:
+            raise UsageError("a stop string is empty; it would stop every reply before it begins")
+        if self.tools is not None and (isinstance(self.tools, str | Mapping) or not isinstance(self.tools, Iterable)):
+            raise UsageError("tools is not a list; give a list of JSON schemas or Python functions")
+        if self.template_args is not None and not isinstance(self.template_args, Mapping):
+            raise UsageError("template_args is not an object; give the template's variables by name")
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def thinks(self) -> bool | None:
+        """Whether the reply shall think, however that is said; None leaves it to the template."""
+        variable = (self.template_args or {}).get("enable_thinking")
+        return self.thinking if self.thinking is not None else variable if isinstance(variable, bool) else None
+
+    def of_template(self) -> list[str]:
+        """The names of the options that are given and belong to the chat template."""
+        names = ("tools", "thinking", "chat_template", "template_args", "continue_final_message")
+        defaults = {field.name: field.default for field in fields(self)}
+        return [name for name in names if getattr(self, name) != defaults[name]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A checked prompt with everything that decides the reply."""
+
+    ids: list[int]
+    sampling: SamplingParams
+    max_tokens: int
+    stop: tuple[str, ...]
+    opens_thinking: bool
+
+
+def prepare(config: Qwen3Config, tokenizer: Tokenizer, prompt: Prompt, options: ReplyOptions | None = None) -> Request:
+    """Render, encode and check a prompt.
+
+    A string is one user message, a list of messages a conversation, a list or array of ids the prompt as it is. The
+    defaults: the checkpoint's sampling, `max_tokens` by generation_config or to the end of the context, thinking as the
+    template has it.
+    Raises PromptError, or UsageError for a setting that this checkpoint cannot honour.
+    """
+    options = options or ReplyOptions()
+    if tokenizer.size > config.vocab_size:
+        raise PromptError(
+            f"the tokenizer has {tokenizer.size} ids, the model {config.vocab_size}; one is of another model"
+        )
+    ids = _encode(tokenizer, prompt, options)
+    opens = tokenizer.opens_thinking(ids)
+    if (thinks := options.thinks) is not None and thinks != opens:
+        template = tokenizer.chat_template(options.chat_template, options.tools)
+        if not template.can_switch_thinking:
+            raise UsageError(f"this checkpoint's chat template cannot switch thinking {'on' if thinks else 'off'}")
+    max_tokens = options.max_tokens
+    if max_tokens is None:
+        max_tokens = _default_limit(tokenizer.generation_config, len(ids), config.context_length)
+    check_prompt(ids, max_tokens, config)
+    sampling = options.sampling or default_sampling(tokenizer, thinks)
+    return Request(ids, sampling, max_tokens, options.stops, opens)
+
+
+def check_draft(folder: Path, config: Qwen3Config, tokenizer: Tokenizer) -> None:
+    """Raises UsageError if the model in a folder has another vocabulary; needs no weights."""
+    check_vocabulary(config, Qwen3Config.from_folder(folder))
+    if not tokenizer.speaks_like(Tokenizer(folder)):
+        raise UsageError("the draft model's tokenizer has other tokens; give a smaller model of the same family")
+
+
+def default_sampling(tokenizer: Tokenizer, thinking: bool | None = None, **changes: Any) -> SamplingParams:
+    """The checkpoint's sampling settings with a fresh seed; `changes` replace single ones, None changes nothing."""
+    chosen = {"seed": secrets.randbits(32)} | {name: value for name, value in changes.items() if value is not None}
+    return replace(SamplingParams.from_generation_config(tokenizer.generation_config, thinking is not False), **chosen)
+
+
+def _default_limit(generation_config: Mapping[str, Any], prompt: int, context: int) -> int:
+    """New tokens that max_new_tokens, else max_length, of generation_config.json and the context leave room for."""
+    limits = [context - prompt]
+    if (new := generation_config.get("max_new_tokens")) is not None:
+        limits.append(new)
+    elif (length := generation_config.get("max_length")) is not None:
+        limits.append(length - prompt)
+    return max(1, min(limits))
+
+
+def _encode(tokenizer: Tokenizer, prompt: Prompt, options: ReplyOptions) -> list[int]:
+    if isinstance(prompt, str):
+        if options.continue_final_message:
+            raise UsageError("continue_final_message needs a list of messages; text is one user message, not a reply")
+        return tokenizer.encode(_render(tokenizer, [{"role": "user", "content": prompt}], options))
+    items = _items(prompt)
+    if all(isinstance(item, Integral) and not isinstance(item, bool) for item in items):  # also an empty prompt
+        if names := options.of_template():
+            raise UsageError(f"{names[0]} is a setting of the chat template, which a raw prompt does not pass")
+        return [int(item) for item in items]
+    if wrong := [item for item in items if item is None or isinstance(item, str | int | float | list)]:
+        raise PromptError(f"the prompt holds a {type(wrong[0]).__name__}; {KINDS}")
+    return tokenizer.encode(_render(tokenizer, items, options))
+
+
+def _items(prompt: Any) -> list[Any]:
+    """The messages or the ids of a prompt; those of an array with one row, as tokenizers return it, are the row's."""
+    if isinstance(prompt, bytes | bytearray | Mapping) or not isinstance(prompt, Iterable):
+        raise PromptError(f"the prompt is a {type(prompt).__name__}; {KINDS}")
+    if not callable(convert := getattr(prompt, "tolist", None)):
+        return list(prompt)
+    items: list[Any] = convert()
+    shape = tuple(getattr(prompt, "shape", ()))
+    items = items[0] if len(shape) == 2 and shape[0] == 1 else items
+    if not all(isinstance(item, int) and not isinstance(item, bool) for item in items):
+        shown = f"shape {shape} and dtype {getattr(prompt, 'dtype', 'unknown')}"
+        raise PromptError(f"the prompt is an array of {shown}; expected the token ids of one prompt, (L,) integers")
+    return items
+
+
+def _render(tokenizer: Tokenizer, messages: list[Any], options: ReplyOptions) -> str:
+    return tokenizer.apply_chat_template(
+        messages,
+        tools=options.tools,
+        enable_thinking=options.thinking,
+        chat_template=options.chat_template,
+        continue_final_message=options.continue_final_message,
+        template_args=options.template_args,
+    )
