@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benching import at_once, bench_chat, bench_report, nothing_runs  # noqa: F401 - fixtures
 from checkpoints import TINY, write_checkpoint
 
 from mlx_qwen3.compare import divergence

@@ -1,0 +1,54 @@
+"""Who runs, with which dtype, and who cannot."""
+
+import pytest
+from benching import chosen, main
+from checkpoints import AFFINE_4, write_packed
+
+from mlx_qwen3.bench import options
+from mlx_qwen3.conversion.convert import convert
+from mlx_qwen3.errors import UsageError
+
+
+def test_a_missing_package_is_named_with_the_remedy(chat, monkeypatch, capsys):
+    real = options.find_spec
+    monkeypatch.setattr(options, "find_spec", lambda name: None if name == "mlx_lm" else real(name))
+    assert main(chat, "--against", "mlx-lm") == 2
+    assert "--against mlx-lm needs the package mlx_lm; pip install mlx-lm, or leave it out" in capsys.readouterr().err
+    assert [c.name for c in chosen(chat)] == ["mlx-qwen3", "transformers", "reference"]  # unasked, it is left out
+
+
+def test_who_runs_with_which_dtype(chat):
+    assert [(c.name, c.dtype) for c in chosen(chat)] == [
+        ("mlx-qwen3", None),
+        ("transformers", None),
+        ("reference", None),
+        ("mlx-lm", None),
+    ]
+    names = "transformers:fp32", "mlx-lm", "mlx-lm:fp32", "transformers"
+    found = chosen(chat, against=names, dtype="bf16", reference=False)
+    assert [(c.name, c.dtype) for c in found] == [
+        ("mlx-qwen3", "bf16"),
+        ("transformers:fp32", "fp32"),
+        ("mlx-lm", "bf16"),
+        ("mlx-lm:fp32", "fp32"),
+        ("transformers", "bf16"),
+    ]
+
+
+def test_a_blas_to_share(chat, monkeypatch):
+    monkeypatch.setattr(options.blas, "in_use", "/lib/blas.so")
+    assert [c.blas for c in chosen(chat, against=("mlx-lm",), same_blas=True)] == ["", "/lib/blas.so"]
+    monkeypatch.setattr(options.blas, "in_use", None)
+    with pytest.raises(UsageError, match="--same-blas needs a BLAS to share"):
+        chosen(chat, same_blas=True)
+
+
+def test_what_a_contestant_cannot_read(chat, tmp_path):
+    packed = write_packed(tmp_path / "packed", AFFINE_4)
+    assert [c.name for c in chosen(packed)] == ["mlx-qwen3", "mlx-lm"]
+    with pytest.raises(UsageError, match="the checkpoint is quantized, which transformers cannot read; leave it out"):
+        chosen(packed, against=("transformers", "mlx-lm"))
+    convert(chat, tmp_path / "native", divergence=False)
+    assert [c.name for c in chosen(tmp_path / "native")] == ["mlx-qwen3"]
+    with pytest.raises(UsageError, match=r"native layout, which mlx-lm cannot read; .* convert with --layout hf"):
+        chosen(tmp_path / "native", against=("mlx-lm",))

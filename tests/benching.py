@@ -1,0 +1,77 @@
+"""What the tests of `bench` share, here and in cli/: a quick run of this package beside itself."""
+
+import json
+from pathlib import Path
+
+import pytest
+from checkpoints import VOCABULARY, write_checkpoint, write_tokenizer
+
+from mlx_qwen3 import bench
+from mlx_qwen3.bench import options, process, session
+from mlx_qwen3.bench.process import Worker
+from mlx_qwen3.cli.app import cli
+from mlx_qwen3.files.config import Qwen3Config
+
+UNTIED = {"vocab_size": VOCABULARY, "tie_word_embeddings": False}  # tied, it would repeat the prompt
+TWICE = "mlx-qwen3:bf16"  # this package again: the contestant that starts fastest
+QUICK = {"against": (TWICE,), "prompt_tokens": (5,), "generate": 4, "repeat": 2}
+
+
+def main(*arguments):
+    """The exit code of the command line."""
+    with pytest.raises(SystemExit) as end:
+        cli.main(["bench", *map(str, arguments)])
+    return end.value.code
+
+
+def chosen(folder, **changes):
+    return options.contestants(bench.Options(str(folder), **changes), folder, Qwen3Config.from_folder(folder))
+
+
+def planted(monkeypatch, command, change):
+    """Change the second contestant's arguments or answer of a command."""
+    ask = Worker.ask
+
+    def asked(self, name, **arguments):
+        if (self.name, name) != (TWICE, command):
+            return ask(self, name, **arguments)
+        return change(lambda **changed: ask(self, name, **{**arguments, **changed}))
+
+    monkeypatch.setattr(Worker, "ask", asked)
+
+
+def baseline_of(report, metric, value):
+    """What --json would have written where one ratio was `value`."""
+    content = json.loads(json.dumps(bench.as_json(report)))
+    summary = content["contestants"][1]["summary"]["5"]
+    summary.setdefault(metric, {})["ratio"] = {"median": value}
+    return content
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """No pauses, few draws."""
+    monkeypatch.setattr(session, "SETTLE", 0)
+    monkeypatch.setattr(session, "DRAWS", 3)
+
+
+@pytest.fixture(scope="session")
+def bench_chat(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("bench") / "chat"
+    return write_tokenizer(write_checkpoint(folder, vocab_size=VOCABULARY, eos_token_id=None))
+
+
+@pytest.fixture(scope="session")
+def bench_report(bench_chat):
+    """A quick run, from which tests take figures; none of them changes it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "SETTLE", 0)
+        return bench.bench(bench.Options(str(bench_chat), **QUICK))
+
+
+@pytest.fixture
+def nothing_runs(monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(process.subprocess, "Popen", refuse)

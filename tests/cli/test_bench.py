@@ -1,0 +1,70 @@
+"""`mlx-qwen3 bench` as a user runs it: what cannot be measured is told in one line, before anything runs."""
+
+import json
+
+import pytest
+from benching import TWICE, baseline_of, main
+
+pytestmark = pytest.mark.usefixtures("at_once")
+
+
+@pytest.fixture
+def chat(bench_chat):
+    return bench_chat
+
+
+@pytest.mark.usefixtures("nothing_runs")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--against", "vllm"], "--against has 'vllm'; expected some of mlx-qwen3, transformers, reference, mlx-lm"),
+        (["--against", "transformers:int8"], "transformers takes one of bf16, fp16, fp32 behind it"),
+        (["--against", "reference:bf16"], "reference takes no dtype: it is float32"),
+        (["--prompt-tokens", "12,x"], "--prompt-tokens is '12,x'; expected numbers with commas"),
+        (["--prompt-tokens", "0"], "--prompt-tokens is 0; expected 1 or more"),
+        (["--prompt-tokens", "5,5"], "expected different lengths"),
+        (["--prompt-tokens", "40900"], "exceed the context of 40960"),
+        (["--generate", "0"], "--generate is 0"),
+        (["--repeat", "-1"], "--repeat is -1"),
+        (["--dtype", "int4"], "--dtype is 'int4'; expected default, bf16, fp16, fp32"),
+        (["--plot", "x.pdf"], "expected a name that ends in .png"),
+        (["--check", "/nowhere/b.json"], "--check /nowhere/b.json cannot be read (No such file or directory)"),
+        (["--check", __file__], "is no JSON; give what --json wrote"),
+        (["--check", "BASELINE", "--margin", "1.5"], "--margin is 1.5; expected a share"),
+        (["--check", "BASELINE"], "is not what --json of this version writes"),
+    ],
+)
+def test_bad_options_are_one_line_and_exit_code_2(chat, tmp_path, capsys, arguments, message):
+    (tmp_path / "b.json").write_text('{"format": 1}')
+    arguments = [str(tmp_path / "b.json") if argument == "BASELINE" else argument for argument in arguments]
+    against = [] if "--against" in arguments else ["--against", TWICE]
+    assert main(chat, *against, *arguments) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.usefixtures("nothing_runs")
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+def test_a_place_that_cannot_be_written_is_told_first(chat, tmp_path, capsys, option):
+    assert main(chat, "--against", TWICE, option, tmp_path / "missing" / "x.png") == 1
+    assert "is not a folder; make it first" in capsys.readouterr().err
+    (tmp_path / "x.png").mkdir()
+    assert main(chat, "--against", TWICE, option, tmp_path / "x.png") == 1
+    assert "is a folder; give a file name" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("nothing_runs")
+def test_a_source_that_is_none(capsys):
+    assert main("/nowhere", "--against", TWICE) == 1
+    assert "there is no folder '/nowhere'" in capsys.readouterr().err
+
+
+def test_check_is_an_exit_code(chat, tmp_path, bench_report, capsys):
+    same = "--against", TWICE, "--prompt-tokens", 5, "--generate", 4, "--repeat", 1
+    (tmp_path / "better").write_text(json.dumps(baseline_of(bench_report, "decode_tps", 1e9)))
+    assert main(chat, *same, "--check", tmp_path / "better", "--margin", 0.9) == 1
+    out, err = capsys.readouterr()
+    assert "### Prompt of 5 tokens" in out
+    assert err.count("\n") == 1
+    assert "5 tokens, decode, tok/s: ours is" in err
