@@ -11,8 +11,8 @@ import mlx.core as mx
 from ..files.checkpoint import dtype_name
 from ..model.qwen3 import Qwen3
 from ..text.chat_template import Tool
-from ..text.streaming import MarkerScanner, ThinkingSplitter
-from ..text.tokenizer import StreamDecoder, Tokenizer
+from ..text.streaming import ReplyText
+from ..text.tokenizer import Tokenizer
 from .request import Prompt, ReplyOptions, Request, prepare
 from .runner import decode
 from .sampling import SamplingParams
@@ -104,8 +104,7 @@ def run(
 ) -> Iterator[Chunk]:
     """The reply to a prepared request, step by step; `draft` and `lookup` are those of `make_drafter`."""
     drafter = make_drafter(model, [request.ids], draft, lookup)
-    decoder, stops = StreamDecoder(tokenizer), MarkerScanner(request.stop)
-    splitter = ThinkingSplitter(request.opens_thinking)
+    text = ReplyText(tokenizer, request.stop, request.opens_thinking)
     steps = decode(
         model,
         [request.ids],
@@ -118,18 +117,12 @@ def run(
     for count, [token] in enumerate(steps, 1):
         ended = token in tokenizer.stop_ids
         last = ended or count == request.max_tokens
-        piece = ("" if ended else decoder.add(token)) + (decoder.flush() if last else "")
-        piece, stopped = stops.feed(piece)
-        if last and not stopped:
-            piece += stops.held
-        thinking, text = splitter.feed(piece)
+        thinking, answer = text.add(token, last)
+        reason = "stop" if ended or text.stopped else "length" if last else None
         drafts = (drafter.drafted, drafter.accepted) if drafter else (0, 0)
-        if last or stopped:
-            rest = splitter.flush()
-            reason = "stop" if ended or stopped else "length"
-            yield Chunk(token, text + rest[1], thinking + rest[0], reason, *drafts)
+        yield Chunk(token, answer, thinking, reason, *drafts)
+        if reason:
             return
-        yield Chunk(token, text, thinking, None, *drafts)
 
 
 def stream(

@@ -1,8 +1,11 @@
-"""Text that arrives in pieces: stop strings, and thinking told apart from the answer."""
+"""A reply's text as it arrives: stop strings found, thinking and answer told apart, special tokens dropped."""
 
+from collections import deque
 from collections.abc import Sequence
 
-from .tokenizer import END_THINK, THINK
+from .tokenizer import END_THINK, THINK, StreamDecoder, Tokenizer
+
+Piece = tuple[str, bool]  # text, and whether it is a special token
 
 
 class MarkerScanner:
@@ -11,13 +14,14 @@ class MarkerScanner:
     def __init__(self, markers: Sequence[str]):
         self._markers = tuple(markers)
         self.held = ""
+        self.found = ""  # the marker that was found last
 
     def feed(self, text: str) -> tuple[str, bool]:
-        """(text that is before any marker, whether a marker follows it); what comes after that stays in `held`."""
+        """(text before the first marker, whether a marker follows it); the text after the marker stays in `held`."""
         text = self.held + text
-        found = [(at + len(marker), at) for marker in self._markers if (at := text.find(marker)) >= 0]
-        if found:
-            end, at = min(found)  # the first to be complete, however the text was cut
+        places = [(at + len(marker), at, marker) for marker in self._markers if (at := text.find(marker)) >= 0]
+        if places:
+            end, at, self.found = min(places)  # the first to be complete, however the text was cut
             self.held = text[end:]
             return text[:at], True
         keep = max((_overlap(text, marker) for marker in self._markers), default=0)
@@ -25,20 +29,62 @@ class MarkerScanner:
         return text[: len(text) - keep], False
 
 
+class StopScanner:
+    """Finds the first stop string in pieces of a reply, special tokens among them.
+
+    A piece is (text, whether it is a special token, which the reader never sees). A special token comes out whole.
+    """
+
+    def __init__(self, stops: Sequence[str]):
+        self._scanner = MarkerScanner(stops)
+        self._special: deque[tuple[int, int, str]] = deque()  # (start, end, text), counted from the first character
+        self._fed = self._given = 0
+
+    def feed(self, piece: Piece) -> tuple[list[Piece], bool]:
+        """(pieces before any stop string, whether a stop string follows them)"""
+        text, special = piece
+        if special:
+            self._special.append((self._fed, self._fed + len(text), text))
+        self._fed += len(text)
+        before, found = self._scanner.feed(text)
+        return self._pieces(before), found
+
+    def flush(self) -> list[Piece]:
+        """What was held back at the end of a reply without a stop string."""
+        return self._pieces(self._scanner.held)
+
+    def _pieces(self, text: str) -> list[Piece]:
+        """Cut the next characters of the reply into pieces."""
+        at, self._given = self._given, self._given + len(text)
+        first, result = at, list[Piece]()
+        while self._special and self._special[0][0] < self._given:
+            start, end, token = self._special[0]
+            result += [(text[at - first : start - first], False)] if start > at else []
+            at = min(end, self._given)
+            if end > self._given:  # the rest is held back
+                break
+            result.append((token, True))
+            self._special.popleft()
+        return result + ([(text[at - first :], False)] if at < self._given else [])
+
+
 class ThinkingSplitter:
     """Splits a reply into (thinking, answer), without the tags and the line breaks after them.
 
-    A reply thinks where it begins with `<think>`, or where the prompt ended inside a think block (`opened`). Only
-    the first block counts: an answer may write about tags.
+    A reply thinks if it begins with `<think>`, or if the prompt ended inside a think block (`opened`). Only the first
+    block counts: an answer may write about tags. `<think>` inside the block is a tag again, not text. A tag may be a
+    special token or text; other special tokens are dropped.
     """
 
     def __init__(self, opened: bool = False):
         self._part = "thinking" if opened else "beginning"
         self._at_start = opened  # of a part, where line breaks belong to the tag
         self._held = ""
-        self._closing = MarkerScanner([END_THINK])
+        self._tags = MarkerScanner([END_THINK, THINK])
 
-    def feed(self, text: str) -> tuple[str, str]:
+    def feed(self, text: str, special: bool = False) -> tuple[str, str]:
+        if special:
+            return self._feed_special(text)
         if self._part == "beginning":
             text, self._held = self._held + text, ""
             start = text.lstrip()
@@ -49,24 +95,86 @@ class ThinkingSplitter:
                 return "", ""
             else:
                 self._part = "answer"
-        if self._part == "answer":
-            return "", self._trim(text)
-        thinking, closed = self._closing.feed(text)
-        thinking = self._trim(thinking)
-        if not closed:
-            return thinking, ""
-        self._part, self._at_start = "answer", True
-        return thinking, self._trim(self._closing.held)
+        return ("", self._trim(text)) if self._part == "answer" else self._think(text)
 
     def flush(self) -> tuple[str, str]:
         """What was held back at the end."""
-        return (self._closing.held, "") if self._part == "thinking" else ("", self._held)
+        return (self._tags.held, "") if self._part == "thinking" else ("", self._held)
+
+    def _think(self, text: str) -> tuple[str, str]:
+        thinking = ""
+        while True:
+            before, found = self._tags.feed(text)
+            thinking, text = thinking + self._trim(before), ""
+            if not found:
+                return thinking, ""
+            self._at_start = True
+            if self._tags.found == END_THINK:
+                self._part = "answer"
+                return thinking, self._trim(self._tags.held)
+
+    def _feed_special(self, token: str) -> tuple[str, str]:
+        """A tag has its effect and other tokens have none; what was held back cannot become a tag any more."""
+        if self._part == "beginning":
+            if self._held.strip():
+                self._part, held, self._held = "answer", self._held, ""
+                return "", held
+            if token == THINK:
+                self._part, self._at_start, self._held = "thinking", True, ""
+        elif self._part == "thinking":
+            thinking, self._tags.held = self._trim(self._tags.held), ""
+            self._at_start = self._at_start or token in (THINK, END_THINK)
+            self._part = "answer" if token == END_THINK else self._part
+            return thinking, ""
+        return "", ""
 
     def _trim(self, text: str) -> str:
         if self._at_start:
             text = text.lstrip("\n")
             self._at_start = not text
         return text
+
+
+class ReplyText:
+    """The text of one reply, token by token: ended by a stop string, thinking and answer apart.
+
+    Stop strings and tags are found in the text with special tokens; the parts come out without them, as transformers'
+    `skip_special_tokens` drops them. Each row of a batch has its own.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), opens_thinking: bool = False):
+        self._tokenizer = tokenizer
+        self._decoder = StreamDecoder(tokenizer)
+        self._stops = StopScanner(stop)
+        self._splitter = ThinkingSplitter(opens_thinking)
+        self.stopped = False  # whether a stop string ended the reply
+
+    def add(self, token: int, last: bool = False) -> tuple[str, str]:
+        """(thinking, answer) that a token completes. An end token is never shown, but a stop string may contain it.
+
+        `last`: the reply ends with this token, so nothing is held back. After a stop string nothing may be added.
+        """
+        parts = [self._splitter.feed(*piece) for piece in self._before_stop(token, last)]
+        if last or self.stopped:
+            parts.append(self._splitter.flush())
+        return "".join(thinking for thinking, _ in parts), "".join(answer for _, answer in parts)
+
+    def _before_stop(self, token: int, last: bool) -> list[Piece]:
+        result: list[Piece] = []
+        for piece in self._pieces(token, last):
+            before, self.stopped = self._stops.feed(piece)
+            result += before
+            if self.stopped:
+                return result
+        return result + (self._stops.flush() if last else [])
+
+    def _pieces(self, token: int, last: bool) -> list[Piece]:
+        special = self._tokenizer.special.get(token)
+        if special is None and token in self._tokenizer.stop_ids:
+            special = self._tokenizer.decode([token])
+        text = self._decoder.add(token) if special is None else ""
+        text += self._decoder.flush() if last else ""
+        return [(text, False)] + ([] if special is None else [(special, True)])
 
 
 def _overlap(text: str, marker: str) -> int:

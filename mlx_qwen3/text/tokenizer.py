@@ -1,6 +1,5 @@
 """Text to token ids and back: the `tokenizers` library, and streaming."""
 
-import codecs
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -15,6 +14,7 @@ from .template_files import ChatTemplates
 from .vocabulary import QWEN_PATTERN, read_vocabulary
 
 THINK, END_THINK = "<think>", "</think>"
+SECOND_BYTES = {0xE0: (0xA0, 0xBF), 0xED: (0x80, 0x9F), 0xF0: (0x90, 0xBF), 0xF4: (0x80, 0x8F)}  # in UTF-8
 LONG = 1_000_000  # characters; from here on even Qwen's pattern may reach the limit of its library
 
 
@@ -163,16 +163,34 @@ class StreamDecoder:
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.held = b""
 
     def add(self, token: int) -> str:
-        return "" if token in self._tokenizer.special else self._decoder.decode(self._tokenizer.token_bytes(token))
+        if token in self._tokenizer.special:
+            return ""
+        data = self.held + self._tokenizer.token_bytes(token)
+        end = len(data) - _unfinished(data)
+        self.held = data[end:]
+        return data[:end].decode("utf-8", "replace")
 
     def flush(self) -> str:
         """What is left at the end: an incomplete character shows as U+FFFD."""
-        text = self._decoder.decode(b"", final=True)
-        self._decoder.reset()
+        text, self.held = self.held.decode("utf-8", "replace"), b""
         return text
+
+
+def _unfinished(data: bytes) -> int:
+    """How many bytes at the end may still become a character, as UTF-8 allows it."""
+    for count in range(1, min(3, len(data)) + 1):
+        lead = data[-count]
+        if lead < 0x80:
+            return 0
+        if lead >= 0xC0:
+            length = 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
+            low, high = SECOND_BYTES.get(lead, (0x80, 0xBF))
+            fits = 0xC2 <= lead <= 0xF4 and (count == 1 or low <= data[1 - count] <= high)
+            return count if fits and count < length else 0
+    return 0
 
 
 def _byte_letters() -> dict[str, int]:

@@ -1,6 +1,8 @@
 """Tokens against transformers' generate; replies by scripted tokens, where the text must be known."""
 
 import inspect
+import json
+import shutil
 
 import mlx.core as mx
 import numpy as np
@@ -15,6 +17,7 @@ from mlx_qwen3.engine.reply import generate, stream
 from mlx_qwen3.engine.request import ReplyOptions, prepare
 from mlx_qwen3.engine.runner import decode, generate_batch
 from mlx_qwen3.engine.sampling import SamplingParams
+from mlx_qwen3.files.hub import DEMO
 from mlx_qwen3.model import kernels
 from mlx_qwen3.model.cache import KVCache
 from mlx_qwen3.model.load import load_model
@@ -302,6 +305,32 @@ def test_nothing_behind_a_stop_string_comes_back_at_the_limit(chat, monkeypatch)
     """`</think>` is one token, so the stop string ends inside it."""
     tokens = scripted(monkeypatch, chat[1], "a</think>", end=False)
     assert generate(*chat, "?", stop="</th", max_tokens=len(tokens)).text == "a"
+
+
+def test_a_stop_string_with_a_special_token_ends_where_transformers_ends(tmp_path, transformers_model):
+    """On the demo with another end token, so that the end of its turn is a token like others."""
+    import torch
+    from transformers import AutoTokenizer
+
+    folder = tmp_path / "demo"
+    shutil.copytree(DEMO, folder)
+    for name, key in (
+        ("config", "eos_token_id"),
+        ("generation_config", "eos_token_id"),
+        ("tokenizer_config", "eos_token"),
+    ):
+        path = folder / f"{name}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {key: 2500 if "id" in key else "<|endoftext|>"}))
+    model, tokenizer, reference = load_model(folder, "fp32"), Tokenizer(folder), transformers_model(folder)
+    ids = torch.tensor(
+        [tokenizer.encode(tokenizer.apply_chat_template([{"role": "user", "content": "What is 17 + 25?"}]))]
+    )
+    texts = {"<|im_end|>": "17 + 25 = 42.", "42.<|im_end|>": "17 + 25 = ", " 42.": "17 + 25 ="}
+    for stop, text in texts.items():
+        ours = generate(model, tokenizer, "What is 17 + 25?", stop=stop, max_tokens=80, sampling=GREEDY)
+        options = {"stop_strings": [stop], "tokenizer": AutoTokenizer.from_pretrained(folder), "eos_token_id": 2500}
+        theirs = reference.generate(ids, max_new_tokens=80, do_sample=False, **options)[0, ids.shape[1] :].tolist()
+        assert (ours.text, ours.tokens, ours.finish_reason) == (text, theirs, "stop")
 
 
 def test_a_stop_string_is_never_shown_in_part(chat, monkeypatch):

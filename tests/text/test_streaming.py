@@ -1,13 +1,17 @@
 """Markers and thinking in text that arrives in pieces; the oracles read the whole text at once."""
 
+import json
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
+from checkpoints import write_tokenizer
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from mlx_qwen3.text.streaming import MarkerScanner, ThinkingSplitter
+from mlx_qwen3.text.streaming import MarkerScanner, Piece, ReplyText, StopScanner, ThinkingSplitter
+from mlx_qwen3.text.tokenizer import Tokenizer
 
 EXAMPLES = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -110,7 +114,7 @@ def split_whole(text: str, opened: bool) -> tuple[str, str]:
             return "", text
         text = text.lstrip().removeprefix("<think>")
     thinking, _, answer = text.partition("</think>")
-    return thinking.lstrip("\n"), answer.lstrip("\n")
+    return "".join(part.lstrip("\n") for part in thinking.split("<think>")), answer.lstrip("\n")
 
 
 UNOPENED = [
@@ -130,7 +134,9 @@ UNOPENED = [
     ("</think>Hi", "", "</think>Hi"),  # never opened
     ("Write <think>a</think>", "", "Write <think>a</think>"),  # tags quoted in an answer
     ("<think>a</think><think>b</think>", "a", "<think>b</think>"),
-    ("<think>a<think>b</think>c", "a<think>b", "c"),
+    ("<think>a<think>b</think>c", "ab", "c"),  # a tag inside a block is not text
+    ("<think>\n<think>\na\n<think>\nb</think>c", "a\nb", "c"),
+    ("<think><think></think><think>", "", "<think>"),
     ("<think>a</think>\nb\n\nc\n", "a", "b\n\nc\n"),
 ]
 OPENED = [
@@ -140,6 +146,7 @@ OPENED = [
     ("hm", "hm", ""),
     ("hm </thi", "hm </thi", ""),
     ("a</think>b</think>c", "a", "b</think>c"),
+    ("<think>\nhm</think>c", "hm", "c"),  # the model repeats what the prompt opened
     ("", "", ""),
 ]
 REPLIES = [(*reply, False) for reply in UNOPENED] + [(*reply, True) for reply in OPENED]
@@ -169,3 +176,110 @@ def test_thinking_and_answer_show_as_they_arrive() -> None:
     fed = [splitter.feed(piece) for piece in ["<think>", "so", " on", "</think>", "Hel", "lo <think"]]
     assert fed == [("", ""), ("so", ""), (" on", ""), ("", ""), ("", "Hel"), ("", "lo <think")]
     assert splitter.flush() == ("", "")
+
+
+# Special tokens
+
+
+def scan_pieces(pieces: list[Piece], stops: list[str]) -> tuple[list[Piece], bool]:
+    scanner, result = StopScanner(stops), list[Piece]()
+    for piece in pieces:
+        before, found = scanner.feed(piece)
+        result += before
+        if found:
+            return result, True
+    return result + scanner.flush(), False
+
+
+def visible(pieces: list[Piece]) -> str:
+    return "".join(text for text, special in pieces if not special)
+
+
+some_pieces = st.lists(
+    st.one_of(st.tuples(st.text("ab", max_size=3), st.just(False)), st.just(("aba", True))), max_size=7
+)
+
+
+@EXAMPLES
+@given(some_pieces, st.lists(nonempty, max_size=3))
+@example([("b", False), ("aba", True), ("b", False)], ["bab"])
+def test_stop_strings_are_found_across_special_tokens(pieces: list[Piece], stops: list[str]) -> None:
+    """The text before a stop string comes out without special tokens, and a special token is whole or absent."""
+    whole = "".join(text for text, _ in pieces)
+    before, found, _ = first_completed(whole, stops)
+    at, shown, tokens = 0, "", 0
+    for text, special in pieces:
+        if special:
+            tokens += at + len(text) <= len(before)
+        else:
+            shown += text[: max(0, len(before) - at)]
+        at += len(text)
+    result, stopped = scan_pieces(pieces, stops)
+    assert (visible(result), stopped) == (shown, found)
+    assert [piece for piece in result if piece[1]] == tokens * [("aba", True)]
+
+
+SPECIAL = [
+    ([("<think>", True), ("hm", False), ("</think>", True), ("\nHi", False)], "hm", "Hi"),
+    ([("\n", False), ("<think>", True), ("\nhm", False), ("<think>", True), ("\n.", False)], "hm.", ""),
+    ([("<x>", True), ("<think>", False), ("a", False), ("<x>", True), ("b</think>c", False)], "ab", "c"),
+    ([("<thi", False), ("<x>", True), ("nk>a", False)], "", "<think>a"),
+    ([("<think>a</thi", False), ("<x>", True), ("nk>", False)], "a</think>", ""),
+    ([("Hi", False), ("<think>", True), ("a", False), ("</think>", True)], "", "Hia"),
+    ([("<think>", False), ("a", False), ("</think>", True), ("</think>", True), ("b", False)], "a", "b"),
+]
+
+
+@pytest.mark.parametrize(("pieces", "thinking", "answer"), SPECIAL)
+def test_tags_may_be_special_tokens_and_others_are_dropped(pieces: list[Piece], thinking: str, answer: str) -> None:
+    splitter = ThinkingSplitter()
+    parts = [*(splitter.feed(*piece) for piece in pieces), splitter.flush()]
+    assert ("".join(t for t, _ in parts), "".join(a for _, a in parts)) == (thinking, answer)
+
+
+@pytest.fixture(scope="module", params=[(), ("<think>", "</think>"), ("<think>",)], ids=str)
+def flagged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """A tokenizer whose tags are special tokens, or are not; each flag is said in another file."""
+    folder = write_tokenizer(tmp_path_factory.mktemp("flagged"))
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text()) | {"extra_special_tokens": list(request.param)}
+    path.write_text(json.dumps(settings))
+    return Tokenizer(folder)
+
+
+def reply(tokenizer: Tokenizer, text: str, stop: tuple[str, ...] = ()) -> tuple[str, str, bool]:
+    """(thinking, answer, whether a stop string ended it) of a reply that is the tokens of a text and an end token."""
+    parts, result = [], ReplyText(tokenizer, stop)
+    tokens = [*tokenizer.encode(text), 258]
+    for count, token in enumerate(tokens, 1):
+        parts.append(result.add(token, count == len(tokens)))
+        if result.stopped:
+            break
+    return "".join(thinking for thinking, _ in parts), "".join(answer for _, answer in parts), result.stopped
+
+
+@pytest.mark.parametrize(
+    ("stop", "expected"),
+    [
+        ((), ("a\n", "4 2.b", False)),
+        (("2.",), ("a\n", "4 ", True)),
+        (("</think>",), ("a\n", "", True)),
+        (("<think>",), ("", "", True)),
+        (("2.<|im_start|>",), ("a\n", "4 ", True)),
+        (("<|im_start|>b", "none"), ("a\n", "4 2.", True)),
+        (("im_start",), ("a\n", "4 2.", True)),
+        (("b<|im_end|>",), ("a\n", "4 2.", True)),  # the end token
+        (("2.b",), ("a\n", "4 2.b", False)),  # there is a token between them
+    ],
+)
+def test_flags_change_no_stop_string_and_no_thinking(
+    flagged: Tokenizer, stop: tuple[str, ...], expected: tuple[str, str, bool]
+) -> None:
+    assert reply(flagged, "<think>\na\n</think>\n\n4 2.<|im_start|>b", stop) == expected
+
+
+def test_an_end_token_that_is_not_special_is_not_shown(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(write_tokenizer(tmp_path, eos_token_id=[ord("."), 260]))
+    assert tokenizer.special.keys() == {256, 257, 258}
+    result = ReplyText(tokenizer)
+    assert [result.add(75), result.add(260, last=True)] == [("", tokenizer.decode([75])), ("", "")]

@@ -1,6 +1,7 @@
 """The tokenizer against transformers: on the real Qwen3 files, and on a small byte-level one made here."""
 
 import json
+import random
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 
 from mlx_qwen3.errors import CheckpointError, ConfigError, PromptError
+from mlx_qwen3.files.hub import DEMO
 from mlx_qwen3.text.tokenizer import StreamDecoder, Tokenizer
 
 EXAMPLES = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -128,6 +130,27 @@ def test_text_shows_as_soon_as_its_characters_are_complete(qwen: Tokenizer, thei
         text = theirs.decode(ids[:end], skip_special_tokens=True)
         if not text.endswith("\ufffd"):
             assert "".join(pieces[:end]) == text
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_bytes_at_random_stream_in_linear_time(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """12,000 tokens, most of which never become a character: at most three bytes wait, and each is decoded once."""
+    demo = Tokenizer(DEMO)
+    ids = range(demo.size)
+    parts = [i for i in ids if len(demo.token_bytes(i)) == 1 and demo.token_bytes(i) >= b"\x80"]
+    tokens = random.Random(seed).choices([*ids, *(50 * parts)], k=12_000)
+    whole, fed = demo.decode(tokens, skip_special_tokens=True), []
+    special, token_bytes = demo.special, demo.token_bytes
+    monkeypatch.setattr(demo, "token_bytes", lambda i: fed.append(i) or token_bytes(i))
+    monkeypatch.setattr(demo, "decode", lambda *_: pytest.fail("a stream decodes nothing twice"))
+    decoder, pieces = StreamDecoder(demo), list[str]()
+    for token in tokens:
+        pieces.append(decoder.add(token))
+        assert len(decoder.held) <= 3
+        assert decoder.held.decode("utf-8", "replace") in ("", "\ufffd"), "what waits is the beginning of a character"
+    assert whole.count("\ufffd") > 5000
+    assert "".join(pieces) + decoder.flush() == whole
+    assert fed == [token for token in tokens if token not in special]
 
 
 # A small tokenizer, which needs no files
