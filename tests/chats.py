@@ -48,5 +48,4 @@ READS_PARTS = (
 
 def render(source: str, messages: Any, **options: Any) -> str:
     """What a template makes of messages; with a generation prompt, unless the last message is continued."""
-    options = {"add_generation_prompt": "continue_final_message" not in options, **options}
-    return ChatTemplate(source, TOKENS).render(messages, options.pop("tools", None), **options)
+    return ChatTemplate(source, TOKENS).render(messages, options.pop("tools", None), **options).text

@@ -91,8 +91,7 @@ def prepare(config: Qwen3Config, tokenizer: Tokenizer, prompt: Prompt, options: 
         raise PromptError(
             f"the tokenizer has {tokenizer.size} ids, the model {config.vocab_size}; one is of another model"
         )
-    ids = _encode(tokenizer, prompt, options)
-    opens = tokenizer.opens_thinking(ids)
+    ids, opens = _encode(tokenizer, prompt, options)
     if (thinks := options.thinks) is not None and thinks != opens:
         template = tokenizer.chat_template(options.chat_template, options.tools)
         if not template.can_switch_thinking:
@@ -128,19 +127,21 @@ def _default_limit(generation_config: Mapping[str, Any], prompt: int, context: i
     return max(1, min(limits))
 
 
-def _encode(tokenizer: Tokenizer, prompt: Prompt, options: ReplyOptions) -> list[int]:
+def _encode(tokenizer: Tokenizer, prompt: Prompt, options: ReplyOptions) -> tuple[list[int], bool]:
+    """(token ids, whether the reply begins inside a think block)"""
     if isinstance(prompt, str):
         if options.continue_final_message:
             raise UsageError("continue_final_message needs a list of messages; text is one user message, not a reply")
-        return tokenizer.encode(_render(tokenizer, [{"role": "user", "content": prompt}], options))
+        return _render(tokenizer, [{"role": "user", "content": prompt}], options)
     items = _items(prompt)
     if all(isinstance(item, Integral) and not isinstance(item, bool) for item in items):  # also an empty prompt
         if names := options.of_template():
             raise UsageError(f"{names[0]} is a setting of the chat template, which a raw prompt does not pass")
-        return [int(item) for item in items]
+        ids = [int(item) for item in items]
+        return ids, tokenizer.opens_thinking(ids)
     if wrong := [item for item in items if item is None or isinstance(item, str | int | float | list)]:
         raise PromptError(f"the prompt holds a {type(wrong[0]).__name__}; {KINDS}")
-    return tokenizer.encode(_render(tokenizer, items, options))
+    return _render(tokenizer, items, options)
 
 
 def _items(prompt: Any) -> list[Any]:
@@ -158,12 +159,12 @@ def _items(prompt: Any) -> list[Any]:
     return items
 
 
-def _render(tokenizer: Tokenizer, messages: list[Any], options: ReplyOptions) -> str:
-    return tokenizer.apply_chat_template(
+def _render(tokenizer: Tokenizer, messages: list[Any], options: ReplyOptions) -> tuple[list[int], bool]:
+    rendered = tokenizer.chat_template(options.chat_template, options.tools).render(
         messages,
-        tools=options.tools,
+        options.tools,
         enable_thinking=options.thinking,
-        chat_template=options.chat_template,
         continue_final_message=options.continue_final_message,
         template_args=options.template_args,
     )
+    return tokenizer.encode(rendered.text), rendered.opens_thinking

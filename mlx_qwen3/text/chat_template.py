@@ -1,6 +1,8 @@
 """A conversation as prompt text, by a chat template."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -24,8 +26,17 @@ RESERVED = ("messages", "tools", "documents", "add_generation_prompt")  # variab
 FUNCTIONS = ("raise_exception", "strftime_now", "namespace", "range", "dict", "cycler", "joiner")
 TAG = "CONTINUE_FINAL_MESSAGE_TAG "  # marks the end of a message that is to be continued; the space shows trimming
 PROBE = "text of a part"
+THINK, END_THINK = "<think>", "</think>"
 
 Tool = Mapping[str, Any] | Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class RenderedPrompt:
+    """A conversation as text. `opens_thinking`: the reply begins inside a think block, whatever the messages say."""
+
+    text: str
+    opens_thinking: bool
 
 
 class ChatTemplate:
@@ -44,28 +55,51 @@ class ChatTemplate:
         messages: Iterable[Any],
         tools: Sequence[Tool] | None = None,
         *,
-        add_generation_prompt: bool = True,
+        add_generation_prompt: bool | None = None,
+        enable_thinking: bool | None = None,
         continue_final_message: bool | str = False,
         template_args: Mapping[str, Any] | None = None,
-    ) -> str:
+    ) -> RenderedPrompt:
         """The conversation as prompt text, byte for byte what transformers renders.
 
         Two cases are better than there. A template that cannot read a list of text parts gets their joined text. A
         template that fails on a message without content, or on tool arguments that are JSON text, gets an empty content
         and an object.
-        `continue_final_message` leaves the last message open: its `content` if True, else the field of that name.
+        add_generation_prompt: begin the reply; by default, unless the last message is continued.
+        enable_thinking: None leaves the switch to the template; a template without it is not told.
+        continue_final_message: leave the last message open: its `content` if True, else the field of that name.
         Raises PromptError that names the message, UsageError for options that contradict each other, and
         CheckpointError if the template is not Jinja.
         """
         if continue_final_message and add_generation_prompt:
             raise UsageError("continue_final_message and add_generation_prompt contradict each other; drop one of them")
-        values = self._values(tools, add_generation_prompt, template_args or {})
+        arguments = dict(template_args or {})
+        if enable_thinking is not None and arguments.get("enable_thinking", enable_thinking) is not enable_thinking:
+            raise UsageError("template_args and the option set enable_thinking to different values; drop one of them")
+        if enable_thinking is not None and self.can_switch_thinking:
+            arguments["enable_thinking"] = enable_thinking
+        values = self._values(tools, not continue_final_message and add_generation_prompt is not False, arguments)
         conversation = self._readable(read_messages(messages), values)
-        field = continue_final_message if isinstance(continue_final_message, str) else "content"
-        if not continue_final_message:
-            return self._rendered(conversation, values)
-        text, tagged = self._tagged(conversation, field)
-        return _cut(self._rendered(tagged, values), text, conversation)
+        text = self._prompt(conversation, values, continue_final_message)
+        return RenderedPrompt(text, self._opens_thinking(text, conversation, values, continue_final_message))
+
+    def _prompt(self, messages: list[Message], values: Mapping[str, Any], continued: bool | str) -> str:
+        if not continued:
+            return self._rendered(messages, values)
+        text, tagged = self._tagged(messages, continued if isinstance(continued, str) else "content")
+        return _cut(self._rendered(tagged, values), text, messages)
+
+    def _opens_thinking(
+        self, text: str, messages: list[Message], values: Mapping[str, Any], continued: bool | str
+    ) -> bool:
+        """Whether the last tag in a prompt that is the template's own, or of the continued message, is `<think>`."""
+        plain_messages, plain_values = without_tags(messages), without_tags(values)
+        if continued:
+            plain_messages[-1] = messages[-1]
+        if (plain_messages, plain_values) != (messages, values):
+            with suppress(PromptError):  # a template that needs the tags: those that are there count
+                text = self._prompt(plain_messages, plain_values, continued)
+        return text.rfind(THINK) > text.rfind(END_THINK)
 
     def _values(
         self, tools: Sequence[Tool] | None, add_generation_prompt: bool, arguments: Mapping[str, Any]
@@ -187,3 +221,14 @@ def _place(trace: TracebackType | None, messages: Sequence[Message]) -> int | No
             found = next((index for index, message in enumerate(messages) if id(message) in held), found)
         trace = trace.tb_next
     return found
+
+
+def without_tags(value: Any) -> Any:
+    """A plain value in which no text holds a tag of a think block."""
+    if isinstance(value, str):
+        return value.replace(THINK, "(think)").replace(END_THINK, "(/think)")
+    if isinstance(value, dict):
+        return {key: without_tags(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(without_tags(item) for item in value)
+    return value

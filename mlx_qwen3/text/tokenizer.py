@@ -6,14 +6,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, PromptError, UsageError
+from ..errors import CheckpointError, PromptError
 from ..files.config import read_json, token_ids
+from .chat_template import END_THINK as END_THINK
+from .chat_template import THINK as THINK
 from .chat_template import ChatTemplate, Tool
 from .panic import PanicError, panics_as_errors
 from .template_files import ChatTemplates
 from .vocabulary import QWEN_PATTERN, read_vocabulary
 
-THINK, END_THINK = "<think>", "</think>"
 SECOND_BYTES = {0xE0: (0xA0, 0xBF), 0xED: (0x80, 0x9F), 0xF0: (0x90, 0xBF), 0xF4: (0x80, 0x8F)}  # in UTF-8
 LONG = 1_000_000  # characters; from here on even Qwen's pattern may reach the limit of its library
 
@@ -114,20 +115,15 @@ class Tokenizer:
         template_args: further variables of the template.
         Raises PromptError that names the message, and UsageError for options that contradict each other.
         """
-        template, variables = self.chat_template(chat_template, tools), dict(template_args or {})
-        if enable_thinking is not None and variables.get("enable_thinking", enable_thinking) is not enable_thinking:
-            raise UsageError("template_args and the option set enable_thinking to different values; drop one of them")
-        if enable_thinking is not None and template.can_switch_thinking:
-            variables["enable_thinking"] = enable_thinking
-        if add_generation_prompt is None:
-            add_generation_prompt = not continue_final_message
-        return template.render(
+        rendered = self.chat_template(chat_template, tools).render(
             messages,
             tools,
             add_generation_prompt=add_generation_prompt,
+            enable_thinking=enable_thinking,
             continue_final_message=continue_final_message,
-            template_args=variables,
+            template_args=template_args,
         )
+        return rendered.text
 
     def chat_template(self, chosen: str | Path | None = None, tools: Sequence[Tool] | None = None) -> ChatTemplate:
         """The template that `apply_chat_template` uses with these options."""
@@ -142,7 +138,7 @@ class Tokenizer:
         return self._templates.exist and self.chat_template().can_switch_thinking
 
     def opens_thinking(self, prompt: Sequence[int]) -> bool:
-        """True where a prompt's last turn is inside a think block, as Qwen3-Thinking-2507's template leaves it."""
+        """Whether the last turn of a raw prompt ends inside a think block; a template says it by itself."""
         opening, closing = map(self._backend.token_to_id, (THINK, END_THINK))
         last = next((i for i in reversed(prompt) if i in (opening, closing) or i in self.stop_ids), None)
         return last is not None and last == opening

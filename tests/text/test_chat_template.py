@@ -272,3 +272,55 @@ def test_a_new_reply_and_a_continued_one_contradict_each_other(qwen: Tokenizer) 
     for template in (ChatTemplate(TEMPLATE, {}).render, qwen.apply_chat_template):
         with pytest.raises(UsageError, match="continue_final_message and add_generation_prompt contradict"):
             template(HI, add_generation_prompt=True, continue_final_message=True)
+
+
+# Whose thinking it is
+
+CHATML = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}"
+ALWAYS = CHATML + "<assistant><think>\n"  # without a look at add_generation_prompt
+THINKING_2507 = CHATML + "{% if add_generation_prompt %}<assistant><think>\n{% endif %}"
+CLOSES = CHATML + "{% if add_generation_prompt %}<assistant><think>\n\n</think>\n\n{% endif %}"
+ASKS_FOR_TAGS = CHATML + "{{ raise_exception('no tags') if '<think>' not in messages[0].content }}"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [(CHATML, False), (ALWAYS, True), (THINKING_2507, True), (CLOSES, False)],
+)
+@pytest.mark.parametrize("text", ["<think>", "<think>a</think>", "</think>", "<think></think><think>", "a<think>b"])
+def test_what_the_template_opened_decides_and_not_what_a_message_says(source: str, text: str, expected: bool) -> None:
+    messages = [{"role": "user", "content": "<think></think>"}, {"role": "user", "content": text}]
+    assert ChatTemplate(source, {}).render(messages).opens_thinking == expected
+
+
+def test_a_template_that_needs_a_tag_in_a_message_gets_it() -> None:
+    assert render(ASKS_FOR_TAGS, [{"role": "user", "content": "<think>"}]) == "<user><think></user>"
+
+
+@pytest.mark.parametrize("thinking", [None, True, False])
+@pytest.mark.parametrize("content", ["hi", "What is <think>?", "<think>", PARTS, [{"type": "text", "text": "<think>"}]])
+def test_qwen3_opens_no_thinking(qwen: Tokenizer, content: Any, thinking: bool | None) -> None:
+    messages = [
+        USER,
+        {"role": "assistant", "content": "<think>\nhm\n</think>\n\nYes."},
+        {"role": "user", "content": content},
+    ]
+    tools = [{"type": "function", "function": {"name": "f", "description": "writes <think>"}}]
+    assert not qwen.chat_template().render(messages, tools, enable_thinking=thinking).opens_thinking
+
+
+@pytest.mark.parametrize(
+    ("message", "field", "expected"),
+    [
+        ({"content": "Sure"}, True, False),
+        ({"content": "<think>\nSo"}, True, True),
+        ({"content": "<think>\nhm\n</think>\n\nIt is"}, True, False),
+        ({"content": "", "reasoning_content": "So"}, "reasoning_content", True),
+        ({"content": "It is", "reasoning_content": "So"}, True, False),
+    ],
+)
+def test_a_continued_message_may_be_inside_its_thinking(
+    qwen: Tokenizer, message: dict[str, str], field: bool | str, expected: bool
+) -> None:
+    messages = [{"role": "user", "content": "What is <think>?"}, {"role": "assistant", **message}]
+    assert qwen.chat_template().render(messages, continue_final_message=field).opens_thinking == expected

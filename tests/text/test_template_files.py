@@ -26,7 +26,7 @@ def write(folder: Path, config: Any = None, file: str | None = None, **additiona
 
 
 def chosen(templates: ChatTemplates, wanted: Any = None, tools: Any = None) -> str:
-    return templates.choose(wanted, tools is not None).render(HI, tools)
+    return templates.choose(wanted, tools is not None).render(HI, tools).text
 
 
 FOLDERS: dict[str, dict[str, Any]] = {
