@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from benching import at_once, bench_chat, bench_report, nothing_runs  # noqa: F401 - fixtures
 from checkpoints import TINY, write_checkpoint
+from inspecting import four_layers, sick  # noqa: F401
 
 from mlx_qwen3.compare import divergence
 

@@ -12,7 +12,6 @@ from checkpoints import AFFINE_4, TINY, random_weights, write_checkpoint, write_
 from mlx_qwen3.compare.flow import EVENTS, FLOW
 from mlx_qwen3.compare.probe import probing
 from mlx_qwen3.inspect.numbers import Collector, measure
-from mlx_qwen3.inspect.tables import sharing
 from mlx_qwen3.model.load import load_model
 from mlx_qwen3.model.qwen3 import ConcatLinear
 from mlx_qwen3.model.watch import watch, watching
@@ -231,9 +230,3 @@ def test_memory_is_bounded_at_8192_tokens(tmp_path):
     assert numbers.overall[(0, "scores")].count == 2 * 8192 * 8193 // 2
     assert numbers.shapes[(0, "scores")] == (1, 2, 8192, 8192)
     assert used < 150e6  # measured 87 MB: 17 of scores of 256 queries, a few copies of them, the cache
-
-
-def test_sharing_in_words():
-    assert sharing(16, 8) == "query heads 0-1 read kv head 0, 2-3 read kv head 1, ..., 14-15 read kv head 7"
-    assert sharing(6, 2) == "query heads 0-2 read kv head 0, 3-5 read kv head 1"
-    assert "of its own" in sharing(4, 4)
