@@ -6,11 +6,15 @@ Qwen3Error              exit code 1
 |- SourceError          a SOURCE that is no folder, or that the Hub does not give
 |- PromptError          a prompt or conversation that this model cannot take
 |- OutputError          a place that cannot be written
-|- HealthError          `inspect --strict` found a fault in a model
+|- HealthError          a model computes NaN or infinity, or `inspect --strict` found a fault in it
 |- BenchError           `bench`: a contestant failed, or ours is worse than the baseline allows
 |- VerificationError    a conversion that is not what it should be: damaged, or further from its source than allowed
 `- UsageError           options that contradict each other or the model; exit code 2
+
+Qwen3Warning            what a user should know and can go on with; the commands print it as one line on stderr
 """
+
+import warnings
 
 
 class Qwen3Error(Exception):
@@ -53,3 +57,12 @@ class VerificationError(Qwen3Error):
 
 class UsageError(Qwen3Error):
     exit_code = 2
+
+
+class Qwen3Warning(UserWarning):
+    pass
+
+
+def warn(message: str) -> None:
+    """Warn once per message, by Python's own rules: `warnings.filterwarnings` can turn it off or into an error."""
+    warnings.warn(message, Qwen3Warning, stacklevel=2)

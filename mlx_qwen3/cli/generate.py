@@ -21,6 +21,9 @@ from .terminal import Printer, read_stdin, statistics
 @click.option("--top-k", type=int, metavar="K", help="0 is off. Default: the checkpoint's.")
 @click.option("--top-p", type=float, metavar="P", help="1 is off. Default: the checkpoint's.")
 @click.option("--min-p", type=float, metavar="M", help="0 is off. Default: the checkpoint's.")
+@click.option("--repetition-penalty", type=float, metavar="R", help="On tokens of prompt and reply; 1 is off.")
+@click.option("--presence-penalty", type=float, metavar="P", help="On tokens of the reply, -2 to 2; 0 is off.")
+@click.option("--frequency-penalty", type=float, metavar="F", help="The same, for each time it was said; 0 is off.")
 @click.option("--seed", type=int, metavar="S", help="Repeat a reply. Default: a new one each time.")
 @click.option("--think/--no-think", "thinking", default=None, help="Default: as the template has it, on for Qwen3.")
 @click.option("--prefill", metavar="TEXT", help="Begin the reply with this text; the model continues it.")
@@ -34,7 +37,7 @@ from .terminal import Printer, read_stdin, statistics
 )
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template.")
 @click.option("--stop", multiple=True, metavar="S", help="End before this text; may be given several times.")
-@click.option("--draft", metavar="SOURCE", help="A smaller model of the same vocabulary whose guesses are checked.")
+@click.option("--draft", metavar="SOURCE", help="A smaller model of the same tokenizer whose guesses are checked.")
 @click.option(
     "--lookup/--no-lookup",
     default=None,
@@ -88,7 +91,7 @@ def command(
     options = replace(options, sampling=requests.default_sampling(tokenizer, options.thinks, **sampling))
     request = requests.prepare(config, tokenizer, tokenizer.encode(text) if raw else messages, options)
     if draft_folder:
-        requests.check_draft(draft_folder, config, tokenizer)
+        requests.check_draft(draft_folder, tokenizer)
     if advice := blas.advice():
         click.echo(f"note: {advice}", err=True)
     model = loading.load_model(folder, dtype)

@@ -103,7 +103,7 @@ def run(
     model: Qwen3, tokenizer: Tokenizer, request: Request, draft: Qwen3 | None = None, lookup: bool | None = None
 ) -> Iterator[Chunk]:
     """The reply to a prepared request, step by step; `draft` and `lookup` are those of `make_drafter`."""
-    drafter = make_drafter(model, [request.ids], draft, lookup)
+    drafter = make_drafter(model, [request.ids], draft, lookup, tokenizer.size)
     text = ReplyText(tokenizer, request.stop, request.opens_thinking)
     steps = decode(
         model,
@@ -176,7 +176,7 @@ def generate(
     template_args: further variables of the chat template.
     continue_final_message: the reply continues the last message, its `content` if True, else the field of that name;
     the result holds the continuation alone.
-    draft: a smaller model of the same vocabulary whose guesses are checked.
+    draft: a smaller model of the same tokenizer whose guesses are checked.
     lookup: guesses from prompt and reply: while they pay (None), always (True) or never (False). They give way to a
     draft model. Guesses make a reply faster and change no token.
     Raises PromptError for a prompt that this model cannot take, UsageError for an option that it cannot honour.

@@ -11,6 +11,7 @@ from ..errors import PromptError, UsageError
 from ..files.config import Qwen3Config
 from ..text.chat_template import Tool
 from ..text.tokenizer import Tokenizer
+from .generation_config import token_limit
 from .runner import check_limit, check_prompt
 from .sampling import SamplingParams
 from .speculative import check_vocabulary
@@ -98,33 +99,23 @@ def prepare(config: Qwen3Config, tokenizer: Tokenizer, prompt: Prompt, options: 
             raise UsageError(f"this checkpoint's chat template cannot switch thinking {'on' if thinks else 'off'}")
     max_tokens = options.max_tokens
     if max_tokens is None:
-        max_tokens = _default_limit(tokenizer.generation_config, len(ids), config.context_length)
+        max_tokens = token_limit(tokenizer.generation_config, len(ids), config.context_length)
     check_prompt(ids, max_tokens, config)
     sampling = options.sampling or default_sampling(tokenizer, thinks)
     return Request(ids, sampling, max_tokens, options.stops, opens)
 
 
-def check_draft(folder: Path, config: Qwen3Config, tokenizer: Tokenizer) -> None:
-    """Raises UsageError if the model in a folder has another vocabulary; needs no weights."""
-    check_vocabulary(config, Qwen3Config.from_folder(folder))
+def check_draft(folder: Path, tokenizer: Tokenizer) -> None:
+    """Raises UsageError if the model in a folder cannot draft for this tokenizer; needs no weights."""
     if not tokenizer.speaks_like(Tokenizer(folder)):
         raise UsageError("the draft model's tokenizer has other tokens; give a smaller model of the same family")
+    check_vocabulary(Qwen3Config.from_folder(folder), tokenizer.size)
 
 
 def default_sampling(tokenizer: Tokenizer, thinking: bool | None = None, **changes: Any) -> SamplingParams:
     """The checkpoint's sampling settings with a fresh seed; `changes` replace single ones, None changes nothing."""
     chosen = {"seed": secrets.randbits(32)} | {name: value for name, value in changes.items() if value is not None}
     return replace(SamplingParams.from_generation_config(tokenizer.generation_config, thinking is not False), **chosen)
-
-
-def _default_limit(generation_config: Mapping[str, Any], prompt: int, context: int) -> int:
-    """New tokens that max_new_tokens, else max_length, of generation_config.json and the context leave room for."""
-    limits = [context - prompt]
-    if (new := generation_config.get("max_new_tokens")) is not None:
-        limits.append(new)
-    elif (length := generation_config.get("max_length")) is not None:
-        limits.append(length - prompt)
-    return max(1, min(limits))
 
 
 def _encode(tokenizer: Tokenizer, prompt: Prompt, options: ReplyOptions) -> tuple[list[int], bool]:

@@ -32,12 +32,12 @@ class _Replies:
     def step(self, ahead: bool) -> list[int]:
         """The next token of every reply; `ahead`, the one after it is computed while the caller has this one."""
         if self.coming is None:
-            self.coming = self._following(mx.array(self._last, mx.uint32), self._known)
+            self.coming = self._following(mx.array(self._last, mx.int32), self._known)
         mx.async_eval(self.coming)
         # Python builds the next step while the device computes this one, and hands it over when that is done: the
         # cache is written in place only if no unfinished work holds its buffers, and is copied otherwise.
         following = self._following(self.coming, self._known + 1) if ahead else None
-        tokens: list[int] = self.coming.tolist()  # type: ignore[assignment]
+        tokens = self.sampler.known(self.coming, self._known, self.running)
         self._note(tokens)
         self.coming = following if self.running else None
         if self.coming is not None and kernels.on_gpu():
@@ -126,7 +126,7 @@ def generate_batch(
         vocabulary,
         max_tokens=max_tokens,
         stop_ids=stop_ids,
-        drafter=make_drafter(model, prompts, draft, lookup),
+        drafter=make_drafter(model, prompts, draft, lookup, vocabulary),
     )
     return [list(takewhile(lambda token: token not in stop_ids, reply)) for reply in zip(*steps, strict=True)]
 

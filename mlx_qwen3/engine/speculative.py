@@ -151,31 +151,37 @@ class Lookup(Drafter):
 
 
 class DraftModel(Drafter):
-    """Drafts what a smaller model of the same vocabulary says, drawn with the same keys."""
+    """Drafts what a smaller model of the same tokenizer says, drawn with the same keys."""
 
     def __init__(self, model: Qwen3, prompt: Sequence[int], pace: Pace):
         super().__init__(prompt, pace)
         self._model, self._step = model, decode_step(model)
         self._cache = model.make_cache()
+        self._readable = max(prompt) < model.config.vocab_size
+
+    def add(self, token: int) -> None:
+        super().add(token)
+        # The rows after the tokenizer's ids are padding, and one model may have more of them than the other.
+        self._readable = self._readable and token < self._model.config.vocab_size
 
     def propose(self, room: int, sampler: Sampler) -> list[int]:
         text = self._text
         k = min(self._pace.length(), room, self._model.config.context_length - len(text) + 1)
-        if k < 1:
+        if k < 1 or not self._readable:
             return []
-        sampler, position = sampler.fork(), len(text) - self._prompt
-        behind = mx.array([text[self._cache.offset :]])  # what this model has not been fed yet
-        coming = sampler.next(prefill(self._model, behind, self._cache), position)
+        sampler, position = sampler.fork(self._model.config.vocab_size, "the draft model"), len(text) - self._prompt
+        unread = mx.array([text[self._cache.offset :]])  # what this model has not been fed yet
+        coming = sampler.next(prefill(self._model, unread, self._cache), position)
         drafts: list[int] = []
         while True:
-            position += 1
             last = len(drafts) == k - 1
-            following = None if last else sampler.next(self._step(coming, self._cache), position)
-            drafts.extend(coming.tolist())  # type: ignore[arg-type]
+            following = None if last else sampler.next(self._step(coming, self._cache), position + 1)
+            drafts.extend(sampler.known(coming, position))
             if following is None:
                 return drafts
-            mx.async_eval(following)  # not before the step is done: see decoding
+            mx.async_eval(following)  # not before the step is done: see runner
             coming = following
+            position += 1
 
     def checked(self, drafted: int, accepted: int) -> None:
         super().checked(drafted, accepted)
@@ -183,18 +189,23 @@ class DraftModel(Drafter):
 
 
 def make_drafter(
-    model: Qwen3, prompts: Sequence[Sequence[int]], draft: Qwen3 | None = None, lookup: bool | None = None
+    model: Qwen3,
+    prompts: Sequence[Sequence[int]],
+    draft: Qwen3 | None = None,
+    lookup: bool | None = None,
+    vocabulary: int | None = None,
 ) -> Drafter | None:
-    """Who drafts the reply: the model `draft` where there is one, else lookup.
+    """Who drafts the reply: the model `draft` if there is one, else lookup.
 
-    `lookup`: None drafts while that pays, True at every chance, False never. Raises UsageError for a draft model of
-    another vocabulary, and for drafts of more than one prompt.
+    `lookup`: None drafts while that pays, True at every chance, False never. `vocabulary` is the number of ids of the
+    tokenizer, by default the rows of the smaller embedding. Raises UsageError for a draft model that lacks some of
+    them, and for drafts of more than one prompt.
     """
     if len(prompts) > 1 and (draft is not None or lookup):
         asked = "a draft model was given" if draft is not None else "lookup is on"
         raise UsageError(f"{asked} for {len(prompts)} prompts; drafts are made for one at a time, leave it out")
     if draft is not None:
-        check_vocabulary(model.config, draft.config)
+        check_vocabulary(draft.config, vocabulary or 0)
         return DraftModel(draft, prompts[0], Pace(pass_costs(model), _bytes(draft) / _bytes(model)))
     costs = (1.0,) * (LONGEST + 1) if lookup else pass_costs(model)
     if len(prompts) > 1 or lookup is False or costs == ROW_BY_ROW:
@@ -202,11 +213,14 @@ def make_drafter(
     return Lookup(prompts[0], Pace(costs))
 
 
-def check_vocabulary(ours: Qwen3Config, drafts: Qwen3Config) -> None:
-    """Raises UsageError where a draft model cannot speak for ours."""
-    if ours.vocab_size != drafts.vocab_size:
+def check_vocabulary(draft: Qwen3Config, vocabulary: int) -> None:
+    """Raises UsageError for a draft model without an embedding for each of the tokenizer's ids.
+
+    The rows after those are padding: how many there are does not matter.
+    """
+    if draft.vocab_size < vocabulary:
         raise UsageError(
-            f"the draft model has a vocabulary of {drafts.vocab_size}, the model one of {ours.vocab_size}; "
+            f"the draft model has a vocabulary of {draft.vocab_size}, the tokenizer {vocabulary} ids; "
             "give a smaller model of the same family"
         )
 

@@ -26,16 +26,16 @@ from mlx_qwen3.engine.speculative import (
     Pace,
     make_drafter,
 )
-from mlx_qwen3.errors import UsageError
+from mlx_qwen3.errors import HealthError, UsageError
 from mlx_qwen3.model.cache import KVCache
 from mlx_qwen3.model.load import load_model
 from mlx_qwen3.model.step import DecodeStep
 
 GREEDY = SamplingParams(temperature=0)
-ALL_OPTIONS = SamplingParams(1.2, 50, 0.95, 0.01, 1.3, seed=11)
+ALL_OPTIONS = SamplingParams(1.2, 50, 0.95, 0.01, 1.3, 11, presence_penalty=0.3, frequency_penalty=0.2)
 SAMPLINGS = {
     "greedy": GREEDY,
-    "greedy with penalty": SamplingParams(0, repetition_penalty=1.3),
+    "greedy with penalties": SamplingParams(0, repetition_penalty=1.3, frequency_penalty=0.5),
     "whole vocabulary": SamplingParams(1.0, 0, 1.0, seed=3),
     "all options": ALL_OPTIONS,
 }
@@ -116,11 +116,13 @@ def shifted_keys(patch):
 
 def one_key(patch):
     check = Sampler._choose
-    patch.setattr(Sampler, "_choose", lambda s, logits, seen, places: check(s, logits, seen, places[:1] * len(places)))
+    patch.setattr(
+        Sampler, "_choose", lambda s, logits, penalties, places: check(s, logits, penalties, places[:1] * len(places))
+    )
 
 
 def unseen_drafts(patch):
-    patch.setattr(Sampler, "_seen_along", lambda s, fed: s._seen)
+    patch.setattr(Sampler, "_along", lambda s, fed: s._penalties)
 
 
 def forgotten_drafts(patch):
@@ -415,7 +417,129 @@ def test_drafts_for_a_batch_are_refused_by_name(wanderer, options, message):
         generate_batch(wanderer, [PROMPT, PROMPT], max_tokens=3, **options)
 
 
-def test_a_draft_model_of_another_vocabulary_is_refused(wanderer, tmp_path):
-    other = load_model(write_checkpoint(tmp_path, vocab_size=157))
-    with pytest.raises(UsageError, match="the draft model has a vocabulary of 157, the model one of 151"):
-        make_drafter(wanderer, [PROMPT], draft=other)
+PADDED = (TINY["vocab_size"] + 34, TINY["vocab_size"] - 20)  # rows of a draft model's embedding
+
+
+@pytest.mark.parametrize("rows", PADDED)
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS.keys())
+def test_a_draft_model_with_another_number_of_padding_rows(wanderer, sampling, rows, tmp_path):
+    """The tokenizer has 120 ids, and the prompt one of the padding rows, which only the longer embedding has."""
+    prompt = [token % 120 for token in PROMPT] + [TINY["vocab_size"] - 2, 5]
+    drafter = make_drafter(wanderer, [prompt], draft=like(wanderer, rows), vocabulary=120)
+    drafter._pace = Pace(FREE)
+    replies = [
+        [token for [token] in decode(wanderer, [prompt], sampling, 120, max_tokens=60, drafter=drafts)]
+        for drafts in (None, drafter)
+    ]
+    assert replies[0] == replies[1]
+    assert max(replies[0]) < 120
+    assert (drafter.accepted > 10) is (rows > TINY["vocab_size"]), "what it cannot read it does not continue"
+
+
+def test_a_shorter_draft_model_drafts_what_it_can_read(wanderer):
+    prompt = [token % 120 for token in PROMPT]
+    drafter = make_drafter(wanderer, [prompt], draft=like(wanderer, PADDED[1]))
+    drafter._pace = Pace(FREE)
+    truth = reply(wanderer, GREEDY, prompt, max_tokens=200)
+    assert reply(wanderer, GREEDY, prompt, drafter, max_tokens=200) == truth
+    first = next((i for i, token in enumerate(truth) if token >= PADDED[1]), 200)
+    assert 0 < drafter.accepted < 200 > first
+
+
+def like(model, rows):
+    """A draft model that says the same, its embedding and head cut or padded to another number of rows."""
+    other = deepcopy(model)
+    other.config = replace(model.config, vocab_size=rows)
+    for matrix in (other.embed_tokens, other.lm_head):
+        extra = mx.full((max(0, rows - len(matrix.weight)), matrix.weight.shape[1]), 3.0)
+        matrix.weight = mx.concatenate([matrix.weight[:rows], extra])
+    return other
+
+
+def test_a_draft_model_that_lacks_ids_of_the_tokenizer_is_refused(wanderer):
+    with pytest.raises(UsageError, match="the draft model has a vocabulary of 131, the tokenizer 140 ids"):
+        make_drafter(wanderer, [PROMPT], draft=like(wanderer, PADDED[1]), vocabulary=140)
+
+
+# Logits that are NaN
+
+
+@pytest.fixture
+def broken(wanderer):
+    """A weight of the head is NaN: one logit is, of every token."""
+    other = deepcopy(wanderer)
+    weight = np.array(other.lm_head.weight)
+    weight[77, 3] = np.nan
+    other.lm_head.weight = mx.array(weight)
+    return other
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS.keys())
+def test_one_nan_weight_ends_the_reply_with_an_error(broken, sampling):
+    with pytest.raises(HealthError, match=r"the model has NaN .* token 1 of the reply, after 30 prompt tokens"):
+        reply(broken, sampling)
+    with pytest.raises(HealthError, match="token 1 of reply 1, after 30 prompt tokens"):
+        generate_batch(broken, [PROMPT, PROMPT[:9]], max_tokens=5, sampling=sampling)
+
+
+def until_error(steps):
+    """(The tokens of a reply, the message of the error that ended it)."""
+    said = []
+    try:
+        for [token] in steps:
+            said.append(token)
+    except HealthError as error:
+        return said, str(error)
+    raise AssertionError("no error")
+
+
+def cannot_read(model, token):
+    """The same model with an embedding that is NaN for one token."""
+    other = deepcopy(model)
+    weight = np.array(other.embed_tokens.weight)
+    weight[token] = np.nan
+    other.embed_tokens.weight = mx.array(weight)
+    return other
+
+
+def test_nan_in_the_middle_of_a_reply_names_the_token(wanderer):
+    truth = reply(wanderer, GREEDY)
+    unread = next(token for token in truth[5:] if token not in PROMPT)
+    count = truth.index(unread) + 1
+    for drafter in (None, Lookup(PROMPT, Pace(FREE))):
+        steps = decode(cannot_read(wanderer, unread), [PROMPT], GREEDY, max_tokens=60, drafter=drafter)
+        said, message = until_error(steps)
+        assert f"for token {count + 1} of the reply" in message
+        assert said == truth[:count]
+
+
+def test_nan_in_a_pass_that_checks_drafts(wanderer, monkeypatch):
+    truth = reply(wanderer, GREEDY)
+    unread = next(token for token in truth[5:] if token not in PROMPT)
+    model = cannot_read(wanderer, unread)
+    monkeypatch.setattr(model, "make_cache", model.make_cache)
+    drafter = Scripted(model, truth, wrong=0)
+    said, message = until_error(decode(model, [PROMPT], GREEDY, max_tokens=60, drafter=drafter))
+    # NaN of a guess reaches the positions of its pass before it, whatever their mask: 0 times NaN is NaN.
+    assert f"for token {len(said) + 1} of the reply" in message
+    assert said == truth[: len(said)]
+    assert len(said) <= truth.index(unread) + 1
+
+
+def test_nan_of_a_draft_model_is_its_own_error(wanderer, broken):
+    said, message = until_error(decode(wanderer, [PROMPT], GREEDY, drafter=DraftModel(broken, PROMPT, Pace(FREE))))
+    assert message.startswith("the draft model has NaN")
+    assert len(said) == 1
+
+
+def test_a_row_that_has_ended_does_not_count(wanderer):
+    """The first token of one reply ends it, and is what the model cannot read."""
+    [other] = generate_batch(wanderer, [PROMPT[:11]], max_tokens=8)
+    rng = np.random.default_rng(0)
+    while True:
+        prompt = rng.integers(0, TINY["vocab_size"], 20).tolist()
+        end = generate_batch(wanderer, [prompt], max_tokens=1)[0][0]
+        if end not in [*prompt, *PROMPT, *other]:
+            break
+    replies = generate_batch(cannot_read(wanderer, end), [prompt, PROMPT[:11]], max_tokens=8, stop_ids={end})
+    assert replies == [[], other]

@@ -1,0 +1,86 @@
+"""Penalties on tokens that were said before: repetition as in transformers, presence and frequency as in vLLM.
+
+B rows, V vocabulary
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Protocol
+
+import mlx.core as mx
+import numpy as np
+
+
+class Params(Protocol):
+    """The settings that are read here, see `sampling.SamplingParams`."""
+
+    @property
+    def repetition_penalty(self) -> float: ...
+    @property
+    def presence_penalty(self) -> float: ...
+    @property
+    def frequency_penalty(self) -> float: ...
+
+
+def has_penalty(params: Params) -> bool:
+    return (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) != (1, 0, 0)
+
+
+class Penalties:
+    """What each row has said so far, and what it costs to say it again.
+
+    Arrays are replaced and never written, so that a shallow copy goes on by itself.
+    """
+
+    def __init__(self, params: Sequence[Params], prompts: Sequence[Sequence[int]], vocabulary: int):
+        """`params` has one element per row, or a single one for all rows."""
+        self._repetition, self._presence, self._frequency = (
+            _column([getattr(row, f"{name}_penalty") for row in params], off)
+            for name, off in (("repetition", 1), ("presence", 0), ("frequency", 0))
+        )
+        self._prompted = _prompted(prompts, vocabulary)  # (B, V) bool
+        self._counts = mx.zeros(self._prompted.shape, mx.int32)  # of the generated tokens
+
+    def __call__(self, logits: mx.array) -> mx.array:
+        """The logits (B, V) after the penalties, in float32."""
+        logits = logits.astype(mx.float32)
+        said = self._counts > 0
+        if self._repetition is not None:
+            lowered = mx.where(logits < 0, logits * self._repetition, logits / self._repetition)
+            logits = mx.where(said | self._prompted, lowered, logits)
+        if self._frequency is not None:
+            logits = logits - self._frequency * self._counts
+        return logits if self._presence is None else logits - self._presence * said
+
+    def add(self, tokens: mx.array) -> None:
+        """Tokens (B, L) are in the replies from now on."""
+        rows = mx.broadcast_to(mx.arange(len(tokens))[:, None], tokens.shape)
+        self._counts = self._counts.at[rows, tokens].add(1)
+
+    def along(self, guesses: Sequence[int]) -> "Penalties":
+        """For the passes over a single row and k guesses: k + 1 rows, row i with the first i guesses in its reply."""
+        pairs = [(row, guess) for row in range(len(guesses) + 1) for guess in guesses[:row]]
+        other = copy.copy(self)
+        other._counts = mx.broadcast_to(self._counts, (len(guesses) + 1, self._counts.shape[1]))
+        if pairs:
+            rows, tokens = mx.array(pairs).T
+            other._counts = other._counts.at[rows, tokens].add(1)
+        return other
+
+    def cut(self, vocabulary: int) -> "Penalties":
+        """For logits of the first `vocabulary` ids alone."""
+        other = copy.copy(self)
+        other._prompted, other._counts = self._prompted[:, :vocabulary], self._counts[:, :vocabulary]
+        return other
+
+
+def _column(values: list[float], off: float) -> mx.array | None:
+    return None if all(value == off for value in values) else mx.array(values, mx.float32)[:, None]
+
+
+def _prompted(prompts: Sequence[Sequence[int]], vocabulary: int) -> mx.array:
+    """Which ids each prompt holds, (B, V) bool; an id of the embedding's padding rows is in none."""
+    prompted = np.zeros((len(prompts), vocabulary), bool)
+    for row, prompt in zip(prompted, prompts, strict=True):
+        row[[token for token in prompt if token < vocabulary]] = True
+    return mx.array(prompted)
