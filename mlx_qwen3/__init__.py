@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .conversion.convert import convert
     from .engine.reply import Chunk, Result, generate, stream
     from .engine.sampling import SamplingParams
-    from .errors import Qwen3Error
+    from .errors import Qwen3Error, Qwen3Warning
     from .model.qwen3 import Qwen3
     from .text.tokenizer import Tokenizer
 
@@ -24,6 +24,7 @@ _PLACES = {
     "Chunk": "engine.reply",
     "Qwen3": "model.qwen3",
     "Qwen3Error": "errors",
+    "Qwen3Warning": "errors",
     "Result": "engine.reply",
     "SamplingParams": "engine.sampling",
     "Tokenizer": "text.tokenizer",
@@ -36,6 +37,7 @@ __all__ = [
     "Chunk",
     "Qwen3",
     "Qwen3Error",
+    "Qwen3Warning",
     "Result",
     "SamplingParams",
     "Tokenizer",

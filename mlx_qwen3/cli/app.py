@@ -2,15 +2,17 @@
 
 import os
 import sys
+import warnings
 from importlib import import_module
 from typing import Any
 
 import click
 
-from ..errors import Qwen3Error
+from ..errors import Qwen3Error, Qwen3Warning
 from .terminal import open_standard_streams
 
 COMMANDS = ("generate", "convert", "verify", "inspect", "bench")  # each a module of this folder
+PYTHONS_OWN = warnings.showwarning
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
@@ -28,6 +30,7 @@ class Commands(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         open_standard_streams()
+        warnings.showwarning = _warn
         try:
             code = super().main(*args, **{**kwargs, "standalone_mode": False})
             sys.stdout.flush()
@@ -91,3 +94,11 @@ def _let_go_of_stdout() -> None:
 def _fail(message: str, code: int) -> int:
     click.echo(f"error: {' '.join(message.split())}", err=True)
     return code
+
+
+def _warn(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+    """One line for a warning of ours; those of libraries as Python shows them."""
+    if issubclass(category, Qwen3Warning):
+        click.echo(f"warning: {' '.join(str(message).split())}", err=True)
+    else:
+        PYTHONS_OWN(message, category, *place, **more)

@@ -10,9 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from checkpoints import VOCABULARY, write_checkpoint, write_tokenizer
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 ROOT = Path(__file__).parents[2]
 GENERATE = [sys.executable, str(ROOT / "generate.py")]
@@ -55,8 +56,10 @@ def test_json_is_one_object(chat):
 
 def test_options_reach_the_sampler(chat):
     options = "--temp 0.5 --top-k 7 --top-p 0.9 --min-p 0.1 --seed 3 --max-tokens 2 --json".split()
+    options += "--repetition-penalty 1.1 --presence-penalty 1.5 --frequency-penalty -0.5".split()
     reply = json.loads(run(*GENERATE, "--prompt", "hi", "--model", chat, *options).stdout)
-    wanted = {"temperature": 0.5, "top_k": 7, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.0, "seed": 3}
+    wanted = {"temperature": 0.5, "top_k": 7, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.1, "seed": 3}
+    wanted |= {"presence_penalty": 1.5, "frequency_penalty": -0.5}
     assert reply["sampling"] == wanted
 
 
@@ -71,17 +74,24 @@ def test_drafts_change_no_text_and_are_counted(chat):
 
 
 def test_a_draft_model_of_another_kind_is_refused(chat, tmp_path):
-    larger = write_tokenizer(write_checkpoint(tmp_path / "larger", vocab_size=VOCABULARY + 2))
+    smaller = write_tokenizer(write_checkpoint(tmp_path / "smaller", vocab_size=250))
     other = write_tokenizer(write_checkpoint(tmp_path / "other", vocab_size=VOCABULARY))
     backend = json.loads((other / "tokenizer.json").read_text())
     vocabulary = backend["model"]["vocab"]
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     (other / "tokenizer.json").write_text(json.dumps(backend))
-    for folder, message in ((larger, b"a vocabulary of 309, the model one of 307"), (other, b"tokenizer has other")):
+    for folder, message in ((smaller, b"a vocabulary of 250, the tokenizer 261 ids"), (other, b"tokenizer has other")):
         result = run(*GENERATE, "--prompt", "hi", "--model", chat, "--draft", folder)
         assert (result.returncode, result.stdout) == (2, b"")
         assert message in result.stderr
         assert result.stderr.count(b"\n") == 1
+
+
+def test_a_draft_model_with_more_padding_rows(chat, tmp_path):
+    larger = write_tokenizer(write_checkpoint(tmp_path / "larger", vocab_size=VOCABULARY + 34))
+    command = [*GENERATE, "--prompt", "hi", "--model", chat, "--max-tokens", "20", "--temp", "0", "--json"]
+    plain, drafted = (json.loads(run(*command, *draft).stdout) for draft in ([], ["--draft", larger]))
+    assert plain["tokens"] == drafted["tokens"]  # no draft was made: this model costs as much as the other
 
 
 def test_no_think_changes_prompt_and_sampling(chat):
@@ -262,6 +272,19 @@ def biased(folder):
     (folder / "config.json").write_text(json.dumps({**config, "attention_bias": True}))
 
 
+def broken(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["model.embed_tokens.weight"][77, 3] = np.nan
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def inflated(folder):
+    """Until its logits pass float16's 65,504, which no weight does."""
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] *= 200_000
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
 def emptied(folder):
     for path in folder.iterdir():
         path.unlink()
@@ -281,6 +304,8 @@ ERRORS = {
     "truncated": (["--prompt", "x"], truncated, 1, "model.safetensors is not a whole safetensors file"),
     "pickle": (["--prompt", "x"], pickled, 1, "pytorch_model.bin, a pickle file"),
     "bias": (["--prompt", "x"], biased, 1, "attention_bias is True; only False is supported"),
+    "NaN": (["--prompt", "x"], broken, 1, "the model has NaN or infinity in its logits for token 1 of the reply"),
+    "overflow": (["--prompt", "x", "--dtype", "fp16"], inflated, 1, "has NaN or infinity in its logits for token 1"),
     "empty folder": (["--prompt", "x"], emptied, 1, "config.json does not exist"),
 }
 
@@ -298,6 +323,15 @@ def test_an_error_is_one_line_with_its_exit_code(arguments, spoil, code, message
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert message in error
+
+
+def test_a_warning_is_one_line_on_stderr(tmp_path):
+    folder = write_tokenizer(write_checkpoint(tmp_path, vocab_size=VOCABULARY), dry_multiplier=0.8)
+    result = run(*GENERATE, "--prompt", "x", "--model", folder, "--max-tokens", "2")
+    assert result.returncode == 0
+    lines = result.stderr.decode().splitlines()
+    assert len(lines) == 2, "and the statistics"
+    assert lines[0].startswith("warning: dry_multiplier in generation_config.json is not a setting that")
 
 
 @pytest.mark.parametrize(
