@@ -373,7 +373,7 @@ import sys
 from mlx_qwen3.cli import app as cli
 from mlx_qwen3.engine import reply as generation
 def run(*_):
-    yield generation.Step(1, "", "hm")
+    yield generation.Chunk(1, "", "hm")
     raise RuntimeError("out of memory")
 generation.run = run
 cli.cli(sys.argv[1:])
