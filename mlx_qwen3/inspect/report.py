@@ -214,7 +214,7 @@ def _tokens(folder: Path, config: Qwen3Config, options: Options) -> tuple[mx.arr
         ids = np.random.default_rng(SEED).integers(0, min(size, config.vocab_size), shape)
         return to_mlx(ids), f"random tokens [{shape[0]}, {shape[1]}], seed {SEED}"
     tokenizer = Tokenizer(folder)
-    text, way = options.prompt, "as it is: this checkpoint has no chat template"
+    text, way = options.prompt, "as it is: this checkpoint has no default chat template"
     if tokenizer.has_chat_template:
         text, way = tokenizer.apply_chat_template([{"role": "user", "content": text}]), "in the chat template"
     prompt = tokenizer.encode(text)

@@ -21,8 +21,9 @@ class ChatTemplates:
         self._special_tokens = special_tokens
 
     @property
-    def exist(self) -> bool:
-        return bool(self._sources)
+    def has_default(self) -> bool:
+        """Whether a template is used that nobody asked for."""
+        return "default" in self._sources
 
     def choose(self, wanted: str | Path | None = None, tools: bool = False) -> ChatTemplate:
         """The template that transformers chooses, or the `wanted` one: a name, a file, or the text of a template.
@@ -34,7 +35,7 @@ class ChatTemplates:
         elif not self._sources:
             raise PromptError(
                 "this checkpoint has no chat template; "
-                "give one (--chat-template FILE), or the prompt as raw text (--raw)"
+                "give one (--chat-template FILE, in Python chat_template), or a raw prompt (--raw, in Python token ids)"
             )
         elif tools and "tool_use" in self._sources:
             source = self._sources["tool_use"]
@@ -43,7 +44,7 @@ class ChatTemplates:
         else:
             raise PromptError(
                 "this checkpoint has several chat templates and none is the default; "
-                f"choose one (--chat-template NAME): {_listed(self._sources)}"
+                f"choose one (--chat-template NAME, in Python chat_template): {_listed(self._sources)}"
             )
         return ChatTemplate(source, self._special_tokens)
 

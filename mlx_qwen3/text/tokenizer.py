@@ -131,11 +131,12 @@ class Tokenizer:
 
     @property
     def has_chat_template(self) -> bool:
-        return self._templates.exist
+        """Whether the checkpoint has a template that nobody has to ask for."""
+        return self._templates.has_default
 
     @property
     def can_switch_thinking(self) -> bool:
-        return self._templates.exist and self.chat_template().can_switch_thinking
+        return self._templates.has_default and self.chat_template().can_switch_thinking
 
     def opens_thinking(self, prompt: Sequence[int]) -> bool:
         """Whether the last turn of a raw prompt ends inside a think block; a template says it by itself."""

@@ -110,7 +110,7 @@ def test_a_checkpoint_without_tokenizer_or_template(chat, tmp_path):
     del settings["chat_template"]
     (plain / "tokenizer_config.json").write_text(json.dumps(settings))
     assert (
-        "the prompt as it is: this checkpoint has no chat template, [1, 2] tokens"
+        "the prompt as it is: this checkpoint has no default chat template, [1, 2] tokens"
         in run(plain, "--prompt", "hi").stdout
     )
 
