@@ -54,13 +54,14 @@ def load(source: str | Path, dtype: str | None = None) -> "tuple[Qwen3, Tokenize
     `dtype`: bf16, fp16 or fp32; the default is the checkpoint's on a GPU and float32 on a CPU.
     Raises a subclass of Qwen3Error that names what is wrong and the remedy.
     """
+    from .files.checkpoint import Checkpoint
     from .files.hub import resolve
     from .model.load import load_model
     from .text.tokenizer import Tokenizer
 
     blas.check()
-    folder = resolve(source)
-    return load_model(folder, dtype), Tokenizer(folder)
+    checkpoint = Checkpoint(resolve(source))
+    return load_model(checkpoint, dtype), Tokenizer(checkpoint)
 
 
 def __getattr__(name: str) -> Any:

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from .. import blas
 from ..errors import UsageError
-from ..files.config import Qwen3Config, read_json
+from ..files.checkpoint import Checkpoint
+from ..files.config import Qwen3Config
 
 DTYPES = ("bf16", "fp16", "fp32")
 DEFAULT = "default"  # every contestant as its users get it
@@ -75,10 +75,10 @@ class Contestant:
     blas: str = ""  # a library to load first
 
 
-def contestants(options: Options, folder: Path, config: Qwen3Config) -> list[Contestant]:
+def contestants(options: Options, checkpoint: Checkpoint) -> list[Contestant]:
     """Ours and those it is measured against. Raises UsageError that names what is missing and the remedy."""
-    form = _form(folder, config)
-    _check_lengths(options, config)
+    form = _form(checkpoint)
+    _check_lengths(options, checkpoint.config)
     wanted = options.against
     if wanted is None:
         wanted = tuple(n for n in DEFAULT_PEERS if form in KINDS[n].reads and not _missing(KINDS[n]))
@@ -125,8 +125,9 @@ def _missing(kind: Kind) -> str | None:
     return next((package for package in kind.packages if find_spec(package) is None), None)
 
 
-def _form(folder: Path, config: Qwen3Config) -> str:
-    if (read_json(folder / "config.json").get("mlx_qwen3") or {}).get("layout") == "native":
+def _form(checkpoint: Checkpoint) -> str:
+    config = checkpoint.config
+    if (checkpoint.raw_config.get("mlx_qwen3") or {}).get("layout") == "native":
         return "native"
     return "packed" if config.quantization or any(config.quantization_overrides.values()) else "plain"
 

@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from ..compare.bounds import WORST_RANK
+from ..files.checkpoint import Checkpoint
 from ..files.config import Qwen3Config
 from ..files.hub import resolve
 from . import machine, outputs, whole
@@ -32,8 +33,9 @@ def bench(
     Raises UsageError for what cannot be measured, and BenchError where a contestant fails.
     """
     folder = resolve(options.source)
-    config = Qwen3Config.from_folder(folder)
-    entries = contestants(options, folder, config)
+    checkpoint = Checkpoint(folder)
+    config = checkpoint.config
+    entries = contestants(options, checkpoint)
     with ExitStack() as stack:
         workers, rows = _start(entries, folder, options.repeat, stack, progress)
         report = Report(options, config, machine.describe(), workers[0].ask("limits"), rows)

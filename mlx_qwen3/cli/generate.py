@@ -66,7 +66,7 @@ def command(
     from ..engine import request as requests
     from ..engine.sampling import SamplingParams
     from ..files import hub
-    from ..files.config import Qwen3Config
+    from ..files.checkpoint import Checkpoint
     from ..model import load as loading
     from ..text.tokenizer import Tokenizer
 
@@ -84,18 +84,19 @@ def command(
     SamplingParams(**{name: value for name, value in sampling.items() if value is not None})
     text = read_stdin() if prompt == "-" else prompt
     source = source or _default_source(hub)
-    folder, draft_folder = hub.resolve(source), hub.resolve(draft) if draft is not None else None
-    config, tokenizer = Qwen3Config.from_folder(folder), Tokenizer(folder)
+    checkpoint = Checkpoint(hub.resolve(source))
+    draft_checkpoint = Checkpoint(hub.resolve(draft)) if draft is not None else None
+    config, tokenizer = checkpoint.config, Tokenizer(checkpoint)
     contents = {"system": system, "user": text, "assistant": prefill}
     messages = [{"role": role, "content": content} for role, content in contents.items() if content is not None]
     options = replace(options, sampling=requests.default_sampling(tokenizer, options.thinks, **sampling))
     request = requests.prepare(config, tokenizer, tokenizer.encode(text) if raw else messages, options)
-    if draft_folder:
-        requests.check_draft(draft_folder, tokenizer)
+    if draft_checkpoint:
+        requests.check_draft(draft_checkpoint, tokenizer)
     if advice := blas.advice():
         click.echo(f"note: {advice}", err=True)
-    model = loading.load_model(folder, dtype)
-    drafts = (loading.load_model(draft_folder, dtype) if draft_folder else None, lookup)
+    model = loading.load_model(checkpoint, dtype)
+    drafts = (loading.load_model(draft_checkpoint, dtype) if draft_checkpoint else None, lookup)
     result = _reply(model, tokenizer, request, drafts, None if as_json else Printer())
     if as_json:
         click.echo(json.dumps({**asdict(result), "model": source}, ensure_ascii=False))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..files.checkpoint import dtype_name
+from ..files.dtypes import dtype_name
 from ..model.qwen3 import Qwen3
 
 

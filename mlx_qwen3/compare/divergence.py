@@ -17,9 +17,10 @@ import mlx.nn as nn
 import numpy as np
 
 from ..errors import CheckpointError, UsageError
+from ..files.checkpoint import Checkpoint
 from ..files.config import Qwen3Config
-from ..files.layout import NAME_MAP, read_parts
-from ..files.numerics import Floats, read_rows
+from ..files.layout import NAME_MAP
+from ..files.values import Floats, read_rows
 from ..model.qwen3 import Block
 from ..model.rope import RoPE
 from ..text.tokenizer import Tokenizer
@@ -67,11 +68,10 @@ class Divergence:
 
 
 class Streamed:
-    """The forward pass of a checkpoint folder that is read as it is computed."""
+    """The forward pass of a checkpoint that is read as it is computed."""
 
-    def __init__(self, folder: Path):
-        self.config = Qwen3Config.from_folder(folder)
-        self.parts = read_parts(folder, self.config)
+    def __init__(self, checkpoint: Checkpoint):
+        self.config, self.parts = checkpoint.config, checkpoint.parts
         self._rope = RoPE(self.config)
 
     def hidden(self, sequences: Sequence[Sequence[int]], tick: Tick = lambda: None) -> Floats:
@@ -140,15 +140,15 @@ class _OneLayer:
         return keys, values
 
 
-def sequences_for(folder: Path, text: Path | None) -> tuple[list[list[int]], str | None]:
+def sequences_for(checkpoint: Checkpoint, text: Path | None) -> tuple[list[list[int]], str | None]:
     """(token ids to compare two checkpoints on, where the text among them came from).
 
     The first sequence is fixed and needs no tokenizer. The text, the built-in one or a UTF-8 file, does; the built-in
     one is left out where there is none that fits. Raises UsageError or CheckpointError for a file that cannot be used.
     """
-    config = Qwen3Config.from_folder(folder)
+    config = checkpoint.config
     try:
-        ids = _encode(folder, config, TEXT if text is None else _read_text(text))
+        ids = _encode(checkpoint, TEXT if text is None else _read_text(text))
     except CheckpointError as error:
         if text is not None:
             raise UsageError(f"--text {text} needs the tokenizer, but {error}") from None
@@ -160,11 +160,11 @@ def sequences_for(folder: Path, text: Path | None) -> tuple[list[list[int]], str
     return [fixed_ids(config), *windows], "built-in" if text is None else str(text)
 
 
-def _encode(folder: Path, config: Qwen3Config, text: str) -> list[int]:
-    ids = Tokenizer(folder).encode(text)
-    if beyond := [token for token in ids if token >= config.vocab_size]:
+def _encode(checkpoint: Checkpoint, text: str) -> list[int]:
+    ids, size = Tokenizer(checkpoint).encode(text), checkpoint.config.vocab_size
+    if beyond := [token for token in ids if token >= size]:
         raise CheckpointError(
-            f"{folder / 'tokenizer.json'} gives the id {beyond[0]}, but vocab_size is {config.vocab_size}; "
+            f"{checkpoint.folder / 'tokenizer.json'} gives the id {beyond[0]}, but vocab_size is {size}; "
             "config.json and tokenizer are of different models"
         )
     return ids
@@ -176,7 +176,11 @@ def fixed_ids(config: Qwen3Config) -> list[int]:
 
 
 def compare(
-    source: Path, result: Path, sequences: Sequence[Sequence[int]], text: str | None, tick: Tick = lambda: None
+    source: Checkpoint,
+    result: Checkpoint,
+    sequences: Sequence[Sequence[int]],
+    text: str | None,
+    tick: Tick = lambda: None,
 ) -> Divergence:
     """What `result` computes for `sequences`, against `source`; they are read one after another.
 

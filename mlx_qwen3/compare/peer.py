@@ -7,7 +7,6 @@ B batch, L tokens, H query heads, K key/value heads, D head_dim
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,9 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils import logging
 
-from ..files import config as files_config
-from ..files.layout import part_shapes, read_parts
-from ..files.numerics import read_rows
+from ..files.checkpoint import Checkpoint
+from ..files.layout import part_shapes
+from ..files.values import read_rows
 from .steps import LayerSteps, score_maker
 
 OURS = ("mlx_qwen3", "quantization", "quantization_config")  # in config.json, but not for transformers
@@ -44,12 +43,11 @@ HOOKS = {
 }
 
 
-def load(folder: Path) -> Any:
-    """transformers' Qwen3ForCausalLM of a checkpoint folder in any layout, in float32; packed weights are unpacked."""
+def load(checkpoint: Checkpoint) -> Any:
+    """transformers' Qwen3ForCausalLM of a checkpoint in any layout, in float32; packed weights are unpacked."""
     logging.disable_progress_bar()
-    settings = files_config.read_json(folder / "config.json")
-    settings = {key: value for key, value in settings.items() if key not in OURS}
-    weights = {name: torch.tensor(values) for name, values in _float_weights(folder)}
+    settings = {key: value for key, value in checkpoint.raw_config.items() if key not in OURS}
+    weights = {name: torch.tensor(values) for name, values in _float_weights(checkpoint)}
     config = Qwen3Config(**settings)
     options: dict[str, Any] = {"config": config, "state_dict": weights, "dtype": torch.float32}
     return Qwen3ForCausalLM.from_pretrained(None, **options, attn_implementation=WATCHED).eval()
@@ -136,11 +134,10 @@ AttentionInterface.register(WATCHED, _attention)
 AttentionMaskInterface.register(WATCHED, AttentionMaskInterface()["sdpa"])
 
 
-def _float_weights(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+def _float_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
     """Every weight as float32, by transformers' name."""
-    config = files_config.Qwen3Config.from_folder(folder)
-    parts = read_parts(folder, config)
-    for name in part_shapes(config):
+    parts = checkpoint.parts
+    for name in part_shapes(checkpoint.config):
         leaves = parts[name].leaves
         prefix = "" if name == "lm_head" else "model."
         yield f"{prefix}{name}.weight", read_rows(leaves, parts[name].quantization, 0, leaves["weight"].shape[0]).copy()

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..files.checkpoint import Checkpoint
 from ..files.config import Qwen3Config, Yarn
-from ..files.layout import read_parts
 from ..files.values import unpacked
 from .attention import attention_chunk
 
@@ -51,15 +51,15 @@ class Reference:
         yield {"final_norm": hidden, "logits": hidden @ head.T}
 
 
-def load_reference(folder: Path) -> Reference:
-    """The reference of a checkpoint folder in any supported layout; packed weights are unpacked.
+def load_reference(checkpoint: Checkpoint | str | Path) -> Reference:
+    """The reference of a checkpoint in any supported layout, or of its folder; packed weights are unpacked.
 
     Raises ConfigError or CheckpointError.
     """
-    config = Qwen3Config.from_folder(folder)
-    parts = read_parts(folder, config).values()
+    checkpoint = Checkpoint.of(checkpoint)
+    parts = checkpoint.parts.values()
     arrays = {part.name: unpacked(part.leaves, part.quantization).astype(mx.float32) for part in parts}
-    return Reference(config, {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
+    return Reference(checkpoint.config, {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
 
 
 def attention(

@@ -7,13 +7,13 @@ time. The names of the steps are those of flow.py.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from ..errors import UsageError
+from ..files.checkpoint import Checkpoint
 from ..model.qwen3 import Qwen3
 from ..model.watch import watching
 from .attention import score_blocks, softmax
@@ -49,27 +49,27 @@ def model_steps(model: Qwen3, ids: mx.array) -> Iterator[LayerSteps]:
     yield LayerSteps({"final_norm": hidden, "logits": model.logits(hidden)})
 
 
-def reference_steps(folder: Path, ids: mx.array) -> Iterator[LayerSteps]:
-    """What reference.py computes from a checkpoint folder for token ids (B, L). Needs torch, see `check_installed`."""
+def reference_steps(checkpoint: Checkpoint, ids: mx.array) -> Iterator[LayerSteps]:
+    """What reference.py computes from a checkpoint for token ids (B, L). Needs torch, see `check_installed`."""
     import torch
 
     from . import reference
 
-    model = reference.load_reference(folder)
+    model = reference.load_reference(checkpoint)
     scale = reference.attention_scale(model.config)
     for steps in model.steps(torch.from_numpy(np.array(ids, dtype=np.int64))):
         blocks = score_maker(steps["q_rope"], steps["k_cache"], scale) if "q_rope" in steps else None
         yield LayerSteps(dict(steps), blocks)
 
 
-def transformers_steps(folder: Path, ids: mx.array) -> Iterator[LayerSteps]:
-    """What transformers computes in float32 from a checkpoint folder for token ids (B, L).
+def transformers_steps(checkpoint: Checkpoint, ids: mx.array) -> Iterator[LayerSteps]:
+    """What transformers computes in float32 from a checkpoint for token ids (B, L).
 
     Needs torch and transformers, see `check_installed`.
     """
     from . import peer
 
-    return peer.steps(peer.load(folder), np.array(ids, dtype=np.int64))
+    return peer.steps(peer.load(checkpoint), np.array(ids, dtype=np.int64))
 
 
 def check_installed(name: str, option: str) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 from ..compare.divergence import Divergence
 from ..errors import VerificationError
-from ..files.config import read_json
-from ..files.numerics import TensorError
+from ..files.reading import read_json
 from ..report import Table, replace_file
 from .shards import FileRecord, TensorRecord
+from .tally import TensorError
 
 FILE = "certificate.json"
 FORMAT = 1

@@ -11,24 +11,15 @@ from typing import Any
 
 from ..compare.divergence import Divergence, compare, sequences_for, ticks
 from ..errors import CheckpointError, UsageError, VerificationError
-from ..files.checkpoint import INDEX, identity, read_tensors
+from ..files.checkpoint import Checkpoint, Stamp
 from ..files.hub import resolve
+from ..files.members import CARRIED, CONFIG, INDEX, members
 from ..report import replace_file
 from .certificate import Certificate, tensor_record
 from .plan import SHARD_BYTES, Options, Plan, Progress, make_plan
-from .shards import FileRecord, SourceDigests, TensorRecord, sha256, write_shard
+from .shards import FileRecord, SourceDigests, TensorRecord, write_shard
 from .staging import Staging, check_apart, check_free, staging
 
-CARRIED = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "generation_config.json",
-)
 TokenIds = tuple[list[list[int]], str | None]
 
 
@@ -65,20 +56,20 @@ def convert(
     options.check()
     if max_kl is not None and not (divergence and max_kl >= 0):
         raise UsageError(f"max_kl is {max_kl:g}, which needs the divergence to be measured and is 0 or more")
-    folder, out = _places(source, out, overwrite)
-    before = identity(folder)
-    plan = make_plan(folder, options, progress)
-    sequences = sequences_for(folder, Path(text).expanduser() if text is not None else None) if divergence else None
+    checkpoint, out = _places(source, out, overwrite)
+    before = checkpoint.stamps()
+    plan = make_plan(checkpoint, options, progress)
+    chosen = Path(text).expanduser() if text is not None else None
+    sequences = sequences_for(checkpoint, chosen) if divergence else None
     with staging(out, _settings(plan, before), overwrite) as stage:
-        with SourceDigests(sorted({tensor.path for tensor in read_tensors(folder).values()})) as digests:
+        with SourceDigests(checkpoint.files) as digests:
             files, tensors = _write_tensors(plan, stage, progress)
             files |= _write_rest(plan, stage.folder)
             measured = _measure(plan, stage.folder, sequences, progress)
             source_files = digests.result()
-        after = identity(folder)
-        if changed := [name for name in {**before, **after} if before.get(name) != after.get(name)]:
+        if changed := checkpoint.changed(before):
             raise CheckpointError(
-                f"{folder / changed[0]} changed while it was converted, nothing was published; run it again"
+                f"{checkpoint.folder / changed} changed while it was converted, nothing was published; run it again"
             )
         _check_gate(measured, max_kl)
         certificate = _certify(plan, str(source), str(out), files, tensors, source_files, measured)
@@ -97,26 +88,26 @@ def dry_plan(
     """What `convert` would do with the same arguments, after the same checks; writes nothing."""
     options = Options(**choices)
     options.check()
-    folder, _ = _places(source, out, overwrite)
-    return make_plan(folder, options, progress)
+    checkpoint, _ = _places(source, out, overwrite)
+    return make_plan(checkpoint, options, progress)
 
 
-def _places(source: str | Path, out: str | Path, overwrite: bool) -> tuple[Path, Path]:
-    """The folders of source and result, once the result's is free, which is told before a download."""
+def _places(source: str | Path, out: str | Path, overwrite: bool) -> tuple[Checkpoint, Path]:
+    """The source and the folder of the result, which is checked to be free before anything is downloaded."""
     out = Path(out).expanduser()
     check_free(out, overwrite)
     folder = resolve(source)
     check_apart(folder, out)
-    return folder, out
+    return Checkpoint(folder), out
 
 
-def _settings(plan: Plan, files: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(plan: Plan, files: Mapping[str, Stamp]) -> dict[str, Any]:
     """What must be the same for a conversion to be gone on with: source, options, and what they come to."""
     tensors = hashlib.sha256(json.dumps(plan.summary()["tensors"]).encode()).hexdigest()
     return {
-        "source": str(plan.source.resolve()),
+        "source": str(plan.source.folder.resolve()),
         **asdict(plan.options),
-        **{f"source file {name}": state for name, state in files.items()},
+        **{f"source file {name}": stamp.lasting() for name, stamp in files.items()},
         "the tensors to write": tensors,
         "version": version("mlx-qwen3"),
     }
@@ -143,25 +134,20 @@ def _write_tensors(plan: Plan, stage: Staging, progress: Progress) -> tuple[dict
 
 def _write_rest(plan: Plan, folder: Path) -> dict[str, FileRecord]:
     """config.json, the index of several shards, and the files that are carried over."""
-    _write_json(folder / "config.json", plan.config_json)
-    names = ["config.json"]
+    contents = {CONFIG: _json(plan.config_json)}
     if len(plan.shards) > 1:
         places = {tensor.name: shard.file for shard in plan.shards for tensor in shard.tensors}
-        _write_json(folder / INDEX, {"metadata": {"total_size": plan.bytes}, "weight_map": places})
-        names.append(INDEX)
-    for path in (plan.source / name for name in CARRIED):
-        if path.exists() or path.is_symlink():  # a link that leads nowhere is an error, not an absent file
-            _copy(path, folder / path.name)
-            names.append(path.name)
-    return {name: FileRecord((folder / name).stat().st_size, sha256(folder / name)) for name in names}
+        contents[INDEX] = _json({"metadata": {"total_size": plan.bytes}, "weight_map": places})
+    names = members(plan.source.folder, CARRIED)
+    return {
+        name: _write(folder / name, contents.get(name) or plan.source.content(name)) for name in [*contents, *names]
+    }
 
 
-def _copy(source: Path, target: Path) -> None:
-    try:
-        content = source.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{source} cannot be read ({error.strerror}); download it again") from None
-    replace_file(target, content)
+def _write(path: Path, content: bytes) -> FileRecord:
+    path.parent.mkdir(exist_ok=True)
+    replace_file(path, content)
+    return FileRecord(len(content), hashlib.sha256(content).hexdigest())
 
 
 def _measure(plan: Plan, result: Path, sequences: TokenIds | None, progress: Progress) -> Divergence | None:
@@ -169,7 +155,7 @@ def _measure(plan: Plan, result: Path, sequences: TokenIds | None, progress: Pro
         return None
     ids, text = sequences
     total = ticks(plan.config, sum(len(sequence) for sequence in ids))
-    return compare(plan.source, result, ids, text, lambda: progress("comparing", 1, total))
+    return compare(plan.source, Checkpoint(result), ids, text, lambda: progress("comparing", 1, total))
 
 
 def _certify(
@@ -211,6 +197,5 @@ def _check_gate(divergence: Divergence | None, max_kl: float | None) -> None:
         )
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    replace_file(path, f"{text}\n".encode())
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

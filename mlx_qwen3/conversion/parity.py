@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import mlx.core as mx
 
@@ -11,9 +10,9 @@ from ..compare.comparison import STATES, Difference, differences
 from ..compare.divergence import fixed_ids
 from ..compare.steps import TRANSFORMERS, check_installed, model_steps, transformers_steps
 from ..errors import VerificationError
-from ..files.checkpoint import FLOATS, dtype_name
-from ..files.config import Qwen3Config
-from ..files.layout import Part, read_parts
+from ..files.checkpoint import Checkpoint
+from ..files.dtypes import FLOATS, dtype_name
+from ..files.layout import Part
 from ..model.load import load_model
 
 OPTION = "--transformers"
@@ -34,29 +33,27 @@ def check_transformers() -> None:
 
 
 def compare_with_transformers(
-    folder: Path,
-    source: Path | None = None,
+    result: Checkpoint,
+    source: Checkpoint | None = None,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Iterator[StateDifference]:
     """Compare the embedding, every layer and the logits, in this order, both sides in float32.
 
-    transformers gets the weights of `source` if there is one and `folder` is not packed, else those of `folder`,
+    transformers gets the weights of `source` if there is one and `result` is not packed, else those of `result`,
     unpacked. Raises UsageError if transformers is not installed, and VerificationError that names the first place past
     its bound.
     """
     check_transformers()
-    config = Qwen3Config.from_folder(folder)
-    parts = read_parts(folder, config)
-    theirs, bound = folder, SAME_WEIGHTS.limit
-    if source is not None and not any(part.quantization for part in parts.values()):
-        theirs, bound = source, _bound(parts, read_parts(source, Qwen3Config.from_folder(source)))
-    ids = mx.array([fixed_ids(config)])
-    ours = model_steps(load_model(folder, "fp32"), ids)
+    theirs, bound = result, SAME_WEIGHTS.limit
+    if source is not None and not any(part.quantization for part in result.parts.values()):
+        theirs, bound = source, _bound(result.parts, source.parts)
+    ids = mx.array([fixed_ids(result.config)])
+    ours = model_steps(load_model(result, "fp32"), ids)
     for difference in differences(ours, transformers_steps(theirs, ids), bound, only=STATES):
         if difference.step == "input" and difference.layer:  # it is the output of the layer before
             continue
         yield _checked(difference)
-        progress("comparing with transformers", 1, config.num_hidden_layers + 2)
+        progress("comparing with transformers", 1, result.config.num_hidden_layers + 2)
 
 
 def _checked(difference: Difference) -> StateDifference:

@@ -4,15 +4,15 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
 from ..errors import UsageError
-from ..files.checkpoint import FLOATS, NAMES, dtype_name, read_tensors
-from ..files.config import FORMAT, Quantization, Qwen3Config, read_json
-from ..files.layout import Part, parse_dtype, part_shapes, read_parts
+from ..files.checkpoint import Checkpoint
+from ..files.config import FORMAT, Quantization, Qwen3Config
+from ..files.dtypes import FLOATS, NAMES, dtype_name, parse_dtype
+from ..files.layout import Part, is_ignored, part_shapes
 from ..report import Table
 from .quantize import DEFAULT_BITS, MIXED, NONE, fits, mixed, parse
 from .shards import Shard, plan_shards
@@ -51,7 +51,7 @@ class Options:
 class Plan:
     """What a conversion will do; `summary` is what --dry-run prints."""
 
-    source: Path
+    source: Checkpoint
     options: Options
     config: Qwen3Config
     config_json: Mapping[str, Any]  # of the result
@@ -76,7 +76,7 @@ class Plan:
             for t in shard.tensors
         ]
         return {
-            "source": str(self.source),
+            "source": str(self.source.folder),
             **asdict(self.options),
             "dtype": self.dtype,
             "source_bytes": self.source_bytes,
@@ -113,17 +113,15 @@ class Plan:
         )
 
 
-def make_plan(folder: Path, options: Options, progress: Progress = lambda stage, done, total: None) -> Plan:
-    """Read the headers of a checkpoint and decide what becomes of every tensor.
+def make_plan(source: Checkpoint, options: Options, progress: Progress = lambda stage, done, total: None) -> Plan:
+    """Decide from the headers of a checkpoint what becomes of every tensor.
 
-    Only mixed reads the weights too, to measure what fewer bits cost.
-    Raises UsageError, ConfigError or CheckpointError.
+    Weights are read for two things: the comparison of a repeated lm_head with the embedding, and what fewer bits cost
+    in mixed. Raises UsageError, ConfigError or CheckpointError.
     """
     options.check()
-    raw = read_json(folder / "config.json")
-    config = Qwen3Config.from_hf(raw)
-    parts = read_parts(folder, config)
-    stored = read_tensors(folder)
+    raw, config, parts, stored = source.raw_config, source.config, source.parts, source.tensors
+    source.check_repeated_head()
     repeats_head = _repeats_head(stored, raw, config)
     recipe = _recipe(parts, options, repeats_head)
     recipe = replace(recipe, packings=_packings(parts, config, options, recipe, progress))
@@ -135,15 +133,19 @@ def make_plan(folder: Path, options: Options, progress: Progress = lambda stage,
     if recipe.repeats_head:
         used |= {name for name in stored if name.startswith("lm_head.")}
     return Plan(
-        source=folder,
+        source=source,
         options=options,
         config=config,
         config_json=_config(raw, options.layout, dtype, {**kept, **recipe.packings}, repeats_head),
         dtype=dtype_name(dtype),
         shards=tuple(plan_shards(made, options.shard_bytes)),
-        dropped=dict.fromkeys(sorted(stored.keys() - used), "repeats the embedding that it is tied to"),
+        dropped={name: _why_dropped(name) for name in sorted(stored.keys() - used)},
         source_bytes=sum(tensor.nbytes for tensor in stored.values()),
     )
+
+
+def _why_dropped(name: str) -> str:
+    return "made from config.json by every program" if is_ignored(name) else "repeats the embedding that it is tied to"
 
 
 def parse_size(text: str) -> int:

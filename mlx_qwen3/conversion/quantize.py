@@ -1,7 +1,7 @@
 """Packing weights into fewer bits: which tensors, which mode, and what each of them loses.
 
-Every matrix is packed, the embedding too, as mlx-lm does; norms and matrices whose rows are no whole number of groups
-stay in float. Groups run along a row, so a block of rows packs as it would within the whole matrix, and a fused
+Every matrix is packed, the embedding too, as mlx-lm does; norms and matrices whose rows are not a whole number of
+groups stay in float. Groups run along a row, so a block of rows packs as it would within the whole matrix, and a fused
 matrix as its parts would.
 """
 
@@ -15,11 +15,11 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import UsageError
-from ..files.checkpoint import StoredTensor
 from ..files.config import QUANTIZATION_MODES, Quantization
-from ..files.layout import Module, cast, packed_leaves
-from ..files.numerics import Tally, dequantize, to_float32
-from ..files.values import to_mlx
+from ..files.headers import StoredTensor
+from ..files.layout import Module, packed_leaves
+from ..files.values import bits_of, cast, dequantize_bits, float32_of, stored, to_float32
+from .tally import Tally
 
 NONE, MIXED = "none", "mixed"
 AFFINE = re.compile(r"affine(\d+)(?:g(\d+))?")
@@ -28,7 +28,6 @@ DEFAULT_BITS = 5.0  # of mixed
 READ_BYTES = 1 << 23
 BLOCK_VALUES = 1 << 18  # a block in float32 and its error stay in a processor's second-level cache
 Item = TypeVar("Item")
-CARRIERS = {1: (mx.uint8, np.uint8), 2: (mx.uint16, np.uint16), 4: (mx.uint32, np.uint32)}  # NumPy has no bfloat16
 
 
 def parse(spec: str | None) -> Quantization | str | None:
@@ -60,12 +59,12 @@ def packed_blocks(
 ) -> Iterator[tuple[str, bytes]]:
     """(leaf, bytes) of the packed form of float rows, first all of the weight; they are cast to `dtype` before."""
     others: dict[str, list[bytes]] = {}
-    for block, raw, arrays in _ahead(_packing(runs, packing, dtype)):
-        weight, *scales = [np.array(array) for array in arrays]
+    for source, arrays in _ahead(_packing(runs, packing, dtype)):
+        weight, *scales = leaves = [bits_of(array) for array in arrays]
         yield "weight", weight.tobytes()
-        for leaf, array in zip(("scales", "biases"), scales, strict=False):
-            others.setdefault(leaf, []).append(array.tobytes())
-        _add_errors(tally, block, raw, packing, [weight, *scales], dtype)
+        for leaf, bits in zip(("scales", "biases"), scales, strict=False):
+            others.setdefault(leaf, []).append(bits.tobytes())
+        _add_errors(tally, source, packing, leaves, dtype)
     for leaf, blocks in others.items():
         yield leaf, b"".join(blocks)
 
@@ -81,16 +80,13 @@ def unpacked_blocks(
     step = max(1, BLOCK_VALUES // columns)
     for first in range(0, rows, step):
         count = min(step, rows - first)
-        arrays = [_stored(leaf.rows(first, count)) for leaf in leaves.values()]
+        arrays = [stored(leaf.rows(first, count)) for leaf in leaves.values()]
         inputs = [array if array.dtype in (mx.uint32, mx.uint8) else array.astype(exact) for array in arrays]
         biases = inputs[2] if len(inputs) > 2 else None
         how = (packing.group_size, packing.bits, packing.mode)
         values = cast(mx.dequantize(inputs[0], inputs[1], biases, *how, dtype=exact), dtype, leaves["weight"].name)
-        weight, *others = [_as_numpy(array) for array in arrays]
-        source = dequantize(packing, weight.view(np.uint8), *_scale_values(scales, others[0], others[1:]))
-        raw = _as_numpy(values).tobytes()
-        tally.add(source, to_float32(raw, dtype).reshape(source.shape).copy())
-        yield raw
+        tally.add(dequantize_bits(packing, [bits_of(array) for array in arrays], scales), float32_of(values).copy())
+        yield bits_of(values).tobytes()
 
 
 def mixed(
@@ -157,33 +153,27 @@ def packed_bits(shape: tuple[int, ...], packing: Quantization, dtype: mx.Dtype) 
 
 def _packing(
     runs: Sequence[StoredTensor], packing: Quantization, dtype: mx.Dtype
-) -> Iterator[tuple[StoredTensor, bytes, list[mx.array]]]:
-    """(rows, their bytes, what MLX is packing them into) for each block of rows."""
+) -> Iterator[tuple[mx.array, list[mx.array]]]:
+    """(rows as they are stored, what MLX is packing them into) for each block of rows."""
     for block in (block for run in runs for block in run.row_blocks(READ_BYTES)):
-        raw = block.read()
-        rows = cast(_from_bytes(raw, block), dtype, block.name)
-        arrays = [_bits(array) for array in mx.quantize(rows, packing.group_size, packing.bits, packing.mode)]
+        source = stored(block)
+        rows = cast(source, dtype, block.name)
+        arrays = list(mx.quantize(rows, packing.group_size, packing.bits, packing.mode))
         mx.async_eval(arrays)
-        yield block, raw, arrays
+        yield source, arrays
 
 
 def _add_errors(
-    tally: Tally,
-    block: StoredTensor,
-    raw: bytes,
-    packing: Quantization,
-    packed: Sequence[np.ndarray],
-    dtype: mx.Dtype,
+    tally: Tally, source: mx.array, packing: Quantization, leaves: Sequence[np.ndarray], dtype: mx.Dtype
 ) -> None:
-    """In steps that stay in the cache, which the block is too large for: it saves MLX and NumPy from taking turns."""
-    rows, columns = block.shape
+    """In steps that fit the processor's cache, which the block does not: MLX and NumPy then need not take turns."""
+    columns = source.shape[1]
     step = max(1, BLOCK_VALUES // columns)
-    width = columns * block.dtype.size
-    for first in range(0, rows, step):
-        part = slice(first, min(first + step, rows))
-        source = to_float32(raw[part.start * width : part.stop * width], block.dtype).reshape(-1, columns)
-        weight, scales, *biases = [array[part] for array in packed]
-        tally.add(source, dequantize(packing, weight.view(np.uint8), *_scale_values(dtype, scales, biases)))
+    before = bits_of(source)
+    for first in range(0, source.shape[0], step):
+        part = slice(first, first + step)
+        rows = to_float32(before[part], source.dtype).reshape(-1, columns)
+        tally.add(rows, dequantize_bits(packing, [leaf[part] for leaf in leaves], dtype))
 
 
 def _ahead(items: Iterator[Item]) -> Iterator[Item]:
@@ -193,29 +183,3 @@ def _ahead(items: Iterator[Item]) -> Iterator[Item]:
         yield last
         last = item
     yield last
-
-
-def _scale_values(
-    dtype: mx.Dtype, scales: np.ndarray, biases: Sequence[np.ndarray]
-) -> tuple[np.ndarray, np.ndarray | None]:
-    if not biases:
-        return scales, None
-    values = [to_float32(array.tobytes(), dtype).reshape(array.shape) for array in (scales, *biases)]
-    return values[0], values[1]
-
-
-def _stored(tensor: StoredTensor) -> mx.array:
-    return _from_bytes(tensor.read(), tensor)
-
-
-def _from_bytes(raw: bytes, tensor: StoredTensor) -> mx.array:
-    return to_mlx(np.frombuffer(raw, CARRIERS[tensor.dtype.size][1])).view(tensor.dtype).reshape(tensor.shape)
-
-
-def _bits(array: mx.array) -> mx.array:
-    """The stored bits, as unsigned integers of the same size."""
-    return array.view(CARRIERS[array.dtype.size][0])
-
-
-def _as_numpy(array: mx.array) -> np.ndarray:
-    return np.array(_bits(array))

@@ -14,9 +14,10 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from ..errors import CheckpointError
-from ..files.checkpoint import NAMES
-from ..files.numerics import Tally, TensorError
+from ..files.dtypes import NAMES
+from ..files.headers import TensorFile
+from ..files.values import Buffer
+from .tally import Tally, TensorError
 from .transform import Job, OutputTensor
 
 READ_BYTES = 1 << 22
@@ -120,13 +121,13 @@ def write_shard(
     return FileRecord(len(header) + shard.nbytes, whole), records
 
 
-def sha256(path: Path, start: int = 0, count: int | None = None, stop: Event | None = None) -> str:
+def sha256(path: Path, start: int = 0, count: int | None = None) -> str:
     """Digest of a file, or of `count` of its bytes from `start`."""
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(READ_BYTES))
     with path.open("rb", buffering=0) as file:
         file.seek(start)
-        while (left := READ_BYTES if count is None else min(count, READ_BYTES)) and not (stop and stop.is_set()):
+        while left := READ_BYTES if count is None else min(count, READ_BYTES):
             if not (length := file.readinto(buffer[:left])):
                 break
             digest.update(buffer[:length])
@@ -137,13 +138,20 @@ def sha256(path: Path, start: int = 0, count: int | None = None, stop: Event | N
 class SourceDigests:
     """sha256 of the files of a source, computed in a thread while they are converted."""
 
-    def __init__(self, paths: Iterable[Path]):
+    def __init__(self, files: Iterable[TensorFile]):
         self._stop = Event()
         self._pool = ThreadPoolExecutor(1)
-        self._results = {path.name: self._pool.submit(self._digest, path) for path in paths}
+        self._results = {file.path.name: self._pool.submit(self._digest, file) for file in files}
 
-    def _digest(self, path: Path) -> FileRecord:
-        return FileRecord(path.stat().st_size, sha256(path, stop=self._stop))
+    def _digest(self, file: TensorFile) -> FileRecord:
+        digest, buffer = hashlib.sha256(), memoryview(bytearray(READ_BYTES))
+        for start in range(0, file.size, READ_BYTES):
+            if self._stop.is_set():
+                break
+            block = buffer[: min(READ_BYTES, file.size - start)]
+            file.read_into(block, start, "its tensors")
+            digest.update(block)
+        return FileRecord(file.size, digest.hexdigest())
 
     def __enter__(self) -> "SourceDigests":
         return self
@@ -153,10 +161,8 @@ class SourceDigests:
         self._pool.shutdown()
 
     def result(self) -> dict[str, FileRecord]:
-        try:
-            return {name: future.result() for name, future in self._results.items()}
-        except OSError as error:
-            raise CheckpointError(f"{error.filename} cannot be read any more ({error.strerror})") from None
+        """By file name. Raises CheckpointError if a file has become shorter."""
+        return {name: future.result() for name, future in self._results.items()}
 
 
 class _Hasher:
@@ -174,7 +180,7 @@ class _Hasher:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def add(self, raw: bytes, tensor: str | None = None) -> None:
+    def add(self, raw: Buffer, tensor: str | None = None) -> None:
         if len(self._pending) >= PENDING:
             self._pending.popleft().result()
         self._pending.append(self._pool.submit(self._update, raw, tensor))
@@ -184,7 +190,7 @@ class _Hasher:
             future.result()
         return self._whole.hexdigest(), {name: digest.hexdigest() for name, digest in self._tensors.items()}
 
-    def _update(self, raw: bytes, tensor: str | None) -> None:
+    def _update(self, raw: Buffer, tensor: str | None) -> None:
         self._whole.update(raw)
         if tensor is not None:
             self._tensors.setdefault(tensor, hashlib.sha256()).update(raw)

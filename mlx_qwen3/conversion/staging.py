@@ -123,7 +123,7 @@ def check_apart(source: Path, out: Path) -> None:
 
 def _publish(work: Path, out: Path, overwrite: bool) -> None:
     new = work / "new"
-    for path in new.iterdir():
+    for path in new.rglob("*"):
         sync(path)
     sync(new)
     check_free(out, overwrite)

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from math import prod
 
 import mlx.core as mx
-import numpy as np
 
 from ..errors import UsageError
-from ..files.checkpoint import FLOATS, StoredTensor
 from ..files.config import Quantization, Qwen3Config
-from ..files.layout import Module, Part, cast, native_modules, packed_leaves
-from ..files.numerics import Tally, to_float32
-from ..files.values import to_mlx
-from .quantize import CARRIERS, NONE, fits, packed_blocks, unpacked_blocks
+from ..files.dtypes import FLOATS
+from ..files.headers import StoredTensor
+from ..files.layout import Module, Part, native_modules, packed_leaves
+from ..files.values import Buffer, bits_of, cast, float32_of, stored
+from .quantize import NONE, fits, packed_blocks, unpacked_blocks
+from .tally import Tally
 
 COPY_BYTES = 1 << 23  # large enough to stream, small enough to keep several under way
 CAST_BYTES = 1 << 20
@@ -48,7 +48,7 @@ class Job:
     packed: tuple[Part, ...] = ()  # in place of runs
     dtype: mx.Dtype | None = None  # to cast to before packing
 
-    def blocks(self, tally: Tally) -> Iterator[tuple[OutputTensor, bytes]]:
+    def blocks(self, tally: Tally) -> Iterator[tuple[OutputTensor, Buffer]]:
         """The bytes of all tensors, one tensor after another; `tally` gets the error where there can be one."""
         if self.packing is not None:
             by_leaf = {tensor.name.rsplit(".", 1)[1]: tensor for tensor in self.tensors}
@@ -173,7 +173,7 @@ def _as_unpacked(part: Part, recipe: Recipe) -> Part:
     if part.quantization is None:
         return part
     weight = part.leaves["weight"]
-    return Part(part.name, {"weight": StoredTensor(weight.name, float_dtype(part, None), (), weight.path, 0)}, None)
+    return Part(part.name, {"weight": StoredTensor(weight.name, float_dtype(part, None), (), weight.file, 0)}, None)
 
 
 def _arrangement(module: Module, runs: Sequence[StoredTensor]) -> str:
@@ -192,17 +192,14 @@ def _names(runs: Sequence[StoredTensor]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(run.name for run in runs))
 
 
-def _kept_blocks(tensor: StoredTensor, dtype: mx.Dtype, tally: Tally) -> Iterator[bytes]:
+def _kept_blocks(tensor: StoredTensor, dtype: mx.Dtype, tally: Tally) -> Iterator[Buffer]:
     return tensor.chunks(COPY_BYTES) if tensor.dtype == dtype else _cast(tensor, dtype, tally)
 
 
 def _cast(tensor: StoredTensor, dtype: mx.Dtype, tally: Tally) -> Iterator[bytes]:
     for block in tensor.row_blocks(CAST_BYTES):
-        raw = block.read()
-        source = to_mlx(np.frombuffer(raw, CARRIERS[block.dtype.size][1])).view(block.dtype)
+        source = stored(block)
         result = cast(source, dtype, block.name)
-        converted = np.array(result.view(CARRIERS[dtype.size][0])).tobytes()
         rows = (block.shape[0], -1) if len(block.shape) > 1 else (1, -1)
-        before, after = to_float32(raw, block.dtype), to_float32(converted, dtype)
-        tally.add(before.reshape(rows), after.reshape(rows).copy())
-        yield converted
+        tally.add(float32_of(source).reshape(rows), float32_of(result).reshape(rows).copy())
+        yield bits_of(result).tobytes()

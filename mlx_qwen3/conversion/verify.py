@@ -8,9 +8,10 @@ from typing import Any
 from ..compare.bounds import KL_NOISE, KL_SHARE, PERPLEXITY_SHARE, TOP1_SHARE
 from ..compare.divergence import Divergence, compare, sequences_for, ticks
 from ..errors import VerificationError
-from ..files.checkpoint import INDEX, NAMES, read_tensors
-from ..files.config import Qwen3Config
+from ..files.checkpoint import Checkpoint
+from ..files.dtypes import NAMES
 from ..files.hub import resolve
+from ..files.members import INDEX
 from .certificate import FILE, Certificate, divergence_figures, divergence_lines
 from .parity import StateDifference, check_transformers, compare_with_transformers
 from .plan import Progress
@@ -60,14 +61,14 @@ def verify(
     """
     if transformers:
         check_transformers()
-    path = resolve(folder)
-    certificate = Certificate.read(path)
-    _check_files(path, certificate, progress)
-    source_path = resolve(source) if source is not None else None
-    if source_path is not None:
-        _check_source(source_path, certificate, progress)
-    measured = _check_divergence(path, source_path, certificate, progress)
-    states = tuple(compare_with_transformers(path, source_path, progress)) if transformers else ()
+    result = Checkpoint(resolve(folder))
+    certificate = Certificate.read(result.folder)
+    _check_files(result, certificate, progress)
+    original = Checkpoint(resolve(source)) if source is not None else None
+    if original is not None:
+        _check_source(original, certificate, progress)
+    measured = _check_divergence(result, original, certificate, progress)
+    states = tuple(compare_with_transformers(result, original, progress)) if transformers else ()
     return Verification(
         folder=str(folder),
         files=len(certificate.files),
@@ -78,7 +79,8 @@ def verify(
     )
 
 
-def _check_files(folder: Path, certificate: Certificate, progress: Progress) -> None:
+def _check_files(result: Checkpoint, certificate: Certificate, progress: Progress) -> None:
+    folder = result.folder
     total = sum(record.bytes for record in certificate.files.values())
     for name, record in certificate.files.items():
         if damage := _damage(folder / name, record):
@@ -89,7 +91,8 @@ def _check_files(folder: Path, certificate: Certificate, progress: Progress) -> 
     weights = [path.name for path in sorted(folder.iterdir()) if path.suffix == ".safetensors" or path.name == INDEX]
     if extra := [name for name in weights if name not in listed]:
         raise VerificationError(f"{folder / extra[0]} is not in {FILE}; remove it")
-    _check_tensors(folder, certificate)
+    _check_tensors(result, certificate)
+    result.check_repeated_head()
 
 
 def _damage(path: Path, record: FileRecord) -> str:
@@ -115,36 +118,37 @@ def _damaged_part(folder: Path, name: str, certificate: Certificate) -> str:
     return f"{damaged[0]}{more} damaged: "
 
 
-def _check_tensors(folder: Path, certificate: Certificate) -> None:
-    """The headers and the certificate list the same tensors: for a certificate of another folder's making."""
-    stored = {name: (NAMES[t.dtype], t.shape) for name, t in read_tensors(folder).items()}
+def _check_tensors(result: Checkpoint, certificate: Certificate) -> None:
+    """The headers and the certificate list the same tensors: the certificate may be that of another folder."""
+    stored = {name: (NAMES[t.dtype], t.shape) for name, t in result.tensors.items()}
     listed = {record.name: (record.dtype, record.shape) for record in certificate.tensors}
     if different := sorted(name for name in stored.keys() | listed.keys() if stored.get(name) != listed.get(name)):
         name = different[0]
-        raise VerificationError(f"{name} is {stored.get(name)} in {folder}, {listed.get(name)} in {FILE}")
+        raise VerificationError(f"{name} is {stored.get(name)} in {result.folder}, {listed.get(name)} in {FILE}")
 
 
-def _check_source(folder: Path, certificate: Certificate, progress: Progress) -> None:
+def _check_source(source: Checkpoint, certificate: Certificate, progress: Progress) -> None:
     total = sum(record.bytes for record in certificate.source_files.values())
     for name, record in certificate.source_files.items():
-        if damage := _damage(folder / name, record):
-            raise VerificationError(f"{folder / name} {damage}; it is not the source that was converted")
+        if damage := _damage(source.folder / name, record):
+            raise VerificationError(f"{source.folder / name} {damage}; it is not the source that was converted")
         progress("hashing the source", record.bytes, total)
+    source.check_repeated_head()
 
 
 def _check_divergence(
-    folder: Path, source: Path | None, certificate: Certificate, progress: Progress
+    result: Checkpoint, source: Checkpoint | None, certificate: Certificate, progress: Progress
 ) -> Divergence | None:
-    """Measure again what the certificate has, or for the first time where a source is given and it has nothing."""
+    """Measure again what the certificate has, or for the first time if a source is given and it has nothing."""
     recorded = certificate.divergence
     if recorded is None and source is None:
         return None
     if recorded is None:
-        sequences, text = sequences_for(folder, None)
+        sequences, text = sequences_for(result, None)
     else:
         sequences, text = [list(ids) for ids in recorded.sequences], recorded.text
-    total = ticks(Qwen3Config.from_folder(folder), sum(len(ids) for ids in sequences))
-    measured = compare(source or folder, folder, sequences, text, lambda: progress("comparing", 1, total))
+    total = ticks(result.config, sum(len(ids) for ids in sequences))
+    measured = compare(source or result, result, sequences, text, lambda: progress("comparing", 1, total))
     if recorded is not None:
         _same_divergence(measured, recorded, against_source=source is not None)
     return measured if source is not None else None

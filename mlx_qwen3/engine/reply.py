@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..files.checkpoint import dtype_name
+from ..files.dtypes import dtype_name
 from ..model.qwen3 import Qwen3
 from ..text.chat_template import Tool
 from ..text.streaming import ReplyText

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PromptError, UsageError
+from ..files.checkpoint import Checkpoint
 from ..files.config import Qwen3Config
 from ..text.chat_template import Tool
 from ..text.tokenizer import Tokenizer
@@ -105,11 +106,11 @@ def prepare(config: Qwen3Config, tokenizer: Tokenizer, prompt: Prompt, options: 
     return Request(ids, sampling, max_tokens, options.stops, opens)
 
 
-def check_draft(folder: Path, tokenizer: Tokenizer) -> None:
-    """Raises UsageError if the model in a folder cannot draft for this tokenizer; needs no weights."""
-    if not tokenizer.speaks_like(Tokenizer(folder)):
+def check_draft(draft: Checkpoint, tokenizer: Tokenizer) -> None:
+    """Raises UsageError if a model cannot draft for this tokenizer; needs no weights."""
+    if not tokenizer.speaks_like(Tokenizer(draft)):
         raise UsageError("the draft model's tokenizer has other tokens; give a smaller model of the same family")
-    check_vocabulary(Qwen3Config.from_folder(folder), tokenizer.size)
+    check_vocabulary(draft.config, tokenizer.size)
 
 
 def default_sampling(tokenizer: Tokenizer, thinking: bool | None = None, **changes: Any) -> SamplingParams:

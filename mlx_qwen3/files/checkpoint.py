@@ -1,180 +1,219 @@
-"""The safetensors files of a checkpoint folder: which tensors there are and where their bytes lie."""
+"""A checkpoint folder as one object, which is handed on: each of its files is opened and parsed once."""
 
 import hashlib
-import json
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-from safetensors import SafetensorError, safe_open
-
 from ..errors import CheckpointError
-from .config import read_json
+from .config import Qwen3Config
+from .headers import StoredTensor, TensorFile, tensors_of
+from .layout import Part, head_differs, is_ignored, locate_parts, repeated_head
+from .members import CONFIG, INDEX, members
+from .reading import exists, parse_json, read_file, short
+from .values import same_values
 
-DTYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16, "U32": mx.uint32, "U8": mx.uint8}
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
-FLOATS = (mx.float32, mx.float16, mx.bfloat16)
-INDEX = "model.safetensors.index.json"
-
-
-def dtype_name(dtype: mx.Dtype) -> str:
-    """The name that config.json has for it, such as bfloat16."""
-    return str(dtype).removeprefix("mlx.core.")
+Content = tuple[bytes, os.stat_result]
+KEPT_BYTES = 1 << 20  # a file of settings is kept in memory; a vocabulary, which is larger, is not
 
 
 @dataclass(frozen=True)
-class StoredTensor:
-    """A tensor in a file, or a run of its rows: both are one range of bytes."""
+class Stamp:
+    """What tells one state of a file from another without reading its weights."""
 
-    name: str
-    dtype: mx.Dtype
-    shape: tuple[int, ...]
-    path: Path
-    start: int  # bytes from the beginning of the file
-    first_row: int = 0  # within the tensor of that name
+    size: int
+    modified_ns: int
+    sha256: str  # of the header of a safetensors file, of all of any other
+    status: tuple[int, ...]
+
+    def lasting(self) -> list[Any]:
+        """What stays the same as long as the content does, as JSON values."""
+        return [self.size, self.modified_ns, self.sha256]
+
+
+class Checkpoint:
+    """A folder that holds a checkpoint in any supported layout. Nothing is read before it is asked for.
+
+    Every property raises ConfigError or CheckpointError if the files are missing, broken or contradict each other.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self._contents: dict[str, Content] = {}
+        self._settings: dict[str, dict[str, Any]] = {}
+
+    @classmethod
+    def of(cls, place: "Checkpoint | str | Path") -> "Checkpoint":
+        """The checkpoint itself, or that of a folder."""
+        return place if isinstance(place, Checkpoint) else cls(place)
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the folder has a file of this name; a link that leads nowhere counts."""
+        return exists(self.folder / name)
 
     @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.size
+    def raw_config(self) -> Mapping[str, Any]:
+        """config.json as it is."""
+        if CONFIG not in self:
+            raise CheckpointError(f"{self.folder / CONFIG} does not exist; a checkpoint folder needs {CONFIG}")
+        return self.settings(CONFIG)
 
-    def rows(self, first: int, count: int) -> "StoredTensor":
-        """`count` rows of a matrix, from row `first`."""
-        start = self.start + first * (self.nbytes // self.shape[0])
-        return replace(self, shape=(count, *self.shape[1:]), start=start, first_row=self.first_row + first)
+    @cached_property
+    def config(self) -> Qwen3Config:
+        return Qwen3Config.from_hf(self.raw_config)
 
-    def cut(self, array: mx.array) -> mx.array:
-        """These rows of the whole tensor's `array`."""
-        return array if array.shape == self.shape else array[self.first_row : self.first_row + self.shape[0]]
+    @cached_property
+    def files(self) -> tuple[TensorFile, ...]:
+        """The safetensors files, opened."""
+        return tuple(TensorFile(path) for path in _weight_files(self.folder, self._index))
 
-    def read(self) -> bytes:
-        """All of its bytes."""
-        return b"".join(self.chunks())
+    @cached_property
+    def tensors(self) -> dict[str, StoredTensor]:
+        """Every tensor by its name in the files; reads headers only."""
+        found: dict[str, StoredTensor] = {}
+        for file in self.files:
+            for tensor in tensors_of(file):
+                if twin := found.get(tensor.name):
+                    places = f"{twin.path.name} and {file.path.name}"
+                    raise CheckpointError(f"{short(tensor.name)} is stored twice, in {places}; remove one of them")
+                found[tensor.name] = tensor
+        if self._index:
+            _check_index(self._index, found)
+        return found
 
-    def row_blocks(self, size: int) -> "Iterator[StoredTensor]":
-        """Its rows in runs of at most `size` bytes, or of one row; a vector stays whole."""
-        if len(self.shape) == 1:
-            yield self
-            return
-        step = max(1, size // (self.nbytes // self.shape[0]))
-        for first in range(0, self.shape[0], step):
-            yield self.rows(first, min(step, self.shape[0] - first))
+    @cached_property
+    def parts(self) -> dict[str, Part]:
+        """Every part of the model (see layout.py) with its tensors, in the order of the forward pass."""
+        return locate_parts(self.folder, self.tensors, self.config)
 
-    def chunks(self, size: int = 1 << 24) -> Iterator[bytes]:
-        """The bytes, at most `size` at a time. Raises CheckpointError where the file ends before them."""
-        try:
-            with self.path.open("rb", buffering=0) as file:
-                file.seek(self.start)
-                left = self.nbytes
-                while left:
-                    chunk = file.read(min(size, left))
-                    if not chunk:
-                        raise CheckpointError(f"{self.path} ends inside {self.name}; it changed while it was read")
-                    left -= len(chunk)
-                    yield chunk
-        except OSError as error:
-            raise CheckpointError(f"{self.path} cannot be read ({error.strerror}); it was there before") from None
+    def settings(self, name: str) -> dict[str, Any]:
+        """The object in a JSON file of the folder, {} if there is none."""
+        if name not in self._settings:
+            self._settings[name] = parse_json(self.folder / name, self.content(name)) if name in self else {}
+        return self._settings[name]
 
+    def content(self, name: str) -> bytes:
+        """All of a small file of the folder."""
+        return self._content(name)[0]
 
-def identity(folder: Path) -> dict[str, list[Any]]:
-    """Of every file of a checkpoint: size, time of change in ns, and sha256 of the header, or of all of a small file.
+    def check_repeated_head(self) -> None:
+        """Compare an lm_head with the embedding that it is tied to. Only those who copy weights need to read both.
 
-    Two that are equal were not written to in between, and cost no reading of the weights.
-    """
-    result = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (".safetensors", ".json", ".jinja", ".txt") and path.is_file():
-            with path.open("rb") as file:
-                start = file.read(8)
-                length = min(int.from_bytes(start, "little"), 10**8) if path.suffix == ".safetensors" else -1
-                digest = hashlib.sha256(start + file.read(length)).hexdigest()
-            status = path.stat()
-            result[path.name] = [status.st_size, status.st_mtime_ns, digest]
-    return result
+        Raises CheckpointError if their values differ: tied and untied would be two models.
+        """
+        for name, (head, embedding) in repeated_head(self.tensors, self.config).items():
+            if not same_values(head, embedding):
+                raise head_differs(name)
 
+    def stamps(self) -> dict[str, Stamp]:
+        """The state of every file that belongs to the checkpoint, for `changed`."""
+        opened = {file.path.name: (file.header, file.status) for file in self.files}
+        names = sorted({*members(self.folder), *opened})
+        return {name: _stamp(*(opened.get(name) or self._content(name))) for name in names}
 
-def join(runs: Sequence[StoredTensor]) -> tuple[StoredTensor, ...]:
-    """The same rows in the same order, with runs that lie behind one another in a file made one."""
-    joined = list(runs[:1])
-    for run in runs[1:]:
-        last = joined[-1]
-        if run.path == last.path and run.name == last.name and run.start == last.start + last.nbytes:
-            joined[-1] = replace(last, shape=(last.shape[0] + run.shape[0], *last.shape[1:]))
-        else:
-            joined.append(run)
-    return tuple(joined)
+    def changed(self, before: Mapping[str, Stamp]) -> str | None:
+        """The first file that was written, added or removed after `before` was taken.
 
+        Reads a file again only if its status is another: a new link to the file changes that too.
+        """
+        for name in sorted({*members(self.folder), *before}):
+            if name not in before or name not in self:
+                return name
+            path = self.folder / name
+            try:
+                same = _status(path.stat()) == before[name].status or _same_again(path, before[name])
+            except (OSError, CheckpointError):
+                same = False
+            if not same:
+                return name
+        return None
 
-def read_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a checkpoint folder by its name in the files; reads the headers only.
+    def _content(self, name: str) -> Content:
+        if name in self._contents:
+            return self._contents[name]
+        found = read_file(self.folder / name)
+        if len(found[0]) <= KEPT_BYTES:
+            self._contents[name] = found
+        return found
 
-    Raises CheckpointError for pickle weights, files that are missing, truncated or not listed in the index, and
-    tensors that are stored twice.
-    """
-    tensors: dict[str, StoredTensor] = {}
-    expected_place = _index(folder)
-    for path in _files(folder, expected_place):
-        for tensor in _read_header(path):
-            if twin := tensors.get(tensor.name):
-                files = f"{twin.path.name} and {path.name}"
-                raise CheckpointError(f"{tensor.name} is stored twice, in {files}; remove one of them")
-            tensors[tensor.name] = tensor
-    for name, file in expected_place.items():
-        found = tensors.get(name)
-        if found is None or found.path.name != file:
-            place = "in no file" if found is None else f"in {found.path.name}"
-            raise CheckpointError(f"{name} is in {file} by {INDEX}, but {place}; download the checkpoint again")
-    return tensors
+    @cached_property
+    def _index(self) -> dict[str, str]:
+        """The file of every tensor by the index, {} if there is none."""
+        return _places(self.folder / INDEX, self.settings(INDEX)) if INDEX in self else {}
 
 
-def _index(folder: Path) -> dict[str, str]:
-    path = folder / INDEX
-    if not path.exists():
-        return {}
-    places = read_json(path).get("weight_map")
+def _places(path: Path, index: Mapping[str, Any]) -> dict[str, str]:
+    places = index.get("weight_map")
     if not isinstance(places, dict) or not places:
         raise CheckpointError(f"{path} has no weight_map; download it again")
-    if outside := next((file for file in places.values() if Path(str(file)).name != file), None):
-        raise CheckpointError(f"{path} names the file {outside!r}; expected a name inside the folder")
+    for name, file in places.items():
+        if not isinstance(file, str) or Path(file).name != file or file in ("", "..") or "\0" in file:
+            raise CheckpointError(
+                f"{path} names the file {short(repr(file))} for {short(name)}; expected a name inside the folder"
+            )
     return places
 
 
-def _files(folder: Path, index: dict[str, str]) -> list[Path]:
-    present = sorted(folder.glob("model*.safetensors"))
+def _weight_files(folder: Path, index: Mapping[str, str]) -> list[Path]:
+    try:
+        present = sorted(folder.glob("model*.safetensors"))
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read ({error.strerror})") from None
     if index:
         listed = sorted({folder / file for file in index.values()})
-        if missing := [path.name for path in listed if not path.exists()]:
-            raise CheckpointError(f"{folder} lacks {', '.join(missing)}, which {INDEX} lists; download it again")
+        if missing := [path.name for path in listed if not exists(path)]:
+            raise CheckpointError(f"{folder} lacks {_some(missing)}, which {INDEX} lists; download it again")
         if extra := [path.name for path in present if path not in listed]:
-            raise CheckpointError(f"{folder} has {', '.join(extra)}, which {INDEX} does not list; remove it")
+            raise CheckpointError(f"{folder} has {_some(extra)}, which {INDEX} does not list; remove it")
         return listed
     if present:
         return present
     pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
     if pickles:
         raise CheckpointError(
-            f"{folder} has its weights in {pickles[0]}, a pickle file, which can run code when it is opened; "
+            f"{folder} has its weights in {short(pickles[0])}, a pickle file, which can run code when it is opened; "
             "save it with transformers' save_pretrained, which writes safetensors"
         )
     raise CheckpointError(f"{folder} has no model*.safetensors; expected a Hugging Face or mlx-lm checkpoint folder")
 
 
-def _read_header(path: Path) -> list[StoredTensor]:
-    try:
-        with safe_open(path, framework="numpy"):  # the library checks the header against the size of the file
-            pass
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file ({error}); download it again") from None
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    tensors = []
-    for name, entry in header.items():
-        if entry["dtype"] not in DTYPES:
-            raise CheckpointError(f"{name} in {path.name} has dtype {entry['dtype']}; supported: {', '.join(DTYPES)}")
-        start = 8 + length + entry["data_offsets"][0]
-        tensors.append(StoredTensor(name, DTYPES[entry["dtype"]], tuple(entry["shape"]), path, start))
-    return tensors
+def _check_index(index: Mapping[str, str], tensors: Mapping[str, StoredTensor]) -> None:
+    """Index and headers name the same tensors, so that none is lost and none is used by accident."""
+    for name, file in index.items():
+        found = tensors.get(name)
+        if found is None or found.path.name != file:
+            place = "in no file" if found is None else f"in {short(found.path.name)}"
+            raise CheckpointError(
+                f"{short(name)} is in {short(file)} by {INDEX}, but {place}; download the checkpoint again"
+            )
+    if unlisted := [name for name in tensors if name not in index and not is_ignored(name)]:
+        where = short(tensors[unlisted[0]].path.name)
+        raise CheckpointError(
+            f"{where} holds {_some(unlisted)}, which {INDEX} does not list; download the checkpoint again, "
+            "or add what belongs to the model to the index"
+        )
+
+
+def _some(names: Iterable[str]) -> str:
+    first, *others = names
+    return f"{short(first)} and {len(others)} more" if others else short(first)
+
+
+def _stamp(content: bytes, status: os.stat_result) -> Stamp:
+    return Stamp(status.st_size, status.st_mtime_ns, hashlib.sha256(content).hexdigest(), _status(status))
+
+
+def _status(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _same_again(path: Path, before: Stamp) -> bool:
+    if path.suffix == ".safetensors":
+        file = TensorFile(path)
+        now = _stamp(file.header, file.status)
+    else:
+        now = _stamp(*read_file(path))
+    return now.lasting() == before.lasting()

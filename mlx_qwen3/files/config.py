@@ -1,13 +1,13 @@
 """`config.json` as a frozen `Qwen3Config`. What is missing, unknown or unsupported raises; nothing is guessed."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, ConfigError
+from ..errors import ConfigError
+from .reading import read_json
 
 FORMAT = 1  # version of our own checkpoint format, `mlx_qwen3.format` in config.json
 
@@ -130,21 +130,6 @@ class Qwen3Config:
     def quantization_of(self, module: str) -> Quantization | None:
         """The packing of a quantized module, by its Hugging Face name without `model.`."""
         return self.quantization_overrides.get(module, self.quantization)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises CheckpointError where the file is missing, broken or not an object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist; a checkpoint folder needs {path.name}") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}); download it again") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}); download it again") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a JSON object; download it again")
-    return content
 
 
 def token_ids(raw: Mapping[str, Any], key: str) -> frozenset[int]:

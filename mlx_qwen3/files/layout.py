@@ -1,10 +1,11 @@
 """Which tensor of a checkpoint is which parameter: names and shapes as data, every tensor accounted for.
 
 The parts of this file are those of Hugging Face without `model.`: `layers.0.self_attn.q_proj`. A checkpoint holds a
-part by itself (Hugging Face, mlx-lm) or as rows of a fused matrix (native); `read_parts` finds it either way.
+part by itself (Hugging Face, mlx-lm) or as rows of a fused matrix (native); `locate_parts` finds it either way.
 """
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
@@ -12,9 +13,11 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ..errors import CheckpointError, ConfigError, UsageError
-from .checkpoint import FLOATS, NAMES, StoredTensor, join, read_tensors
+from ..errors import CheckpointError, ConfigError
 from .config import Quantization, Qwen3Config
+from .dtypes import FLOATS, NAMES
+from .headers import StoredTensor, join
+from .reading import short
 
 # fused module -> the Hugging Face modules whose rows it stacks, in this order
 NAME_MAP = {
@@ -40,7 +43,18 @@ SHAPES: dict[str, tuple[str, ...]] = {
 }
 OUTSIDE = ("embed_tokens", "norm", "lm_head")  # of the layers
 LEAVES = ("weight", "scales", "biases")
-DTYPES = {"bf16": mx.bfloat16, "fp16": mx.float16, "fp32": mx.float32}
+# Tensors that training adds to a model: pattern of the name -> (what it is, remedy)
+ADDED = {
+    r"^(v_head|value_head)\.": ("a value head of reinforcement learning", "save the language model without it: {save}"),
+    r"^(reward_head|reward_model)\.": ("a reward head", "use the model that it was trained from"),
+    r"^(score|classifier|classification_head)\.": ("a classification head", "use the model that it was trained from"),
+    r"^qa_outputs\.": ("a question-answering head", "use the model that it was trained from"),
+    r"\.lora_(A|B|embedding_A|embedding_B)\b": (
+        "an adapter",
+        "merge it into the model with PEFT's merge_and_unload",
+    ),
+}
+SAVE = "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW) of transformers"
 
 
 @dataclass(frozen=True)
@@ -92,18 +106,18 @@ def part_shapes(config: Qwen3Config) -> dict[str, tuple[int, ...]]:
     return shapes if config.tie_word_embeddings else {**shapes, "lm_head": shape("lm_head")}
 
 
-def read_parts(folder: Path, config: Qwen3Config) -> dict[str, Part]:
-    """Every part of the checkpoint in `folder`, checked against the config; reads headers only.
+def locate_parts(folder: Path, tensors: Mapping[str, StoredTensor], config: Qwen3Config) -> dict[str, Part]:
+    """Every part of the model among the tensors of the checkpoint in `folder`, checked against the config.
 
     Raises CheckpointError for a tensor that is missing, not expected, or of another shape or dtype, and ConfigError
-    where head_dim contradicts the tensors.
+    if head_dim contradicts the tensors.
     """
-    tensors = _without_prefix(read_tensors(folder))
+    tensors = _without_prefix({name: tensor for name, tensor in tensors.items() if not is_ignored(name)})
+    _refuse_added(folder, tensors)
     _check_head_dim(tensors, config)
     shapes = part_shapes(config)
     located, claimed = _locate(tensors, shapes, fusions(config))
-    if config.tie_word_embeddings:
-        claimed |= duplicate_head(tensors)
+    claimed |= repeated_head(tensors, config).keys()
     if missing := [f"{name}.weight" for name, leaves in located.items() if "weight" not in leaves]:
         raise CheckpointError(f"{folder} lacks {_some(missing)}; {_remedy(missing, config)}")
     if extra := sorted(tensors.keys() - claimed):
@@ -115,6 +129,11 @@ def read_parts(folder: Path, config: Qwen3Config) -> dict[str, Part]:
     for part in parts.values():
         _check_leaves(part, shapes[part.name])
     return parts
+
+
+def is_ignored(name: str) -> bool:
+    """Whether a tensor is left out in silence, as transformers does: old checkpoints hold the angles of RoPE."""
+    return "rotary_emb.inv_freq" in name
 
 
 def native_modules(parts: Mapping[str, Part], config: Qwen3Config, dtype: mx.Dtype | None = None) -> list[Module]:
@@ -145,52 +164,39 @@ def packed_leaves(
     return {"weight": weight, "scales": (groups, (mx.uint8,))}
 
 
-def parse_dtype(dtype: str | mx.Dtype | None) -> mx.Dtype | None:
-    """bf16, fp16 and fp32 as MLX dtypes; raises UsageError for another one."""
-    if dtype is None:
-        return None
-    named = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if named is None or named not in FLOATS:
-        raise UsageError(f"dtype is {dtype!r}; expected {', '.join(DTYPES)}")
-    return named
-
-
 def checkpoint_dtype(parts: Mapping[str, Part]) -> mx.Dtype:
     """The dtype of the largest floating-point tensor; in a quantized checkpoint the one it was made from."""
     floats = [leaf for part in parts.values() for leaf in part.leaves.values() if leaf.dtype in FLOATS]
     return max(floats, key=lambda leaf: leaf.nbytes).dtype
 
 
-def cast(array: mx.array, dtype: mx.Dtype, name: str) -> mx.array:
-    """To another float dtype; packed integers stay. Raises CheckpointError where float16 cannot hold a value."""
-    if array.dtype not in FLOATS or array.dtype == dtype:
-        return array
-    result = array.astype(dtype)
-    if dtype == mx.float16 and mx.any(mx.isinf(result) & ~mx.isinf(array)).item():
-        largest = mx.max(mx.abs(array)).item()
-        raise CheckpointError(f"{name} reaches {largest:g}, past float16's 65504; use bf16 or fp32")
-    return result
+def repeated_head(
+    tensors: Mapping[str, StoredTensor], config: Qwen3Config
+) -> dict[str, tuple[StoredTensor, StoredTensor]]:
+    """(head, embedding) of an lm_head that repeats the embedding it is tied to, by name, as 0.6B and 1.7B ship it.
 
-
-def duplicate_head(tensors: Mapping[str, StoredTensor]) -> set[str]:
-    """The names of an lm_head that repeats the embedding it is tied to, as 0.6B and 1.7B ship it.
-
-    Raises CheckpointError where its values differ: tied and untied would then be two models.
+    Its values are not read here: `Checkpoint.check_repeated_head` compares them. The dtype may be another float.
     """
-    names = {f"lm_head.{leaf}" for leaf in LEAVES} & tensors.keys()
+    plain = _without_prefix(tensors)
+    names = sorted({f"lm_head.{leaf}" for leaf in LEAVES} & plain.keys()) if config.tie_word_embeddings else []
+    pairs = {}
     for name in names:
-        head, embedding = tensors[name], tensors.get(name.replace("lm_head", "embed_tokens"))
-        if embedding is None or not _same_bytes(head, embedding):
-            raise CheckpointError(
-                f"tie_word_embeddings is true, but {name} differs from the embedding; "
-                "set it to false in config.json to use lm_head, or remove lm_head"
-            )
-    return names
+        head, embedding = plain[name], plain.get(name.replace("lm_head", "embed_tokens"))
+        if embedding is None or head.shape != embedding.shape or not _comparable(head.dtype, embedding.dtype):
+            raise head_differs(name)
+        pairs[name] = (head, embedding)
+    return pairs
 
 
-def _same_bytes(a: StoredTensor, b: StoredTensor) -> bool:
-    same_form = (a.dtype, a.shape) == (b.dtype, b.shape)
-    return same_form and all(x == y for x, y in zip(a.chunks(), b.chunks(), strict=True))
+def _comparable(a: mx.Dtype, b: mx.Dtype) -> bool:
+    return a == b or (a in FLOATS and b in FLOATS)
+
+
+def head_differs(name: str) -> CheckpointError:
+    return CheckpointError(
+        f"tie_word_embeddings is true, but {name} differs from the embedding; "
+        "set it to false in config.json to use lm_head, or remove lm_head"
+    )
 
 
 def _without_prefix(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
@@ -273,7 +279,17 @@ def _stacking_key(part: Part, dtype: mx.Dtype | None) -> tuple[object, ...]:
 
 
 def _some(names: list[str]) -> str:
-    return f"{names[0]} and {len(names) - 1} more tensors" if len(names) > 1 else names[0]
+    return f"{short(names[0])} and {len(names) - 1} more tensors" if len(names) > 1 else short(names[0])
+
+
+def _refuse_added(folder: Path, tensors: Mapping[str, StoredTensor]) -> None:
+    """Say of a tensor that training added what it is; a model without its own head may lack others."""
+    for name in sorted(tensors):
+        for pattern, (what, remedy) in ADDED.items():
+            if re.search(pattern, name):
+                raise CheckpointError(
+                    f"{folder} holds {short(name)}, {what}, which generates no text; {remedy.format(save=SAVE)}"
+                )
 
 
 def _remedy(missing: list[str], config: Qwen3Config) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from ..compare.flow import ENTROPY, FIRST_TOKEN, K_SHARED, SCORES, SOFTMAX, V_SHARED, Step
 from ..compare.probe import ScoreBlock, probing
 from ..engine.prefill import prefill_chunk
-from ..files.checkpoint import dtype_name
+from ..files.dtypes import dtype_name
 from ..model.qwen3 import Qwen3
 from .statistics import Accumulator, Statistics, grouped
 

@@ -22,8 +22,9 @@ from ..compare.steps import (
 )
 from ..engine.runner import check_prompt
 from ..errors import HealthError, UsageError
-from ..files.checkpoint import dtype_name
+from ..files.checkpoint import Checkpoint
 from ..files.config import Qwen3Config
+from ..files.dtypes import dtype_name
 from ..files.hub import resolve
 from ..files.values import to_mlx
 from ..model.load import load_model
@@ -36,7 +37,7 @@ from .tensors import TensorRow, read_rows
 SEED = 0  # of the random tokens where there is no prompt
 LENGTH = 16  # random tokens by default: the numbers settle with few, and a CPU takes seconds
 # What `--against` compares with besides another SOURCE; both compute with the weights of the same folder.
-PEERS: dict[str, Callable[[Path, mx.array], Iterator[LayerSteps]]] = {
+PEERS: dict[str, Callable[[Checkpoint, mx.array], Iterator[LayerSteps]]] = {
     REFERENCE: reference_steps,
     TRANSFORMERS: transformers_steps,
 }
@@ -143,13 +144,13 @@ def inspect(source: str | Path, options: Options) -> Report:
     Raises a Qwen3Error for options that do not fit, and for a source that cannot be loaded.
     """
     rules = load_rules(options.rules)
-    folder = resolve(source)
-    config = Qwen3Config.from_folder(folder)
+    checkpoint = Checkpoint(resolve(source))
+    config = checkpoint.config
     _check(options, config)
-    other = _other_folder(options.against, config, str(source))
-    ids, tokens = _tokens(folder, config, options)
-    rows = read_rows(folder, config, rules)
-    model = load_model(folder, options.dtype)
+    other = _other(options.against, config, str(source))
+    ids, tokens = _tokens(checkpoint, options)
+    rows = read_rows(checkpoint, rules)
+    model = load_model(checkpoint, options.dtype)
     numbers = measure(model, ids, layer=options.layer, head=options.head)
     sizes = [units(model, layer, rules) for layer in range(config.num_hidden_layers)]
     known = {key: _sizes(numbers, sizes, rules, key) for key in numbers.overall}
@@ -158,7 +159,7 @@ def inspect(source: str | Path, options: Options) -> Report:
         key: [judge(key[1], s, rules, known[key]) for s in heads]
         for key, heads in (numbers.heads if options.heads else {}).items()
     }
-    comparison = _compare(model, folder, other, ids, rules, options) if options.against else None
+    comparison = _compare(model, checkpoint, other, ids, rules, options) if options.against else None
     return Report(
         source=str(source),
         config=config,
@@ -206,14 +207,15 @@ def _check(options: Options, config: Qwen3Config) -> None:
         raise UsageError(f"--length is {options.length}; the context of this model has {config.context_length} tokens")
 
 
-def _tokens(folder: Path, config: Qwen3Config, options: Options) -> tuple[mx.array, str]:
+def _tokens(checkpoint: Checkpoint, options: Options) -> tuple[mx.array, str]:
     """Token ids (B, L), and in words where they come from."""
+    config = checkpoint.config
     if options.prompt is None:
-        size = Tokenizer(folder).size if (folder / "tokenizer.json").is_file() else config.vocab_size
+        size = Tokenizer(checkpoint).size if "tokenizer.json" in checkpoint else config.vocab_size
         shape = (options.batch or 1, options.length or LENGTH)
         ids = np.random.default_rng(SEED).integers(0, min(size, config.vocab_size), shape)
         return to_mlx(ids), f"random tokens [{shape[0]}, {shape[1]}], seed {SEED}"
-    tokenizer = Tokenizer(folder)
+    tokenizer = Tokenizer(checkpoint)
     text, way = options.prompt, "as it is: this checkpoint has no default chat template"
     if tokenizer.has_chat_template:
         text, way = tokenizer.apply_chat_template([{"role": "user", "content": text}]), "in the chat template"
@@ -222,23 +224,23 @@ def _tokens(folder: Path, config: Qwen3Config, options: Options) -> tuple[mx.arr
     return mx.array([prompt]), f"the prompt {way}, [1, {len(prompt)}] tokens"
 
 
-def _other_folder(against: str | None, config: Qwen3Config, source: str) -> Path | None:
+def _other(against: str | None, config: Qwen3Config, source: str) -> Checkpoint | None:
     if against is None:
         return None
     if against in PEERS:
         check_installed(against, f"--against {against}")
         return None
-    folder = resolve(against)
-    check_same_shape(config, Qwen3Config.from_folder(folder), source, against)
-    return folder
+    other = Checkpoint(resolve(against))
+    check_same_shape(config, other.config, source, against)
+    return other
 
 
 def _compare(
-    model: Qwen3, folder: Path, other: Path | None, ids: mx.array, rules: Rules, options: Options
+    model: Qwen3, checkpoint: Checkpoint, other: Checkpoint | None, ids: mx.array, rules: Rules, options: Options
 ) -> Comparison:
     bounds, against = rules.settings["compare"], str(options.against)
     if other is None:
-        theirs = PEERS[against](folder, ids)
+        theirs = PEERS[against](checkpoint, ids)
         bound = step_bound(bounds, model, same_weights=True)
     else:
         second = load_model(other, options.dtype)

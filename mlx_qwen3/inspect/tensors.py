@@ -5,13 +5,14 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
-from ..files.checkpoint import NAMES, StoredTensor, read_tensors
+from ..files.checkpoint import Checkpoint
 from ..files.config import Quantization, Qwen3Config
-from ..files.layout import LEAVES, Part, read_parts
+from ..files.dtypes import NAMES
+from ..files.headers import StoredTensor
+from ..files.layout import LEAVES, Part
 from ..files.values import unpacked
 from .rules import Rules
 from .statistics import Statistics, grouped, pooled, summarize
@@ -46,14 +47,14 @@ class TensorRow:
         return self.statistics.nan + self.statistics.inf > 0
 
 
-def read_rows(folder: Path, config: Qwen3Config, rules: Rules) -> list[TensorRow]:
+def read_rows(checkpoint: Checkpoint, rules: Rules) -> list[TensorRow]:
     """A row for every tensor in the files, in the order of the forward pass.
 
     Raises CheckpointError or ConfigError where the checkpoint is not whole.
     """
-    tensors = read_tensors(folder)
-    packings = _packings(read_parts(folder, config).values())
-    rows = [_row(tensor, tensors, packings, config) for tensor in sorted(tensors.values(), key=_order)]
+    tensors = checkpoint.tensors
+    packings = _packings(checkpoint.parts.values())
+    rows = [_row(tensor, tensors, packings, checkpoint.config) for tensor in sorted(tensors.values(), key=_order)]
     return with_warnings(rows, rules.settings["outliers"])
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, PromptError
-from ..files.config import read_json, token_ids
+from ..files.checkpoint import Checkpoint
+from ..files.config import token_ids
 from .chat_template import END_THINK as END_THINK
 from .chat_template import THINK as THINK
 from .chat_template import ChatTemplate, Tool
@@ -20,13 +21,13 @@ LONG = 1_000_000  # characters; from here on even Qwen's pattern may reach the l
 
 
 class Tokenizer:
-    """The tokenizer of a checkpoint folder with what belongs to it: chat template, end tokens, sampling defaults."""
+    """The tokenizer of a checkpoint or folder, with what belongs to it: template, end tokens, sampling defaults."""
 
-    def __init__(self, folder: str | Path):
-        folder = Path(folder)
-        self.config = _optional_json(folder / "tokenizer_config.json")
-        self.generation_config = _optional_json(folder / "generation_config.json")
-        model_config = _optional_json(folder / "config.json")
+    def __init__(self, checkpoint: Checkpoint | str | Path):
+        checkpoint = Checkpoint.of(checkpoint)
+        folder, model_config = checkpoint.folder, checkpoint.settings("config.json")
+        self.config = checkpoint.settings("tokenizer_config.json")
+        self.generation_config = checkpoint.settings("generation_config.json")
         self._vocabulary = read_vocabulary(folder, self.config, model_config)
         self._backend = self._vocabulary.backend
         if self._backend.decoder is None or self._backend.decoder.decode(["Ã", "©", "Ġ"]) != "é ":
@@ -198,7 +199,3 @@ def _byte_letters() -> dict[str, int]:
 
 
 BYTES = _byte_letters()
-
-
-def _optional_json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}

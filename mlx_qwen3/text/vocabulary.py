@@ -19,7 +19,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
 from ..errors import CheckpointError
-from ..files.config import read_json
+from ..files.reading import read_json
 from .panic import panics_as_errors
 
 QWEN = "Qwen2Tokenizer"

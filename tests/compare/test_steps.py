@@ -14,6 +14,7 @@ from mlx_qwen3.compare.flow import FLOW
 from mlx_qwen3.compare.steps import model_steps, reference_steps, transformers_steps
 from mlx_qwen3.conversion.convert import convert
 from mlx_qwen3.errors import UsageError
+from mlx_qwen3.files.checkpoint import Checkpoint
 from mlx_qwen3.inspect import Options, inspect, load_rules
 from mlx_qwen3.model.load import load_model
 
@@ -32,7 +33,7 @@ PEERS = {"reference": reference_steps, "transformers": transformers_steps}
 def against(peer, model, folder, ids):
     pytest.importorskip("torch")
     bounds = load_rules().settings["compare"]
-    ours, theirs = model_steps(model, mx.array(ids)), PEERS[peer](folder, mx.array(ids))
+    ours, theirs = model_steps(model, mx.array(ids)), PEERS[peer](Checkpoint(folder), mx.array(ids))
     bound = step_bound(bounds, model, same_weights=True)
     return Comparison(peer, tuple(differences(ours, theirs, bound, bounds["growth"])))
 
@@ -263,7 +264,7 @@ def test_a_folder_with_the_name_of_a_peer(folder, tmp_path, monkeypatch):
 def test_the_steps_of_transformers_are_those_of_its_own_pass(changes, ids, tmp_path, transformers_model):
     """The pass is made layer by layer; its logits are the bits of transformers' pass in one piece."""
     folder = write_checkpoint(tmp_path, **changes)
-    *layers, last = transformers_steps(folder, mx.array(ids))
+    *layers, last = transformers_steps(Checkpoint(folder), mx.array(ids))
     torch = pytest.importorskip("torch")
     with torch.no_grad():
         whole = transformers_model(folder)(torch.tensor(ids), output_hidden_states=True)
@@ -284,7 +285,7 @@ def test_the_steps_of_yarn_are_comparable(peer, factor, ids, tmp_path):
 
 def test_states_only(folder, ids):
     model = load_model(folder, "fp32")
-    sides = model_steps(model, mx.array(ids)), reference_steps(folder, mx.array(ids))
+    sides = model_steps(model, mx.array(ids)), reference_steps(Checkpoint(folder), mx.array(ids))
     found = list(differences(*sides, bound=0.0, only=STATES))
     inside = [(layer, step) for layer in range(9) for step in ("input", "output")]
     assert [(d.layer, d.step) for d in found] == [*inside, (None, "logits")]

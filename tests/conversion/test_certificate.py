@@ -20,7 +20,7 @@ from mlx_qwen3.compare.divergence import Streamed, compare, fixed_ids, sequences
 from mlx_qwen3.conversion.certificate import Certificate, table
 from mlx_qwen3.conversion.convert import convert
 from mlx_qwen3.errors import UsageError, VerificationError
-from mlx_qwen3.files.checkpoint import read_tensors
+from mlx_qwen3.files.checkpoint import Checkpoint
 from mlx_qwen3.files.config import Qwen3Config
 from mlx_qwen3.model.load import load_model
 from mlx_qwen3.text.tokenizer import Tokenizer
@@ -71,7 +71,7 @@ def test_nothing_is_missing_and_nothing_extra(chat, options, shard_bytes, tmp_pa
                 assert hashlib.sha256(raw).hexdigest() == record.sha256
                 assert raw == np.array(mx.load(str(path))[name].view(mx.uint8)).tobytes()
     assert found == listed.keys()
-    assert {name for record in certificate.tensors for name in record.sources} == read_tensors(chat).keys()
+    assert {name for record in certificate.tensors for name in record.sources} == Checkpoint(chat).tensors.keys()
     assert certificate.dropped == {}
 
 
@@ -173,21 +173,21 @@ def test_the_divergence_is_that_of_the_loaded_models(quantize, tied, tmp_path, m
 
 
 def test_the_streamed_forward_pass_is_that_of_transformers(chat, ids, transformers_model, transformers_states):
-    streamed = Streamed(chat)
+    streamed = Streamed(Checkpoint(chat))
     _, theirs = transformers_states(transformers_model(chat), ids)
     ours = streamed.hidden(ids.tolist()) @ streamed.head(0, VOCABULARY).T
     assert np.abs(ours - theirs.reshape(ours.shape)).max() < 5e-5
 
 
 def test_the_sequences_are_fixed_ids_and_a_text(chat):
-    sequences, text = sequences_for(chat, None)
+    sequences, text = sequences_for(Checkpoint(chat), None)
     assert text == "built-in"
     assert sequences[0] == fixed_ids(Qwen3Config.from_folder(chat))
     assert len(set(sequences[0])) == 64
     assert max(sequences[0]) < VOCABULARY
     assert Tokenizer(chat).decode([token for ids in sequences[1:] for token in ids]) == divergence.TEXT
     assert all(len(ids) <= 512 for ids in sequences)
-    assert sequences_for(chat, None) == (sequences, text)
+    assert sequences_for(Checkpoint(chat), None) == (sequences, text)
 
 
 def test_a_text_of_ones_own(chat, tmp_path):
@@ -248,6 +248,7 @@ def test_comparing_holds_neither_model_nor_logits(tmp_path, monkeypatch):
     head = Streamed.head
     monkeypatch.setattr(Streamed, "head", lambda self, first, count: counts.append(count) or head(self, first, count))
     monkeypatch.setattr(divergence, "HEAD_VALUES", 64 * 300)
+    source = Checkpoint(source)
     compare(source, source, sequences_for(source, None)[0], None)
     assert max(counts) == 300
     assert sum(counts) == 2 * 4001

@@ -1,6 +1,7 @@
 """Conversion: what comes out, that it comes back, and that nothing is lost when it fails."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -336,11 +337,18 @@ def test_parents_that_were_made_go_again(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-@pytest.mark.parametrize("make", [lambda path: path.symlink_to("nowhere"), lambda path: path.mkdir()])
-def test_a_file_to_carry_over_that_cannot_be_read_is_named(tmp_path, make):
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (lambda path: path.symlink_to("nowhere"), "is a link to a file that does not exist"),
+        (lambda path: path.mkdir(), "is a folder, not a file"),
+        (os.mkfifo, "is a named pipe, not a file"),
+    ],
+)
+def test_a_file_to_carry_over_that_cannot_be_read_is_named(tmp_path, make, problem):
     source = write_checkpoint(tmp_path / "source")
     make(source / "merges.txt")
-    with pytest.raises(CheckpointError, match=r"merges\.txt cannot be read"):
+    with pytest.raises(CheckpointError, match=rf"merges\.txt {problem}"):
         convert(source, tmp_path / "out", divergence=False)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 

@@ -16,10 +16,12 @@ from mlx.utils import tree_flatten
 
 from mlx_qwen3.conversion.convert import convert
 from mlx_qwen3.conversion.quantize import parse
+from mlx_qwen3.conversion.tally import Tally
 from mlx_qwen3.errors import CheckpointError, UsageError
-from mlx_qwen3.files.config import Quantization, Qwen3Config
-from mlx_qwen3.files.layout import NAME_MAP, read_parts
-from mlx_qwen3.files.numerics import E2M1, E4M3, E8M0, Tally, dequantize, read_rows
+from mlx_qwen3.files.checkpoint import Checkpoint
+from mlx_qwen3.files.config import Quantization
+from mlx_qwen3.files.layout import NAME_MAP
+from mlx_qwen3.files.values import E2M1, E4M3, E8M0, dequantize, read_rows
 from mlx_qwen3.model.load import load_model
 
 PACKABLE = {"hidden_size": 128, "head_dim": 32, "intermediate_size": 256, "num_attention_heads": 4}
@@ -248,8 +250,8 @@ def uneven(tmp_path_factory):
 
 
 def bits_of(folder: Path) -> dict[str, int]:
-    config = Qwen3Config.from_folder(folder)
-    return {name: part.quantization.bits for name, part in read_parts(folder, config).items() if part.quantization}
+    parts = Checkpoint(folder).parts
+    return {name: part.quantization.bits for name, part in parts.items() if part.quantization}
 
 
 @pytest.mark.parametrize("budget", [3.2, 4.2, 5.0, 6.3, 7.5, 30])
@@ -366,7 +368,7 @@ def test_the_tables_of_small_floats():
 def test_any_rows_of_a_stored_matrix_are_read_alone(spec, tmp_path):
     source = source_in(tmp_path / "source", mx.bfloat16)
     convert(source, tmp_path / "out", quantize=spec, divergence=False)
-    part = read_parts(tmp_path / "out", Qwen3Config.from_folder(tmp_path / "out"))["layers.1.self_attn.v_proj"]
+    part = Checkpoint(tmp_path / "out").parts["layers.1.self_attn.v_proj"]
     whole = read_rows(part.leaves, part.quantization, 0, 64)
     for first, count in ((0, 1), (5, 17), (63, 1)):
         np.testing.assert_array_equal(

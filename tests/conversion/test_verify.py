@@ -17,6 +17,7 @@ from mlx_qwen3.conversion.convert import convert
 from mlx_qwen3.conversion.parity import compare_with_transformers
 from mlx_qwen3.conversion.verify import report, verify
 from mlx_qwen3.errors import UsageError, VerificationError
+from mlx_qwen3.files.checkpoint import Checkpoint
 from mlx_qwen3.model import qwen3 as model_module
 
 PACKABLE = {"hidden_size": 128, "head_dim": 32, "intermediate_size": 256, "vocab_size": VOCABULARY}
@@ -219,7 +220,7 @@ def test_the_first_layer_that_differs_is_named(tiny, tensor, place, tmp_path):
     with pytest.raises(
         VerificationError, match=f"^{place} differs from transformers by .* past 0.0001; all before it agrees"
     ):
-        list(compare_with_transformers(tmp_path / "out", tiny))
+        list(compare_with_transformers(Checkpoint(tmp_path / "out"), Checkpoint(tiny)))
 
 
 def test_a_mistake_in_the_forward_pass_is_seen_without_the_source(tiny, tmp_path, monkeypatch):

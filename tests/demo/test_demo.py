@@ -15,7 +15,7 @@ from mlx_qwen3.engine.prefill import prefill
 from mlx_qwen3.engine.reply import generate, stream
 from mlx_qwen3.engine.runner import generate_batch
 from mlx_qwen3.engine.sampling import SamplingParams
-from mlx_qwen3.files.checkpoint import read_tensors
+from mlx_qwen3.files.checkpoint import Checkpoint
 from mlx_qwen3.files.hub import DEMO
 from training import evaluate
 from training.corpus import TASKS
@@ -50,7 +50,7 @@ def test_it_is_small_and_of_an_honest_shape(demo):
     assert config.head_dim != config.hidden_size // config.num_attention_heads
     assert config.tie_word_embeddings
     assert config.context_length >= 2048
-    tensors = read_tensors(DEMO).values()
+    tensors = Checkpoint(DEMO).tensors.values()
     assert 3e6 <= sum(math.prod(tensor.shape) for tensor in tensors) <= 6e6
     assert {tensor.dtype for tensor in tensors} == {mx.bfloat16}
     assert sum(path.stat().st_size for path in DEMO.iterdir()) <= 12e6

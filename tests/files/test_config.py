@@ -9,8 +9,9 @@ import pytest
 from checkpoints import TINY, YARN
 
 from mlx_qwen3.errors import CheckpointError, ConfigError
-from mlx_qwen3.files.config import Quantization, Qwen3Config, read_json
+from mlx_qwen3.files.config import Quantization, Qwen3Config
 from mlx_qwen3.files.layout import part_shapes
+from mlx_qwen3.files.reading import read_json
 
 # From the model cards of the releases.
 COLUMNS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "tie_word_embeddings")

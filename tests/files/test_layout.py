@@ -15,9 +15,8 @@ from safetensors.numpy import load_file, save_file
 
 from mlx_qwen3.conversion.convert import convert
 from mlx_qwen3.errors import CheckpointError, ConfigError, Qwen3Error, UsageError
-from mlx_qwen3.files.checkpoint import read_tensors
-from mlx_qwen3.files.config import Qwen3Config
-from mlx_qwen3.files.layout import NAME_MAP, read_parts
+from mlx_qwen3.files.checkpoint import Checkpoint
+from mlx_qwen3.files.layout import NAME_MAP
 from mlx_qwen3.model.load import load_model
 
 
@@ -172,7 +171,7 @@ def test_logits_have_the_dtype_asked_for(packed, ids):
 
 
 def test_quantized_weights_stay_packed(packed):
-    stored = sum(tensor.nbytes for tensor in read_tensors(packed).values())
+    stored = sum(tensor.nbytes for tensor in Checkpoint(packed).tensors.values())
     loaded = sum(array.nbytes for _, array in tree_flatten(load_model(packed, "fp32").parameters()))
     assert loaded <= stored * 1.01
 
@@ -209,7 +208,27 @@ BROKEN: dict[str, tuple[Any, dict[str, Any], str]] = {
     "missing norm": (without(f"{ATTENTION}.q_norm.weight"), {}, r"lacks layers\.1\.self_attn\.q_norm\.weight"),
     "missing layer": (lambda w: None, {"num_hidden_layers": 3}, r"lacks layers\.2.* and 10 more tensors; .*3 layers"),
     "extra layer": (lambda w: None, {"num_hidden_layers": 1}, r"holds layers\.1.* and 10 more tensors"),
-    "extra": (replaced("score.weight", np.zeros((1, 48), np.float32)), {}, "holds score.weight"),
+    "extra": (replaced("visual.weight", np.zeros((1, 48), np.float32)), {}, "holds visual.weight, which a Qwen3 with"),
+    "value head": (
+        replaced("v_head.summary.weight", np.zeros((1, 48), np.float32)),
+        {},
+        r"holds v_head\.summary\.weight, a value head of reinforcement learning, .*save_pretrained",
+    ),
+    "classifier": (
+        replaced("score.weight", np.zeros((2, 48), np.float32)),
+        {},
+        "score.weight, a classification head",
+    ),
+    "classifier without lm_head": (
+        replaced("score.weight", np.zeros((2, 48), np.float32)),
+        {"tie_word_embeddings": False},
+        r"score\.weight, a classification head, .*use the model that it was trained from",
+    ),
+    "adapter": (
+        replaced(f"base_model.{ATTENTION}.q_proj.lora_A.weight", np.zeros((2, 48), np.float32)),
+        {},
+        "lora_A.weight, an adapter, .*merge_and_unload",
+    ),
     "bias": (replaced(f"{ATTENTION}.q_proj.bias", np.zeros(120, np.float32)), {}, r"holds .*q_proj\.bias"),
     "shape": (
         replaced(f"{ATTENTION}.o_proj.weight", np.zeros((48, 48), np.float32)),
@@ -226,7 +245,11 @@ BROKEN: dict[str, tuple[Any, dict[str, Any], str]] = {
         {},
         "model.norm.weight has dtype U8; expected F32",
     ),
-    "float64": (replaced("model.norm.weight", np.zeros(48)), {}, "model.norm.weight .*has dtype F64; supported"),
+    "float64": (
+        replaced("model.norm.weight", np.zeros(48)),
+        {},
+        "model.norm.weight has dtype F64; expected F32, F16, BF16",
+    ),
     "head_dim": (
         lambda w: None,
         {"head_dim": 8},
@@ -238,7 +261,7 @@ BROKEN: dict[str, tuple[Any, dict[str, Any], str]] = {
         {"tie_word_embeddings": False},
         "lacks lm_head.weight; tie_word_embeddings is false",
     ),
-    "other lm_head": (replaced("lm_head.weight", np.zeros((151, 48), np.float32)), {}, TWIN),
+    "packed lm_head": (replaced("lm_head.weight", np.zeros((151, 48), np.uint8)), {}, TWIN),
     "narrow lm_head": (replaced("lm_head.weight", np.zeros((150, 48), np.float32)), {}, TWIN),
     "both prefixes": (replaced("norm.weight", np.ones(48, np.float32)), {}, "norm.weight is stored with and without"),
     "fused and split": (
@@ -338,6 +361,6 @@ def test_an_unknown_dtype_is_refused(tiny):
 
 
 def test_the_parts_are_what_hugging_face_stores(tiny):
-    parts = read_parts(tiny, Qwen3Config.from_folder(tiny))
+    parts = Checkpoint(tiny).parts
     assert {f"model.{name}.weight" for name in parts} == shapes(TINY).keys()
     assert {name for names in NAME_MAP.values() for name in names} < {name.split(".", 2)[-1] for name in parts}

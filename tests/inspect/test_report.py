@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from checkpoints import TINY, random_weights, write_checkpoint
 
-from mlx_qwen3.files.config import Qwen3Config
+from mlx_qwen3.files.checkpoint import Checkpoint
 from mlx_qwen3.inspect import Options, inspect
 from mlx_qwen3.inspect.report import _tokens
 from mlx_qwen3.inspect.rules import NORMAL
@@ -99,5 +99,5 @@ def test_one_head_of_many_is_found_by_heads_alone(tmp_path):
 
 def test_random_tokens_are_of_the_tokenizer(four_layers):
     """Ids from 261 up are padding rows of the embedding."""
-    ids, _ = _tokens(four_layers, Qwen3Config.from_folder(four_layers), Options(batch=4, length=500))
+    ids, _ = _tokens(Checkpoint(four_layers), Options(batch=4, length=500))
     assert ids.max().item() == 260

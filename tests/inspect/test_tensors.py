@@ -8,7 +8,7 @@ from checkpoints import AFFINE_4, PACKABLE, TINY, random_weights, shapes, write_
 from safetensors.numpy import load_file
 
 from mlx_qwen3.conversion.convert import convert
-from mlx_qwen3.files.config import Qwen3Config
+from mlx_qwen3.files.checkpoint import Checkpoint
 from mlx_qwen3.inspect import load_rules
 from mlx_qwen3.inspect.tensors import collapsed, read_rows, spans
 from mlx_qwen3.model.load import load_model
@@ -17,7 +17,7 @@ NINE = {**TINY, "num_hidden_layers": 9}
 
 
 def rows_of(folder):
-    return read_rows(folder, Qwen3Config.from_folder(folder), load_rules())
+    return read_rows(Checkpoint(folder), load_rules())
 
 
 def changed(tmp_path, name, change):
