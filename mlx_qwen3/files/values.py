@@ -88,7 +88,7 @@ def cast(array: mx.array, dtype: mx.Dtype, name: str) -> mx.array:
 
 def to_mlx(array: np.ndarray) -> mx.array:
     """The same values for MLX. `mx.array(ndarray)` would lose a Ctrl-C that arrives while it runs."""
-    return mx.array(np.ascontiguousarray(array).data)  # type: ignore[arg-type]
+    return mx.array(array.data)  # type: ignore[arg-type]
 
 
 # --- NumPy
