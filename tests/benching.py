@@ -10,7 +10,7 @@ from mlx_qwen3 import bench
 from mlx_qwen3.bench import options, process, session
 from mlx_qwen3.bench.process import Worker
 from mlx_qwen3.cli.app import cli
-from mlx_qwen3.files.config import Qwen3Config
+from mlx_qwen3.files.checkpoint import Checkpoint
 
 UNTIED = {"vocab_size": VOCABULARY, "tie_word_embeddings": False}  # tied, it would repeat the prompt
 TWICE = "mlx-qwen3:bf16"  # this package again: the contestant that starts fastest
@@ -25,7 +25,7 @@ def main(*arguments):
 
 
 def chosen(folder, **changes):
-    return options.contestants(bench.Options(str(folder), **changes), folder, Qwen3Config.from_folder(folder))
+    return options.contestants(bench.Options(str(folder), **changes), Checkpoint(folder))
 
 
 def planted(monkeypatch, command, change):
