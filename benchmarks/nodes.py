@@ -19,20 +19,19 @@ from typing import Any
 import mlx.core as mx
 
 import mlx_qwen3  # noqa: F401  first: it loads the BLAS
-from mlx_qwen3.engine.prefill import prefill
+from mlx_qwen3.engine.runner import decode_step, prefill
 from mlx_qwen3.model import kernels
 from mlx_qwen3.model.load import load_model
-from mlx_qwen3.model.step import decode_step
 
 VIEWS = "Broadcast Flatten Unflatten Transpose Slice ExpandDims Squeeze Reshape Split AsStrided".split()
 PROMPT = mx.array([[1, 2, 3]])
 
 
-def one_norm_rope(qkv: mx.array, weight: mx.array, *_: Any) -> tuple[mx.array, mx.array]:
-    B, heads, _, D = qkv.shape
-    H = 2 * weight.shape[0] - heads
-    done = mx.sort(qkv)
-    return done[:, :H], done[:, H:].reshape(B, 2, -1, 1, D).transpose(1, 0, 2, 3, 4)
+def one_norm_rope(qkv: mx.array, weight: mx.array, cos: mx.array, *_: Any) -> tuple[mx.array, mx.array]:
+    (B, L, _, _), (normed, D) = cos.shape, weight.shape
+    done = mx.sort(qkv).reshape(B, -1, L, D)
+    H = 2 * normed - done.shape[1]
+    return done[:, :H], done[:, H:].reshape(B, 2, -1, L, D).transpose(1, 0, 2, 3, 4)
 
 
 STANDINS: tuple[tuple[Any, str, Callable[..., Any]], ...] = (

@@ -137,7 +137,7 @@ def until_stop(ids: Ids, stop: set[int]) -> Ids:
 
 def mlx_engine(source: str, folder: str) -> tuple[Engine, Any]:
     import mlx_qwen3
-    from mlx_qwen3.engine.runner import generate_batch
+    from mlx_qwen3.engine.decode import generate_batch
 
     native = Path(folder) / "native"
     mlx_qwen3.convert(source, native)

@@ -20,7 +20,8 @@ from ..errors import CheckpointError, UsageError
 from ..files.checkpoint import Checkpoint
 from ..files.config import Qwen3Config
 from ..files.layout import NAME_MAP
-from ..files.values import Floats, read_rows
+from ..files.values import Floats, read_rows, to_mlx
+from ..model.cache import NoCache
 from ..model.qwen3 import Block
 from ..model.rope import RoPE
 from ..text.tokenizer import Tokenizer
@@ -76,13 +77,13 @@ class Streamed:
 
     def hidden(self, sequences: Sequence[Sequence[int]], tick: Tick = lambda: None) -> Floats:
         """The normalised last states (T, hidden) of all sequences; `tick` is called after every layer."""
-        states = [mx.array(self._embed(ids))[None] for ids in sequences]  # each (1, L, hidden)
+        states = [to_mlx(self._embed(ids)) for ids in sequences]  # each (L, hidden)
         for layer in range(self.config.num_hidden_layers):
             states = self._layer(layer, states)
             tick()
         norm = nn.RMSNorm(self.config.hidden_size, eps=self.config.rms_norm_eps)
         norm.weight = mx.array(self._weight("norm"))
-        return np.concatenate([np.array(norm(state))[0] for state in states])
+        return np.concatenate([np.array(norm(state)) for state in states])
 
     def head(self, first: int, count: int) -> Floats:
         """Rows of the output matrix, (count, hidden)."""
@@ -90,7 +91,7 @@ class Streamed:
         return read_rows(part.leaves, part.quantization, first, count)
 
     def _layer(self, layer: int, states: list[mx.array]) -> list[mx.array]:
-        block = Block(self.config, 0, self._rope)
+        block = Block(self.config, 0)
         prefix = f"layers.{layer}"
         for name in ("input_layernorm", "self_attn.q_norm", "self_attn.k_norm", "post_attention_layernorm"):
             _submodule(block, name).weight = mx.array(self._weight(f"{prefix}.{name}"))
@@ -101,8 +102,8 @@ class Streamed:
             setattr(block[owner], leaf, _Product(weight))
         results = []
         for state in states:
-            cache = _OneLayer()
-            results.append(block(state, cache, cache.mask(state.shape[1])))  # type: ignore[arg-type]
+            view = NoCache(1, state.shape[0])
+            results.append(block(state, self._rope(view.positions), view))
         mx.eval(results)
         return results
 
@@ -118,26 +119,17 @@ class Streamed:
 
 
 class _Product(nn.Module):
-    """x (..., inputs) times the transpose of a weight (outputs, inputs)."""
+    """A projection (T, inputs) -> (T, outputs) as model/linear.py has it, by NumPy, of a weight (outputs, inputs)."""
 
     def __init__(self, weight: Floats):
         super().__init__()
         self._weight = weight
 
     def __call__(self, x: mx.array) -> mx.array:
-        return mx.array(np.array(x) @ self._weight.T)
+        return to_mlx(np.array(x) @ self._weight.T)
 
-
-class _OneLayer:
-    """A cache for a block that sees its sequence once: nothing is kept."""
-
-    positions = 0
-
-    def mask(self, length: int) -> str | None:
-        return "causal" if length > 1 else None
-
-    def update(self, layer: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        return keys, values
+    def add(self, residual: mx.array, x: mx.array) -> mx.array:
+        return residual + self(x)
 
 
 def sequences_for(checkpoint: Checkpoint, text: Path | None) -> tuple[list[list[int]], str | None]:

@@ -1,14 +1,12 @@
 """Watches a model's own forward pass: every step by layer and name, and the scores that fused attention hides."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Protocol
 
 import mlx.core as mx
 
 from ..model.cache import KVCache
 from ..model.qwen3 import Qwen3
-from ..model.watch import watching
 from .attention import score_blocks, softmax
 from .flow import AFTER_LAYERS, EVENTS, Step
 
@@ -24,15 +22,8 @@ class Visitor(Protocol):
 ScoreBlock = tuple[int, mx.array, mx.array, mx.array | None]  # first query, scores, weights, which keys are visible
 
 
-@contextmanager
-def probing(model: Qwen3, cache: KVCache, visitor: Visitor) -> Iterator[None]:
-    """Show the visitor the forward passes that are made inside with this model and cache. They stay as they are."""
-    with watching(Probe(model, cache, visitor)):
-        yield
-
-
 class Probe:
-    """A listener for `watching` that counts the layers; one probe sees a whole pass, its visitor may change."""
+    """A listener of the model's passes with one cache. It counts the layers; its visitor may be exchanged meanwhile."""
 
     def __init__(self, model: Qwen3, cache: KVCache, visitor: Visitor):
         self._model, self._cache = model, cache
@@ -44,12 +35,20 @@ class Probe:
         if event == "input":
             self._layer = (self._layer + 1) % len(self._model.layers)
         layer = None if event in AFTER_LAYERS else self._layer
-        for step, array in zip(EVENTS[event], arrays, strict=True):
-            self.visitor.step(layer, step, array)
         if event == "rope":
             self._q = arrays[0]
         elif event == "cache":
+            arrays = self._filled(*arrays)
+        for step, array in zip(EVENTS[event], arrays, strict=True):
+            self.visitor.step(layer, step, array)
+        if event == "cache":
             self._scores(arrays[0])
+
+    def _filled(self, *arrays: mx.array) -> tuple[mx.array, ...]:
+        """A decode step reads the whole capacity of the cache and masks what is not filled: that is left out here."""
+        assert self._q is not None, "the model shows q before the cache"
+        end = self._cache.end + self._q.shape[2]
+        return tuple(array[:, :, :end] for array in arrays)
 
     def _scores(self, k: mx.array) -> None:
         q, self._q = self._q, None

@@ -15,7 +15,6 @@ import numpy as np
 from ..errors import UsageError
 from ..files.checkpoint import Checkpoint
 from ..model.qwen3 import Qwen3
-from ..model.watch import watching
 from .attention import score_blocks, softmax
 from .flow import Step
 from .probe import Probe, ScoreBlock
@@ -36,13 +35,12 @@ class LayerSteps:
 def model_steps(model: Qwen3, ids: mx.array) -> Iterator[LayerSteps]:
     """What the model's own forward pass of token ids (B, L) shows."""
     cache = model.make_cache(ids.shape[0])
-    residuals = model.residuals(ids, cache)
-    x = next(residuals)
     probe = Probe(model, cache, _Keeper())
+    residuals = model.residuals(ids, cache.view(ids.shape[1], probe))
+    x = next(residuals)
     for _ in model.layers:
         probe.visitor = keeper = _Keeper()
-        with watching(probe):
-            x = next(residuals)
+        x = next(residuals)
         mx.eval(x)
         yield keeper.kept
     hidden = model.norm(x)

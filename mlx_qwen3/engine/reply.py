@@ -13,8 +13,8 @@ from ..model.qwen3 import Qwen3
 from ..text.chat_template import Tool
 from ..text.streaming import ReplyText
 from ..text.tokenizer import Tokenizer
+from .decode import decode
 from .request import Prompt, ReplyOptions, Request, prepare
-from .runner import decode
 from .sampling import SamplingParams
 from .speculative import make_drafter
 

@@ -12,8 +12,8 @@ from ..files.checkpoint import Checkpoint
 from ..files.config import Qwen3Config
 from ..text.chat_template import Tool
 from ..text.tokenizer import Tokenizer
+from .decode import check_limit, check_prompt
 from .generation_config import token_limit
-from .runner import check_limit, check_prompt
 from .sampling import SamplingParams
 from .speculative import check_vocabulary
 

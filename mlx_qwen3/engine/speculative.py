@@ -19,8 +19,7 @@ from ..errors import UsageError
 from ..files.config import Qwen3Config
 from ..model import kernels
 from ..model.qwen3 import Qwen3
-from ..model.step import decode_step
-from .prefill import prefill
+from .runner import decode_step, prefill
 from .sampling import Sampler
 
 LONGEST = 7  # drafts of one pass; Metal's attention for a few queries takes up to 8
@@ -170,7 +169,7 @@ class DraftModel(Drafter):
         if k < 1 or not self._readable:
             return []
         sampler, position = sampler.fork(self._model.config.vocab_size, "the draft model"), len(text) - self._prompt
-        unread = mx.array([text[self._cache.offset :]])  # what this model has not been fed yet
+        unread = mx.array([text[self._cache.end :]])  # what this model has not been fed yet
         coming = sampler.next(prefill(self._model, unread, self._cache), position)
         drafts: list[int] = []
         while True:
@@ -179,7 +178,7 @@ class DraftModel(Drafter):
             drafts.extend(sampler.known(coming, position))
             if following is None:
                 return drafts
-            mx.async_eval(following)  # not before the step is done: see runner
+            mx.async_eval(following)  # not before the step is done: see decode.py
             coming = following
             position += 1
 

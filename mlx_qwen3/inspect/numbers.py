@@ -7,8 +7,8 @@ import mlx.core as mx
 import numpy as np
 
 from ..compare.flow import ENTROPY, FIRST_TOKEN, K_SHARED, SCORES, SOFTMAX, V_SHARED, Step
-from ..compare.probe import ScoreBlock, probing
-from ..engine.prefill import prefill_chunk
+from ..compare.probe import Probe, ScoreBlock
+from ..engine.runner import prefill_chunk
 from ..files.dtypes import dtype_name
 from ..model.qwen3 import Qwen3
 from .statistics import Accumulator, Statistics, grouped
@@ -42,12 +42,12 @@ def measure(model: Qwen3, ids: mx.array, *, layer: int = 0, head: int = 0, chunk
     (B, L), chunk = ids.shape, chunk or prefill_chunk()
     collector = Collector(L, layer, head)
     cache = model.make_cache(B)
-    with probing(model, cache, collector):
-        for start in range(0, L, chunk):
-            hidden = model.hidden(ids[:, start : start + chunk], cache)
-            mx.eval(hidden, cache.buffers)
-            for first in range(0, hidden.shape[1], LOGIT_POSITIONS):
-                mx.eval(model.logits(hidden[:, first : first + LOGIT_POSITIONS]))
+    probe = Probe(model, cache, collector)
+    for start in range(0, L, chunk):
+        hidden = model.hidden(ids[:, start : start + chunk], cache, probe)
+        mx.eval(hidden, cache.buffers)
+        for first in range(0, hidden.shape[1], LOGIT_POSITIONS):
+            mx.eval(model.logits(hidden[:, first : first + LOGIT_POSITIONS], probe))
     return collector.result(B)
 
 

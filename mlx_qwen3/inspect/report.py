@@ -20,7 +20,7 @@ from ..compare.steps import (
     reference_steps,
     transformers_steps,
 )
-from ..engine.runner import check_prompt
+from ..engine.decode import check_prompt
 from ..errors import HealthError, UsageError
 from ..files.checkpoint import Checkpoint
 from ..files.config import Qwen3Config

@@ -1,69 +1,154 @@
-"""The KV cache: the sole owner of position."""
+"""The cache of keys and values, and what a forward pass sees of it: a view.
 
-from collections.abc import Sequence
+B batch, L new tokens, S cached + new, H query heads, K key/value heads, D head_dim, T = B * L
+"""
+
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
+from . import kernels
+
 STEP = 256  # tokens by which a buffer grows; a write inside the buffer is in place
+
+# Called with the name of a step of the forward pass and its arrays. It must not change them.
+Listener = Callable[..., None]
+
+
+class View:
+    """What one forward pass of B rows and L tokens sees of a cache. It also carries the pass's listener.
+
+    `positions` (B, L) are those of the new tokens within their rows.
+    """
+
+    def __init__(self, positions: mx.array, length: int, watch: Listener | None = None):
+        self.positions = positions
+        self.shape = positions.shape[0], length
+        self.watch = watch
+
+    def attend(self, layer: int, q: mx.array, kv: mx.array, scale: float) -> mx.array:
+        """Attention of queries (B, H, L, D) over the cached and the new keys and values, (B, H, L, D).
+
+        Writes `kv` (2, B, K, L, D), the new keys and values of the layer, to the cache.
+        """
+        raise NotImplementedError
+
+    def show(self, step: str, *arrays: mx.array) -> None:
+        """Show arrays (T, any) to the listener, if there is one, as (B, L, any)."""
+        if self.watch is not None:
+            self.watch(step, *(array.reshape(*self.shape, *array.shape[1:]) for array in arrays))
+
+    def _attend(self, q: mx.array, kv: mx.array, scale: float, mask: mx.array | str | None) -> mx.array:
+        keys, values = kv[0, :], kv[1, :]  # slices; kv[0] would gather, which copies
+        if self.watch is not None:
+            self.watch("cache", keys, values)
+        return kernels.attend(q, keys, values, scale, mask)
+
+
+class NoCache(View):
+    """The view of a pass that nothing follows: it keeps no keys and values."""
+
+    def __init__(self, batch: int, length: int, watch: Listener | None = None):
+        super().__init__(mx.broadcast_to(mx.arange(length), (batch, length)), length, watch)
+        self._mask = "causal" if length > 1 else None
+
+    def attend(self, layer: int, q: mx.array, kv: mx.array, scale: float) -> mx.array:
+        return self._attend(q, kv, scale, self._mask)
+
+
+class EagerView(View):
+    """The view of a pass that is built anew: slices by integers, and no mask if no row is padded."""
+
+    def __init__(self, cache: "KVCache", length: int, watch: Listener | None = None):
+        super().__init__(mx.arange(cache.end, cache.end + length) - cache.start[:, None], length, watch)
+        cache.reserve(length)
+        self.buffers = cache.buffers
+        self._first, self._end = cache.end, cache.end + length
+        self._mask = cache.mask(length)
+
+    def attend(self, layer: int, q: mx.array, kv: mx.array, scale: float) -> mx.array:
+        if layer == len(self.buffers):
+            self.buffers.append(_with_capacity(mx.zeros((*kv.shape[:3], 0, kv.shape[4]), kv.dtype), self._end))
+        buffer = self.buffers[layer]
+        buffer[:, :, :, self._first : self._end] = kv
+        return self._attend(q, buffer[:, :, :, : self._end], scale, self._mask)
+
+
+class ReplayView(View):
+    """The view of a pass whose graph is built once and replayed: all that changes from step to step is an array.
+
+    `end` is the number of slots filled before the pass, `start` (B,) the first slot of each row. The pass attends to
+    the whole capacity of the buffers; the mask hides what is not filled.
+    """
+
+    def __init__(self, length: int, end: mx.array, start: mx.array, *buffers: mx.array, watch: Listener | None = None):
+        new = mx.arange(length)[:, None]
+        super().__init__((end + new - start).T, length, watch)
+        self.buffers = list(buffers)
+        self._end = end
+        slots = mx.arange(buffers[0].shape[3])
+        self._mask = (slots <= end + new) & (slots >= start[:, None, None, None])
+
+    def attend(self, layer: int, q: mx.array, kv: mx.array, scale: float) -> mx.array:
+        buffer = self.buffers[layer] = mx.slice_update(self.buffers[layer], kv, self._end, (3,))
+        return self._attend(q, buffer, scale, self._mask)
 
 
 class KVCache:
-    """Keys and values of every layer, one buffer (2, B, K, capacity, D) each of which `offset` tokens are filled.
+    """Keys and values of every layer, in one buffer (2, B, K, capacity, D) a layer.
 
-    Rows of a batch are aligned at their ends: row b starts with `padding[b]` tokens that no other token attends to
-    and that do not count as positions.
+    The rows of a batch end together: row b fills the slots from `starts[b]` to `end`. The slots before its start are
+    padding, which no token of the row attends to and which does not count as positions.
     """
 
     def __init__(self, batch: int = 1, padding: Sequence[int] | None = None):
-        padding = [0] * batch if padding is None else list(padding)
-        if len(padding) != batch or min(padding) < 0:
-            raise ValueError(f"padding is {padding}; expected {batch} numbers of tokens, one for each row of the batch")
-        self.batch = batch
-        self.offset = 0
-        self.padding = mx.array(padding)
-        self.buffers: list[mx.array] = []  # of the layers written so far; evaluate them where a prefill is cut
-        self._most_padding = max(padding)
+        starts = [0] * batch if padding is None else list(padding)
+        if len(starts) != batch or min(starts) < 0:
+            raise ValueError(f"padding is {starts}; expected {batch} numbers of tokens, one for each row of the batch")
+        self.end = 0
+        self.starts = starts
+        self.start = mx.array(starts)
+        self.buffers: list[mx.array] = []  # of the layers written so far; evaluate them after each chunk of a prompt
 
     @property
-    def positions(self) -> int | mx.array:
-        """Position of the next token: one for all rows or, with padding, (B,)."""
-        return self.offset - self.padding if self._most_padding else self.offset
+    def batch(self) -> int:
+        return len(self.starts)
 
-    def mask(self, length: int) -> mx.array | str | None:
-        """What `length` new queries may see of offset + length keys, as scaled_dot_product_attention takes it."""
-        if not self._most_padding:
-            return "causal" if length > 1 else None
-        queries = mx.arange(self.offset, self.offset + length)[:, None]
-        keys = mx.arange(self.offset + length)
-        visible = (keys <= queries) & (keys >= self.padding[:, None, None, None])
-        # A padding query sees itself: a softmax over nothing is 0 / 0, and where a kernel lets that be NaN it would
-        # reach every later layer through the values.
-        return visible | (keys == queries)
+    def view(self, length: int, watch: Listener | None = None) -> EagerView:
+        """The view of a pass over `length` new tokens; `commit` its buffers afterwards."""
+        return EagerView(self, length, watch)
 
-    def update(self, layer: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Write new keys and values (B, K, L, D) of one layer; returns all of them so far, (B, K, S, D)."""
-        B, K, L, D = keys.shape
-        end = self.offset + L
-        if layer == len(self.buffers):
-            self.buffers.append(mx.zeros((2, B, K, 0, D), keys.dtype))
-        buffer = self.buffers[layer] = _with_capacity(self.buffers[layer], end)
-        buffer[0, :, :, self.offset : end] = keys
-        buffer[1, :, :, self.offset : end] = values
-        return buffer[0, :, :, :end], buffer[1, :, :, :end]
+    def arrays(self, length: int) -> list[mx.array]:
+        """What a ReplayView of `length` new tokens takes: `end`, `start` and the buffers, which have room for them."""
+        self.reserve(length)
+        return [mx.array(self.end), self.start, *self.buffers]
 
-    def reserve(self, length: int) -> None:
-        """Make room for `length` more tokens."""
-        self.buffers = [_with_capacity(buffer, self.offset + length) for buffer in self.buffers]
-
-    def advance(self, length: int) -> None:
-        """Move on, once every layer has been given its `length` new tokens."""
-        self.offset += length
+    def commit(self, buffers: list[mx.array], length: int) -> None:
+        """Take the buffers that a pass has written, and move on by its `length` tokens."""
+        self.buffers = buffers
+        self.end += length
 
     def trim(self, length: int) -> None:
         """Forget the last `length` tokens."""
-        if not 0 <= length <= max(0, self.offset - self._most_padding):
-            raise ValueError(f"cannot trim {length} of {self.offset} tokens, {self._most_padding} of them padding")
-        self.offset -= length
+        padding = max(self.starts)
+        if not 0 <= length <= max(0, self.end - padding):
+            raise ValueError(f"cannot trim {length} of {self.end} tokens, {padding} of them padding")
+        self.end -= length
+
+    def reserve(self, length: int) -> None:
+        """Make room for `length` more tokens."""
+        self.buffers = [_with_capacity(buffer, self.end + length) for buffer in self.buffers]
+
+    def mask(self, length: int) -> mx.array | str | None:
+        """What `length` new queries may see of end + length keys, as scaled_dot_product_attention takes it."""
+        if not any(self.starts):
+            return "causal" if length > 1 else None
+        queries = mx.arange(self.end, self.end + length)[:, None]
+        keys = mx.arange(self.end + length)
+        visible = (keys <= queries) & (keys >= self.start[:, None, None, None])
+        # A padding query sees itself. A softmax over nothing is 0 / 0; if a kernel lets that be NaN, it would reach
+        # every later layer through the values.
+        return visible | (keys == queries)
 
 
 def _with_capacity(buffer: mx.array, needed: int) -> mx.array:

@@ -1,12 +1,14 @@
-"""What a decode step does in another way on each of MLX's back ends, and why.
+"""What a forward pass does differently on each of MLX's back ends, and why.
 
-B batch, H query heads, K key/value heads, D head_dim, S keys
+B batch, L new tokens, T = B * L, H query heads, K key/value heads, D head_dim, S keys
 """
 
 from functools import cache
 from typing import Any
 
 import mlx.core as mx
+
+from .rope import rotate
 
 
 def on_gpu() -> bool:
@@ -20,45 +22,53 @@ def on_metal() -> bool:
 def norm_rope(qkv: mx.array, weight: mx.array, cos: mx.array, sin: mx.array, eps: float) -> tuple[mx.array, mx.array]:
     """QK-norm and rotation of a fused projection.
 
-    qkv (B, H + 2K, 1, D); weight (H + K, 1, D) of the norms; cos and sin (B, 1, 1, D) float32, the first half of sin
-    negated. Returns queries (B, H, 1, D), and keys and values (2, B, K, 1, D) as the cache takes them.
+    qkv (T, (H + 2K) * D); weight (H + K, D) of the norms; cos and sin (B, L, 1, D) float32, the first half of sin
+    negated. Returns queries (B, H, L, D), and keys and values (2, B, K, L, D) as the cache takes them.
     """
-    # MLX has no call for the two together: on Metal one kernel takes the place of five.
+    # MLX has no call for the two together: on Metal one kernel takes the place of five, and of the copies that
+    # rms_norm makes of the slices of queries and keys.
     return metal_norm_rope(qkv, weight, cos, sin, eps) if on_metal() else plain_norm_rope(qkv, weight, cos, sin, eps)
 
 
 def plain_norm_rope(
     qkv: mx.array, weight: mx.array, cos: mx.array, sin: mx.array, eps: float
 ) -> tuple[mx.array, mx.array]:
-    normed, D = weight.shape[0], weight.shape[2]
-    H = 2 * normed - qkv.shape[1]
-    qk = mx.fast.rms_norm(qkv[:, :normed], None, eps) * weight
-    swapped = mx.concatenate([qk[..., D // 2 :], qk[..., : D // 2]], axis=-1)
-    qk = (qk * cos + swapped * sin).astype(qkv.dtype)
-    return qk[:, :H], mx.stack([qk[:, H:], qkv[:, normed:]])
+    (B, L, _, _), (normed, D) = cos.shape, weight.shape
+    heads = qkv.reshape(B, L, -1, D)
+    H = 2 * normed - heads.shape[2]
+    qk = rotate(qk_norm(heads[:, :, :normed], weight, eps), cos, sin).astype(qkv.dtype).transpose(0, 2, 1, 3)
+    return qk[:, :H], mx.stack([qk[:, H:], heads[:, :, normed:].transpose(0, 2, 1, 3)])
+
+
+def qk_norm(qk: mx.array, weight: mx.array, eps: float) -> mx.array:
+    """RMSNorm over the D of each query and key head: qk (B, L, H + K, D), weight (H + K, D)."""
+    return mx.fast.rms_norm(qk, None, eps) * weight
 
 
 def metal_norm_rope(
     qkv: mx.array, weight: mx.array, cos: mx.array, sin: mx.array, eps: float
 ) -> tuple[mx.array, mx.array]:
-    B, heads, _, D = qkv.shape
-    K = heads - weight.shape[0]
-    H = heads - 2 * K
+    (B, L, _, _), (normed, D) = cos.shape, weight.shape
+    heads = qkv.shape[1] // D
+    H, K = 2 * normed - heads, heads - normed
     q, kv = _metal_kernel()(
         inputs=[qkv, weight, cos, sin, mx.array(eps)],
         template=[("T", qkv.dtype), ("H", H), ("K", K), ("D", D)],
-        grid=(32, heads, B),
+        grid=(32, heads, B * L),
         threadgroup=(32, 1, 1),
-        output_shapes=[(B, H, 1, D), (2, B, K, 1, D)],
+        output_shapes=[(B, H, L, D), (2, B, K, L, D)],
         output_dtypes=[qkv.dtype, qkv.dtype],
     )
     return q, kv
 
 
-# One SIMD group of 32 lanes for every head; roundings to T where mx.fast.rms_norm and mx.fast.rope have them.
+# One SIMD group of 32 lanes for every head of a token; roundings to T as in mx.fast.rms_norm and mx.fast.rope. Metal
+# hands over the shape of cos because its name occurs: L as a template argument would compile a kernel for each length.
 NORM_ROPE = """
-    const uint lane = thread_position_in_grid.x, head = thread_position_in_grid.y, row = thread_position_in_grid.z;
-    const uint from = (row * (H + 2 * K) + head) * D;
+    const uint lane = thread_position_in_grid.x, head = thread_position_in_grid.y, token = thread_position_in_grid.z;
+    const uint B = cos_shape[0], L = cos_shape[1];
+    const uint row = token / L, place = token % L;
+    const uint from = (token * (H + 2 * K) + head) * D;
     float squares = 0;
     for (uint i = lane; i < D; i += 32) {
         const float x = qkv[from + i];
@@ -66,15 +76,15 @@ NORM_ROPE = """
     }
     const float scale = metal::precise::rsqrt(simd_sum(squares) / D + eps);
     const bool is_value = head >= H + K;
-    const uint plane = is_value * threads_per_grid.z + row;
-    const uint into = head < H ? (row * H + head) * D : (plane * K + (head - H) % K) * D;
+    const uint plane = is_value * B + row;
+    const uint into = ((head < H ? row * H + head : plane * K + (head - H) % K) * L + place) * D;
     for (uint i = lane; i < D; i += 32) {
         const uint j = (i + D / 2) % D;
         T result = qkv[from + i];
         if (!is_value) {
             const T x = weight[head * D + i] * T(qkv[from + i] * scale);
             const T y = weight[head * D + j] * T(qkv[from + j] * scale);
-            result = T(x * cos[row * D + i] + y * sin[row * D + i]);
+            result = T(x * cos[token * D + i] + y * sin[token * D + i]);
         }
         if (head < H) q[into + i] = result;
         else kv[into + i] = result;
@@ -92,16 +102,35 @@ def _metal_kernel() -> Any:
     )
 
 
-def attend(q: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array) -> mx.array:
-    """Attention of one query: q (B, H, 1, D), keys and values (B, K, S, D), mask (B, 1, 1, S) bool -> (B, H, 1, D)."""
-    if on_gpu():
+def attend(q: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array | str | None) -> mx.array:
+    """Attention of q (B, H, L, D) over keys and values (B, K, S, D), (B, H, L, D).
+
+    mask: (B, 1, L, S) bool, "causal", or None if every query sees every key.
+    """
+    B, H, L, D = q.shape
+    if on_gpu() or L > 1 or isinstance(mask, str):
         return mx.fast.scaled_dot_product_attention(q, keys, values, scale=scale, mask=mask)
-    # A CPU has no fused kernel. The queries of a key head as the rows of one product read the keys once, where MLX's
-    # own expansion multiplies one row for every query head.
-    B, H, _, D = q.shape
-    scores = q.reshape(B, keys.shape[1], -1, D) @ mx.swapaxes(keys, 2, 3)
-    weights = mx.softmax(mx.where(mask, scores * scale, -mx.inf), axis=-1, precise=True)
+    # A CPU has no fused kernel. The queries of a key head as the rows of one product read the keys once; MLX's own
+    # expansion multiplies one row for every query head.
+    scores = (q.reshape(B, keys.shape[1], -1, D) @ mx.swapaxes(keys, 2, 3)) * scale
+    scores = scores if mask is None else mx.where(mask, scores, -mx.inf)
+    weights = mx.softmax(scores, axis=-1, precise=True)
     return (weights @ values).reshape(B, H, 1, D)
+
+
+def swiglu(gate_up: mx.array) -> mx.array:
+    """silu(gate) * up of the two halves of the last axis."""
+    inner = gate_up.shape[-1] // 2
+    gate, up = gate_up[..., :inner], gate_up[..., inner:]
+    return _fused_swiglu(gate, up) if on_gpu() else _swiglu(gate, up)
+
+
+def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    return gate * mx.sigmoid(gate) * up
+
+
+# One kernel in place of three. Not on a CPU, where mx.compile waits for g++.
+_fused_swiglu = mx.compile(_swiglu, shapeless=True)
 
 
 def replay_after() -> int:

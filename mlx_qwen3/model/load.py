@@ -15,7 +15,8 @@ from ..files.headers import StoredTensor
 from ..files.layout import Module, checkpoint_dtype, fusions, native_modules, part_shapes
 from ..files.values import cast, stacked
 from . import kernels
-from .qwen3 import ConcatLinear, Qwen3
+from .linear import ConcatLinear, Linear
+from .qwen3 import Qwen3
 
 
 def load_model(checkpoint: Checkpoint | str | Path, dtype: str | mx.Dtype | None = None) -> Qwen3:
@@ -47,7 +48,7 @@ def _shape_modules(model: Qwen3, modules: list[Module], config: Qwen3Config) -> 
     for fused, names in fusions(config).items():
         if fused not in packings:
             shapes = part_shapes(config)
-            parts = ConcatLinear([nn.Linear(shapes[name][1], shapes[name][0], bias=False) for name in names])
+            parts = ConcatLinear([Linear(shapes[name][1], shapes[name][0]) for name in names])
             model.update_modules(tree_unflatten([(fused, parts)]))
             places |= {name: f"{fused}.parts.{index}" for index, name in enumerate(names)}
     by_path = {places.get(name, name): packing for name, packing in packings.items()}

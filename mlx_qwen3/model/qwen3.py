@@ -1,138 +1,182 @@
 """The Qwen3 decoder: QK-norm, grouped-query attention, SwiGLU, pre-norm residual blocks (arXiv 2505.09388).
 
-B batch, L new tokens, S cached + new, H query heads, K key/value heads, D head_dim, V vocabulary
+One forward pass serves prompts, compiled decode steps, batches and listeners; what they do differently is in the view
+of the cache (cache.py). Products are 2-D, over all tokens: MLX puts two more nodes into the graph of a 3-D one.
+
+B batch, L new tokens, T = B * L, S cached + new, H query heads, K key/value heads, D head_dim, V vocabulary
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..files.config import Qwen3Config
-from .cache import KVCache
+from . import kernels
+from .cache import KVCache, Listener, NoCache, View
+from .linear import Derived, Linear
 from .rope import RoPE
-from .watch import watch
 
-
-class ConcatLinear(nn.Module):
-    """Projections of one input side by side, for parts that cannot share a matrix: other bits, other group size."""
-
-    def __init__(self, parts: Sequence[nn.Module]):
-        super().__init__()
-        self.parts = list(parts)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return mx.concatenate([part(x) for part in self.parts], axis=-1)
+Turn = tuple[mx.array, mx.array]  # cos and sin of a pass, see RoPE
 
 
 class Attention(nn.Module):
-    def __init__(self, config: Qwen3Config, layer: int, rope: RoPE):
+    def __init__(self, config: Qwen3Config, layer: int):
         super().__init__()
         self.layer = layer
-        self.rope = rope
-        self.heads, self.kv_heads, self.head_dim = (
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.head_dim,
-        )
+        H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        self.heads, self.kv_heads, self.head_dim = H, K, D
         # YaRN multiplies q and k by its attention factor each; their product takes its square in the same place.
-        self.scale = config.head_dim**-0.5 * (config.yarn.attention_factor**2 if config.yarn else 1.0)
-        rows = (self.heads + 2 * self.kv_heads) * self.head_dim
-        self.qkv_proj = nn.Linear(config.hidden_size, rows, bias=False)
-        self.o_proj = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
-        self.q_norm = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps)
-        self.k_norm = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps)
+        self.scale = D**-0.5 * (config.yarn.attention_factor**2 if config.yarn else 1.0)
+        self.qkv_proj = Linear(config.hidden_size, (H + 2 * K) * D)
+        self.o_proj = Linear(H * D, config.hidden_size)
+        self.q_norm = nn.RMSNorm(D, eps=config.rms_norm_eps)
+        self.k_norm = nn.RMSNorm(D, eps=config.rms_norm_eps)
+        self._norms = Derived(lambda q, k: mx.stack([q] * H + [k] * K))  # (H + K, D)
 
-    def __call__(self, x: mx.array, cache: KVCache, mask: mx.array | str | None) -> mx.array:
-        B, L, _ = x.shape
+    def __call__(self, x: mx.array, residual: mx.array, turn: Turn, view: View) -> mx.array:
+        """residual + attention(x), all (T, hidden)."""
+        B, L = view.shape
+        qkv = self.qkv_proj(x)
+        q_norm, k_norm = self.q_norm, self.k_norm
+        weight = self._norms(q_norm["weight"], k_norm["weight"])
+        q, kv = kernels.norm_rope(qkv, weight, *turn, q_norm.eps)  # (B, H, L, D), (2, B, K, L, D)
+        if view.watch is not None:
+            self._show_heads(view.watch, qkv.reshape(B, L, -1), weight)
+            view.watch("rope", q, kv[0, :])
+        out = view.attend(self.layer, q, kv, self.scale)  # (B, H, L, D)
+        merged = (out if L == 1 else out.transpose(0, 2, 1, 3)).reshape(B * L, -1)
+        if view.watch is not None:
+            view.watch("attention", out)
+            view.show("merge", merged)
+            view.show("o_proj", self.o_proj(merged))
+        return self.o_proj.add(residual, merged)
+
+    def _show_heads(self, watch: Listener, qkv: mx.array, weight: mx.array) -> None:
+        """The steps that norm_rope makes as one, made again one by one for the listener; qkv (B, L, any)."""
         H, K, D = self.heads, self.kv_heads, self.head_dim
-        q, k, v = watch("split", *mx.split(watch("qkv", self.qkv_proj(x)), [H * D, (H + K) * D], axis=-1))
-        q, k, v = watch("heads", q.reshape(B, L, H, D), k.reshape(B, L, K, D), v.reshape(B, L, K, D))
-        q, k = watch("qk_norm", self.q_norm(q), self.k_norm(k))  # over D
-        q, k, v = watch("transpose", *(x.transpose(0, 2, 1, 3) for x in (q, k, v)))  # (B, heads, L, D)
-        q, k = watch("rope", self.rope(q, cache.positions), self.rope(k, cache.positions))
-        k, v = watch("cache", *cache.update(self.layer, k, v))  # (B, K, S, D)
-        out = watch("attention", mx.fast.scaled_dot_product_attention(q, k, v, scale=self.scale, mask=mask))
-        return self.o_proj(watch("merge", out.transpose(0, 2, 1, 3).reshape(B, L, H * D)))
+        watch("qkv", qkv)
+        watch("split", *mx.split(qkv, [H * D, (H + K) * D], axis=-1))
+        heads = qkv.reshape(*qkv.shape[:2], -1, D)
+        q, k, v = mx.split(heads, [H, H + K], axis=2)
+        watch("heads", q, k, v)
+        q, k = mx.split(kernels.qk_norm(heads[:, :, : H + K], weight, self.q_norm.eps), [H], axis=2)
+        watch("qk_norm", q, k)
+        watch("transpose", *(x.transpose(0, 2, 1, 3) for x in (q, k, v)))
 
 
 class MLP(nn.Module):
     def __init__(self, config: Qwen3Config):
         super().__init__()
-        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_up_proj = Linear(config.hidden_size, 2 * config.intermediate_size)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        gate, up = mx.split(watch("gate_up", self.gate_up_proj(x)), 2, axis=-1)
-        return self.down_proj(watch("activation", nn.silu(gate) * up))
+    def __call__(self, x: mx.array, residual: mx.array, view: View) -> mx.array:
+        """residual + mlp(x), all (T, hidden)."""
+        gate_up = self.gate_up_proj(x)
+        inner = kernels.swiglu(gate_up)
+        if view.watch is not None:
+            view.show("gate_up", gate_up)
+            view.show("activation", inner)
+            view.show("down", self.down_proj(inner))
+        return self.down_proj.add(residual, inner)
 
 
 class Block(nn.Module):
-    def __init__(self, config: Qwen3Config, layer: int, rope: RoPE):
+    def __init__(self, config: Qwen3Config, layer: int):
         super().__init__()
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.self_attn = Attention(config, layer, rope)
+        self.self_attn = Attention(config, layer)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def __call__(self, x: mx.array, cache: KVCache, mask: mx.array | str | None) -> mx.array:
-        y = watch("input_norm", self.input_layernorm(watch("input", x)))
-        x = watch("residual", x + watch("o_proj", self.self_attn(y, cache, mask)))
-        y = watch("post_norm", self.post_attention_layernorm(x))
-        return watch("output", x + watch("down", self.mlp(y)))
+    def __call__(self, x: mx.array, turn: Turn, view: View) -> mx.array:
+        """The residual stream (T, hidden) before and after this layer."""
+        view.show("input", x)
+        y = self.input_layernorm(x)
+        view.show("input_norm", y)
+        x = self.self_attn(y, x, turn, view)
+        view.show("residual", x)
+        y = self.post_attention_layernorm(x)
+        view.show("post_norm", y)
+        x = self.mlp(y, x, view)
+        view.show("output", x)
+        return x
 
 
 class Qwen3(nn.Module):
-    """Token ids in, logits out. Parameters are uninitialised until `weights.load_model` fills them."""
+    """Token ids in, logits out. Parameters are uninitialised until `load_model` fills them."""
 
     def __init__(self, config: Qwen3Config):
         super().__init__()
         self.config = config
-        rope = RoPE(config)
+        self.rope = RoPE(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = [Block(config, layer, rope) for layer in range(config.num_hidden_layers)]
+        self.layers = [Block(config, layer) for layer in range(config.num_hidden_layers)]
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.lm_head = Linear(config.hidden_size, config.vocab_size)
 
-    def __call__(self, ids: mx.array, cache: KVCache | None = None) -> mx.array:
-        """Logits (B, L, V) of token ids (B, L), which follow what the cache holds."""
-        return self.logits(self.hidden(ids, cache))
+    def __call__(self, ids: mx.array, cache: KVCache | None = None, watch: Listener | None = None) -> mx.array:
+        """Logits (B, L, V) of token ids (B, L), which follow what the cache holds.
+
+        `watch` is called with every step's name and arrays; compare/flow.py lists them. It changes no result.
+        """
+        return self.logits(self.hidden(ids, cache, watch), watch)
 
     def make_cache(self, batch: int = 1, padding: Sequence[int] | None = None) -> KVCache:
         """An empty cache for `batch` rows; `padding` gives the number of padding tokens at the left of each row."""
         return KVCache(batch, padding)
 
-    def residuals(self, ids: mx.array, cache: KVCache | None = None) -> Iterator[mx.array]:
-        """The residual stream (B, L, hidden) after the embedding and after each layer: layers + 1 arrays.
-
-        The cache moves on when the iterator is exhausted.
-        """
-        if ids.ndim != 2:
-            raise ValueError(f"token ids have shape {ids.shape}; expected (batch, length)")
-        B, L = ids.shape
-        cache = self.make_cache(B) if cache is None else cache
+    def hidden(self, ids: mx.array, cache: KVCache | None = None, watch: Listener | None = None) -> mx.array:
+        """The normalised hidden states (B, L, hidden) from which `logits` projects. The cache moves on."""
+        B, L = _shape(ids)
+        if cache is None:
+            return self.forward(ids, NoCache(B, L, watch))
         if cache.batch != B:
             raise ValueError(f"token ids have {B} rows, the cache {cache.batch}; make_cache(batch={B})")
-        mask = cache.mask(L)
+        view = cache.view(L, watch)
+        states = self.forward(ids, view)
+        cache.commit(view.buffers, L)
+        return states
+
+    def forward(self, ids: mx.array, view: View) -> mx.array:
+        """The normalised hidden states (B, L, hidden) of token ids (B, L), for a view of a cache."""
+        [x] = deque(self._residuals(ids, view), maxlen=1)
+        x = self.norm(x).reshape(*ids.shape, -1)
+        if view.watch is not None:
+            view.watch("final_norm", x)
+        return x
+
+    def residuals(self, ids: mx.array, view: View | None = None) -> Iterator[mx.array]:
+        """The residual stream (B, L, hidden) after the embedding and after each layer: layers + 1 arrays."""
+        view = NoCache(*_shape(ids)) if view is None else view
+        return (x.reshape(*ids.shape, -1) for x in self._residuals(ids, view))
+
+    def _residuals(self, ids: mx.array, view: View) -> Iterator[mx.array]:
         # The fp4 and fp8 modes keep no float dtype of their own and dequantize to bfloat16.
-        x = self.embed_tokens(ids).astype(self.norm.weight.dtype)
+        x = self.embed_tokens(ids.reshape(-1)).astype(self.norm.weight.dtype)
         yield x
+        turn = self.rope(view.positions)
         for layer in self.layers:
-            x = layer(x, cache, mask)
+            x = layer(x, turn, view)
             yield x
-        cache.advance(L)
 
-    def hidden(self, ids: mx.array, cache: KVCache | None = None) -> mx.array:
-        """The normalised hidden states (B, L, hidden) from which `logits` projects."""
-        *_, x = self.residuals(ids, cache)
-        return watch("final_norm", self.norm(x))
-
-    def logits(self, hidden: mx.array) -> mx.array:
+    def logits(self, hidden: mx.array, watch: Listener | None = None) -> mx.array:
         """(B, L, hidden) -> (B, L, V). The largest product of the model: give it only the positions you need."""
-        return watch("logits", self.head(hidden))
+        logits = self.head(hidden)
+        if watch is not None:
+            watch("logits", logits)
+        return logits
 
     @property
     def head(self) -> Callable[[mx.array], mx.array]:
         """(..., hidden) -> (..., V)"""
         return self.embed_tokens.as_linear if self.config.tie_word_embeddings else self.lm_head
+
+
+def _shape(ids: mx.array) -> tuple[int, int]:
+    if ids.ndim != 2:
+        raise ValueError(f"token ids have shape {ids.shape}; expected (batch, length)")
+    return ids.shape[0], ids.shape[1]

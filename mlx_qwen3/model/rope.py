@@ -1,4 +1,7 @@
-"""Rotary position embedding (arXiv 2104.09864), rotate-half, with YaRN (arXiv 2309.00071)."""
+"""Rotary position embedding (arXiv 2104.09864), rotate-half, with YaRN (arXiv 2309.00071).
+
+B batch, L new tokens, D head_dim
+"""
 
 import math
 
@@ -9,21 +12,27 @@ from ..files.config import Qwen3Config, Yarn
 
 
 class RoPE:
-    """Rotates queries and keys by their positions.
+    """The angles by which queries and keys are turned.
 
     The frequencies are computed here and not by `mx.fast.rope`, with the roundings of transformers: at position
     40,000 one unit in the last place of a float32 frequency turns a pair by 0.002 radians.
     """
 
     def __init__(self, config: Qwen3Config):
-        self.dims = config.head_dim
-        inv_freq = inverse_frequencies(config.head_dim, config.rope_theta, config.yarn)
-        self.inv_freq = mx.array(inv_freq)  # radians per position, (D / 2,)
-        self.freqs = mx.array(1 / inv_freq)
+        self.inv_freq = mx.array(inverse_frequencies(config.head_dim, config.rope_theta, config.yarn))  # (D / 2,)
 
-    def __call__(self, x: mx.array, offset: int | mx.array) -> mx.array:
-        """x (B, heads, L, D), the first of the L tokens at position `offset`, one for all rows or (B,)."""
-        return mx.fast.rope(x, self.dims, traditional=False, base=None, scale=1.0, offset=offset, freqs=self.freqs)
+    def __call__(self, positions: mx.array) -> tuple[mx.array, mx.array]:
+        """cos and sin for `rotate`, (B, L, 1, D) float32 each, of positions (B, L)."""
+        angles = positions[:, :, None, None] * self.inv_freq
+        cos, sin = mx.cos(angles), mx.sin(angles)
+        return mx.concatenate([cos, cos], axis=-1), mx.concatenate([-sin, sin], axis=-1)
+
+
+def rotate(x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
+    """Turn the pairs (i, i + D/2) of x (B, L, heads, D) by the angles of its tokens; float32 if x is."""
+    half = x.shape[-1] // 2
+    swapped = mx.concatenate([x[..., half:], x[..., :half]], axis=-1)
+    return x * cos + swapped * sin  # the first half of sin is negated
 
 
 def inverse_frequencies(dims: int, theta: float, yarn: Yarn | None) -> np.ndarray:

@@ -63,16 +63,27 @@ def swap_block_norms(model):
     layer.input_layernorm, layer.post_attention_layernorm = layer.post_attention_layernorm, layer.input_layernorm
 
 
+def with_turn(model, change):
+    """Other angles in one layer; `change` makes them out of those of the pass."""
+    layer = model.layers[FAULT_LAYER].self_attn
+
+    class Turned(type(layer)):
+        def __call__(self, x, residual, turn, view):
+            return super().__call__(x, residual, change(view.positions), view)
+
+    layer.__class__ = Turned
+
+
 def shift_rope(model):
-    attention = model.layers[FAULT_LAYER].self_attn
-    rope = attention.rope
-    attention.rope = lambda x, offset: rope(x, offset + 1)
+    with_turn(model, lambda positions: model.rope(positions + 1))
 
 
 def shift_rope_of_keys(model):
-    attention = model.layers[FAULT_LAYER].self_attn
-    rope = attention.rope
-    attention.rope = lambda x, offset: rope(x, offset + (x.shape[1] == 2))
+    def apart(positions):
+        queries, keys = model.rope(positions), model.rope(positions + 1)
+        return [mx.concatenate([q] * 6 + [k] * 2, axis=2) for q, k in zip(queries, keys, strict=True)]
+
+    with_turn(model, apart)
 
 
 def plant_nan(model):

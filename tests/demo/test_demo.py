@@ -11,9 +11,9 @@ import mlx.core as mx
 import pytest
 
 import mlx_qwen3
-from mlx_qwen3.engine.prefill import prefill
+from mlx_qwen3.engine.decode import generate_batch
 from mlx_qwen3.engine.reply import generate, stream
-from mlx_qwen3.engine.runner import generate_batch
+from mlx_qwen3.engine.runner import prefill
 from mlx_qwen3.engine.sampling import SamplingParams
 from mlx_qwen3.files.checkpoint import Checkpoint
 from mlx_qwen3.files.hub import DEMO

@@ -10,17 +10,17 @@ import pytest
 from arrays import as_numpy
 from checkpoints import TINY, VOCABULARY, YARN, random_weights, write_checkpoint, write_tokenizer
 
+from mlx_qwen3.engine import decode as decoding
 from mlx_qwen3.engine import reply as generation
-from mlx_qwen3.engine import runner as decoding
-from mlx_qwen3.engine.prefill import prefill
+from mlx_qwen3.engine.decode import decode, generate_batch
 from mlx_qwen3.engine.reply import generate, stream
 from mlx_qwen3.engine.request import ReplyOptions, prepare
-from mlx_qwen3.engine.runner import decode, generate_batch
+from mlx_qwen3.engine.runner import prefill
 from mlx_qwen3.engine.sampling import SamplingParams
 from mlx_qwen3.files.hub import DEMO
 from mlx_qwen3.model import kernels
-from mlx_qwen3.model.cache import KVCache
 from mlx_qwen3.model.load import load_model
+from mlx_qwen3.model.rope import RoPE
 from mlx_qwen3.text.tokenizer import Tokenizer
 
 GREEDY = SamplingParams(temperature=0)
@@ -74,13 +74,11 @@ def test_mistakes_in_decode_change_the_continuation(lengths, mistake, lively, mo
     """That the comparison above can fail."""
     rows = prompts(*lengths)
     right = generate_batch(load_model(lively, "fp32"), rows, max_tokens=64)
-    positions, attend = KVCache.positions.fget, kernels.attend
-    prompt = max(lengths)
-
+    turn, attend, prompt = RoPE.__call__, kernels.attend, max(lengths)
     if mistake == "shifted positions":
-        monkeypatch.setattr(KVCache, "positions", property(lambda c: positions(c) + (7 if c.offset else 0)))
+        monkeypatch.setattr(RoPE, "__call__", lambda r, p: turn(r, p + (7 if p.shape[1] == 1 else 0)))
     elif mistake == "frozen positions":
-        monkeypatch.setattr(KVCache, "positions", property(lambda c: positions(c) - max(0, c.offset - prompt)))
+        monkeypatch.setattr(RoPE, "__call__", lambda r, p: turn(r, mx.minimum(p, prompt)))
     else:
         monkeypatch.setattr(kernels, "attend", lambda q, k, v, *rest: attend(q, k, 0 * v, *rest))
     assert generate_batch(load_model(lively, "fp32"), rows, max_tokens=64) != right
@@ -94,6 +92,14 @@ def test_greedy_with_a_repetition_penalty_equals_transformers(lively, transforme
         assert len(set(reply)) > 30
 
 
+def fill(cache, layer, kv):
+    """Write keys and values (2, B, K, L, D) of one layer to a cache whose `end` is moved afterwards."""
+    view = cache.view(kv.shape[3])
+    view.attend(layer, mx.zeros((kv.shape[1], kv.shape[2], 1, kv.shape[4])), kv, 1.0)
+    cache.buffers = view.buffers
+    mx.eval(cache.buffers)
+
+
 @pytest.mark.parametrize("past", [1_000, 8_000, 40_000])
 def test_far_positions_after_a_long_past_equal_transformers(past, lively, transformers_model):
     torch = pytest.importorskip("torch")
@@ -105,9 +111,9 @@ def test_far_positions_after_a_long_past_equal_transformers(past, lively, transf
     factor = model.config.yarn.attention_factor if model.config.yarn else 1.0
     for layer in range(3):
         keys, values = rng.normal(size=(2, 1, 2, past, 20)).astype(np.float32)
-        cache.update(layer, mx.array(keys / factor), mx.array(values))
+        fill(cache, layer, mx.stack([mx.array(keys / factor), mx.array(values)]))
         theirs.update(torch.tensor(keys), torch.tensor(values), layer)
-    cache.advance(past)
+    cache.end = past
     ours = as_numpy(model(mx.array(ids), cache))
     with torch.no_grad():
         expected = reference(torch.tensor(ids), past_key_values=theirs).logits.numpy()
@@ -133,7 +139,7 @@ def test_prefill_in_chunks_gives_the_logits_of_the_whole(tiny, ids, chunk):
     model = load_model(tiny, "fp32")
     cache = model.make_cache(2)
     last = prefill(model, mx.array(ids), cache, chunk)
-    assert cache.offset == 37
+    assert cache.end == 37
     assert last.shape == (2, TINY["vocab_size"])
     assert np.abs(as_numpy(last) - as_numpy(model(mx.array(ids)))[:, -1]).max() < 2e-5
 
@@ -143,10 +149,10 @@ def test_a_prompt_is_one_pass_and_asks_for_one_row_of_logits(chat, monkeypatch):
     passes, projected = [], []
     hidden, logits = type(model).hidden, type(model).logits
     monkeypatch.setattr(type(model), "hidden", lambda m, ids, c: passes.append(ids.shape) or hidden(m, ids, c))
-    monkeypatch.setattr(type(model), "logits", lambda m, h: projected.append(h.shape) or logits(m, h))
+    monkeypatch.setattr(type(model), "logits", lambda m, h, *rest: projected.append(h.shape) or logits(m, h, *rest))
     generate_batch(model, prompts(50), max_tokens=3)
     assert passes == [(1, 50)]  # and then steps
-    assert projected == [(1, 1, 48)]
+    assert projected == [(1, 48)] * 3
 
 
 def test_rows_of_a_batch_are_the_rows_alone(chat):
@@ -201,10 +207,10 @@ def test_nothing_is_computed_behind_an_end_token(chat, monkeypatch):
 
 def attend(tokens, cache):
     """A step of attention alone: MLX lets a host run ahead by few operations only, and one of Qwen3 has more."""
-    k, v = (x * tokens.astype(mx.float32) for x in mx.ones((2, 1, 8, 1, 128)))
-    k, v = cache.update(0, k, v)
-    out = mx.fast.scaled_dot_product_attention(k[:, :, -1:], k, v, scale=1.0)
-    cache.advance(1)
+    view = cache.view(1)
+    kv = mx.ones((2, 1, 8, 1, 128)) * tokens.astype(mx.float32)
+    out = view.attend(0, kv[0], kv, 1.0)
+    cache.commit(view.buffers, 1)
     return out[:, 0, 0]
 
 
@@ -216,10 +222,8 @@ def test_decode_holds_the_cache_once(make_step, replay_after, tmp_path, monkeypa
     tokens = 131_072 - 16  # of 8 KB: a cache of 1 GB
     model = load_model(write_checkpoint(tmp_path, **wide, max_position_embeddings=2 * tokens), "fp32")
     cache = model.make_cache()
-    past = mx.zeros((1, 8, tokens, 128))
-    mx.eval(*cache.update(0, past, past))
-    cache.advance(tokens)
-    del past
+    fill(cache, 0, mx.zeros((2, 1, 8, tokens, 128)))
+    cache.end = tokens
     monkeypatch.setattr(model, "make_cache", lambda *_: cache)
     monkeypatch.setattr(decoding, "decode_step", make_step)
     monkeypatch.setattr(kernels, "replay_after", lambda: replay_after)

@@ -10,9 +10,10 @@ import pytest
 from arrays import as_numpy
 from checkpoints import AFFINE_4, TINY, YARN, write_checkpoint, write_packed
 
-from mlx_qwen3.engine import runner as decoding
+from mlx_qwen3.engine import decode as decoding
 from mlx_qwen3.engine import speculative
-from mlx_qwen3.engine.runner import decode, generate_batch
+from mlx_qwen3.engine.decode import decode, generate_batch
+from mlx_qwen3.engine.runner import DecodeStep
 from mlx_qwen3.engine.sampling import Sampler, SamplingParams
 from mlx_qwen3.engine.speculative import (
     COST_CPU,
@@ -29,7 +30,6 @@ from mlx_qwen3.engine.speculative import (
 from mlx_qwen3.errors import HealthError, UsageError
 from mlx_qwen3.model.cache import KVCache
 from mlx_qwen3.model.load import load_model
-from mlx_qwen3.model.step import DecodeStep
 
 GREEDY = SamplingParams(temperature=0)
 ALL_OPTIONS = SamplingParams(1.2, 50, 0.95, 0.01, 1.3, 11, presence_penalty=0.3, frequency_penalty=0.2)
@@ -78,7 +78,7 @@ class Scripted(Drafter):
     def checked(self, drafted, accepted):
         super().checked(drafted, accepted)
         self.all_right += accepted == drafted
-        assert self.cache.offset == len(self._text) + accepted
+        assert self.cache.end == len(self._text) + accepted
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS.keys())
@@ -149,14 +149,14 @@ def test_a_limit_cuts_drafts(wanderer, limit, monkeypatch):
     monkeypatch.setattr(wanderer, "make_cache", wanderer.make_cache)
     drafter = Scripted(wanderer, truth, wrong=0)
     assert reply(wanderer, GREEDY, drafter=drafter, max_tokens=limit) == truth[:limit]
-    assert drafter.cache.offset == len(PROMPT) + limit - 1  # the last token is never fed
+    assert drafter.cache.end == len(PROMPT) + limit - 1  # the last token is never fed
 
 
 def test_the_end_of_the_context_cuts_drafts(tmp_path, monkeypatch):
     """Of a model that repeats itself, so that lookup would go on for ever."""
     model = load_model(write_checkpoint(tmp_path, max_position_embeddings=50))
-    farthest, advance = [], KVCache.advance
-    monkeypatch.setattr(KVCache, "advance", lambda c, n: advance(c, n) or farthest.append(c.offset))
+    farthest, commit = [], KVCache.commit
+    monkeypatch.setattr(KVCache, "commit", lambda c, buffers, n: commit(c, buffers, n) or farthest.append(c.end))
     drafter = Lookup(PROMPT, Pace(FREE))
     assert len(reply(model, GREEDY, drafter=drafter, max_tokens=None)) == 50 - len(PROMPT)
     assert drafter.accepted > 5
@@ -183,7 +183,7 @@ class Chain:
         return KVCache()
 
     def hidden(self, ids, cache):
-        cache.advance(ids.shape[1])
+        cache.end += ids.shape[1]
         return self.table[ids]
 
     def logits(self, hidden):
@@ -373,7 +373,7 @@ def test_a_draft_model_of_a_shorter_context_stops_at_its_end(wanderer):
     short.config = replace(wanderer.config, max_position_embeddings=40)
     farthest, drafter = 0, Fresh(short, PROMPT, Pace(FREE))
     for _ in decode(wanderer, [PROMPT], GREEDY, max_tokens=30, drafter=drafter):
-        farthest = max(farthest, drafter._cache.offset)
+        farthest = max(farthest, drafter._cache.end)
     assert 35 < farthest <= 40
 
 

@@ -10,11 +10,11 @@ from arrays import as_numpy
 from checkpoints import AFFINE_4, TINY, random_weights, write_checkpoint, write_packed
 
 from mlx_qwen3.compare.flow import EVENTS, FLOW
-from mlx_qwen3.compare.probe import probing
+from mlx_qwen3.compare.probe import Probe
+from mlx_qwen3.engine.runner import decode_step, prefill
 from mlx_qwen3.inspect.numbers import Collector, measure
+from mlx_qwen3.model.linear import ConcatLinear
 from mlx_qwen3.model.load import load_model
-from mlx_qwen3.model.qwen3 import ConcatLinear
-from mlx_qwen3.model.watch import watch, watching
 
 SIX_BITS = {"mode": "affine", "bits": 6, "group_size": 64}
 
@@ -61,45 +61,35 @@ def test_logits_with_and_without_the_probe_are_identical_bits(name, dtype, paddi
     pieces = np.split(ids, [20, 34, 35, 36], axis=1)
 
     def run(watched):
-        cache = model.make_cache(2, padding)
-        logits = []
+        cache, logits = model.make_cache(2, padding), []
+        probe = Probe(model, cache, Everything(39)) if watched else None
         for piece in pieces:
-            if watched:
-                with probing(model, cache, Everything(37)):
-                    logits.append(model(mx.array(piece), cache))
-            else:
-                logits.append(model(mx.array(piece), cache))
+            logits.append(model(mx.array(piece), cache, probe))
+        step = decode_step(model)
+        for token in (5, 77):
+            logits.append(step(mx.array([token, token]), cache, probe))
         return [np.array(x.view(mx.uint16 if x.dtype.size == 2 else mx.uint32)) for x in logits]
 
     for plain, probed in zip(run(False), run(True), strict=True):
         np.testing.assert_array_equal(probed, plain)
 
 
-def test_the_hook_is_silent_outside_and_restored_after_an_error(tiny, ids):
-    seen = []
-    model = load_model(tiny)
-    with pytest.raises(ValueError, match=r"expected \(batch, length\)"), watching(lambda *event: seen.append(event)):
-        model(mx.array([1]))
-    model(mx.array(ids))
-    watch("step")
-    assert seen == []
-    with watching(lambda *event: seen.append("outer")):
-        with watching(lambda *event: seen.append("inner")):
-            watch("step")
-        watch("step")
-    assert seen == ["inner", "outer"]
-
-
-def test_every_step_of_every_layer_is_seen(tiny, ids):
-    collector = Everything(37)
+@pytest.mark.parametrize("replayed", [False, True], ids=["prompt", "decode step"])
+def test_every_step_of_every_layer_is_seen(tiny, ids, replayed):
+    collector = Everything(38)
     model = load_model(tiny)
     cache = model.make_cache(2)
-    with probing(model, cache, collector):
-        model(mx.array(ids), cache)
+    probe = Probe(model, cache, collector)
+    if replayed:
+        mx.eval(prefill(model, mx.array(ids), cache))
+        decode_step(model)(mx.array([5, 77]), cache, probe)
+    else:
+        model(mx.array(ids), cache, probe)
     inside = [step.name for steps in EVENTS.values() for step in steps][:-2]
     wanted = {(layer, name) for layer in range(2) for name in inside} | {(None, "final_norm"), (None, "logits")}
     assert collector.arrays.keys() - wanted == {(i, name) for i in range(2) for name in ("scores", "softmax")}
     assert wanted <= collector.arrays.keys()
+    assert collector.arrays[(1, "k_cache")][0].shape == (2, 2, 37 + replayed, 20)
 
 
 def test_shapes_are_those_of_the_pass(tiny, ids):

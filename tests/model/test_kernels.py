@@ -10,71 +10,69 @@ import pytest
 
 from mlx_qwen3.model import kernels
 
-SHAPES = {"0.6B": (1, 16, 8, 128), "4B, batch": (3, 32, 8, 128), "demo": (2, 4, 2, 96), "small": (2, 6, 2, 20)}
+# B, L, H, K, D: one token of each row, and prompts of several rows
+SHAPES = {
+    "0.6B": (1, 1, 16, 8, 128),
+    "4B, batch": (3, 1, 32, 8, 128),
+    "demo": (2, 1, 4, 2, 96),
+    "prompt": (1, 7, 16, 8, 128),
+    "padded prompts": (3, 5, 6, 2, 20),
+}
 EPS = 1e-5
 
-# Metal is C++ but for the names of its built-ins. A SIMD group is 32 threads that meet at simd_sum.
+# Metal is C++ but for the names of its built-ins. A SIMD group is 32 lanes that meet at simd_sum: every lane
+# runs twice, first to hand its number over, then with the sum.
 METAL_IN_CPP = """
-#include <barrier>
 #include <cmath>
-#include <thread>
-#include <vector>
 using uint = unsigned int;
 struct uint3 { uint x, y, z; };
 namespace metal::precise { float rsqrt(float x) { return 1.0f / std::sqrt(x); } }
-static thread_local float* lanes;
-static thread_local std::barrier<>* meet;
-static thread_local uint own;
+static float lanes[32];
+static uint own;
+static bool handing_over;
 static float simd_sum(float x) {
-    lanes[own] = x;
-    meet->arrive_and_wait();
+    if (handing_over) lanes[own] = x;
     float sum = 0;
     for (int i = 0; i < 32; i++) sum += lanes[i];
-    meet->arrive_and_wait();
     return sum;
 }
 template <typename T, int H, int K, int D>
 void kernel(const float* qkv, const float* weight, const float* cos, const float* sin, const float& eps, float* q,
-            float* kv, uint3 thread_position_in_grid, uint3 threads_per_grid) {
+            float* kv, const int* cos_shape, uint3 thread_position_in_grid) {
 %s
 }
 extern "C" void run(const float* qkv, const float* weight, const float* cos, const float* sin, float eps, float* q,
-                    float* kv, uint rows) {
-    const uint heads = %d + 2 * %d;
-    std::vector<float> shared(32);
-    std::barrier<> barrier(32);
-    std::vector<std::thread> threads;
-    for (uint lane = 0; lane < 32; lane++) threads.emplace_back([&, lane] {
-        lanes = shared.data(); meet = &barrier; own = lane;
-        for (uint row = 0; row < rows; row++) for (uint head = 0; head < heads; head++)
-            kernel<float, %d, %d, %d>(qkv, weight, cos, sin, eps, q, kv, {lane, head, row}, {32, heads, rows});
-    });
-    for (auto& thread : threads) thread.join();
+                    float* kv, const int* cos_shape) {
+    for (int token = 0; token < cos_shape[0] * cos_shape[1]; token++) for (int head = 0; head < %d + 2 * %d; head++)
+        for (int time = 0; time < 2; time++) for (own = 0; own < 32; own++) {
+            handing_over = time == 0;
+            kernel<float, %d, %d, %d>(qkv, weight, cos, sin, eps, q, kv, cos_shape, {own, uint(head), uint(token)});
+        }
 }
 """
 
 
 def arguments(shape: tuple[int, ...], dtype: mx.Dtype = mx.float32) -> list[mx.array]:
-    """qkv, weight, cos and sin as `norm_rope` takes them."""
-    B, H, K, D = shape
-    angles = mx.random.uniform(0, 40, (B, 1, 1, D // 2), key=mx.random.key(1))
+    """qkv, weight, cos and sin as `norm_rope` takes them; every row and token has its own angles."""
+    B, L, H, K, D = shape
+    angles = mx.random.uniform(-9, 40, (B, L, 1, D // 2), key=mx.random.key(1))
     cos, sin = mx.cos(angles), mx.sin(angles)
-    qkv = 3 * mx.random.normal((B, H + 2 * K, 1, D), key=mx.random.key(2))
-    weight = mx.random.normal((H + K, 1, D), key=mx.random.key(3))
+    qkv = 3 * mx.random.normal((B * L, (H + 2 * K) * D), key=mx.random.key(2))
+    weight = mx.random.normal((H + K, D), key=mx.random.key(3))
     turn = [mx.concatenate([cos, cos], axis=-1), mx.concatenate([-sin, sin], axis=-1)]
     return [qkv.astype(dtype), weight.astype(dtype), *turn]
 
 
 def as_cpp(source: str, shape: tuple[int, ...], folder) -> list[np.ndarray]:
     """q and kv of the kernel's source, compiled for the CPU."""
-    B, H, K, D = shape
+    B, L, H, K, D = shape
     file, library = folder / "kernel.cpp", folder / "kernel.so"
     file.write_text(METAL_IN_CPP % (source, H, K, H, K, D))
-    subprocess.run(["g++", "-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", file, "-o", library], check=True)
+    subprocess.run(["g++", "-std=c++17", "-O1", "-shared", "-fPIC", file, "-o", library], check=True)
     inputs = [np.array(x) for x in arguments(shape)]
-    q, kv = np.full((B, H, 1, D), np.nan, np.float32), np.full((2, B, K, 1, D), np.nan, np.float32)
-    pointers = [x.ctypes.data_as(ctypes.c_void_p) for x in (*inputs, q, kv)]
-    ctypes.CDLL(str(library)).run(*pointers[:4], ctypes.c_float(EPS), *pointers[4:], B)
+    q, kv = np.full((B, H, L, D), np.nan, np.float32), np.full((2, B, K, L, D), np.nan, np.float32)
+    pointers = [x.ctypes.data_as(ctypes.c_void_p) for x in (*inputs, q, kv, np.array([B, L, 1, D], np.int32))]
+    ctypes.CDLL(str(library)).run(*pointers[:4], ctypes.c_float(EPS), *pointers[4:])
     return [q, kv]
 
 
@@ -99,12 +97,16 @@ def test_the_metal_source_as_cpp(shape, tmp_path):
     [
         ("y * sin", "-y * sin"),
         ("+ D / 2) % D", "+ 1) % D"),
-        ("is_value * threads", "0 * threads"),
+        ("is_value * B", "0 * B"),
         ("weight[head * D + j]", "1"),
+        ("cos[token * D + i]", "cos[place * D + i]"),
+        ("sin[token * D + i]", "sin[row * L * D + i]"),
+        (" * L + place) * D", " + place * H) * D"),
+        ("token / L", "token % B"),
     ],
 )
 def test_the_comparison_sees_mistakes(right, wrong, tmp_path):
-    shape = SHAPES["demo"]
+    shape = SHAPES["padded prompts"]
     planted = kernels.NORM_ROPE.replace(right, wrong)
     assert planted != kernels.NORM_ROPE
     assert not worst(as_cpp(planted, shape, tmp_path), kernels.plain_norm_rope(*arguments(shape), EPS)) < 1e-2
@@ -121,10 +123,25 @@ def test_the_metal_kernel(shape, dtype):
     assert worst([x.astype(mx.float32) for x in found], [x.astype(mx.float32) for x in expected]) < tolerance
 
 
+def test_the_plain_form_is_norm_and_rope_of_mlx():
+    """Against mx.fast, whose positions count on from that of the first token."""
+    B, L, H, K, D = 2, 5, 6, 2, 20
+    qkv = mx.random.normal((B * L, (H + 2 * K) * D), key=mx.random.key(4))
+    norms, freqs = mx.random.normal((2, D), key=mx.random.key(5)), 10.0 ** mx.arange(D // 2)
+    angles = (mx.array([[3], [-2]]) + mx.arange(L))[:, :, None, None] / freqs
+    turn = mx.concatenate([mx.cos(angles)] * 2, axis=-1), mx.concatenate([-mx.sin(angles), mx.sin(angles)], axis=-1)
+    q, k, v = mx.split(qkv.reshape(B, L, -1, D).transpose(0, 2, 1, 3), [H, H + K], axis=1)
+    options = {"traditional": False, "base": None, "scale": 1.0, "offset": mx.array([3, -2]), "freqs": freqs}
+    q, k = (mx.fast.rope(mx.fast.rms_norm(x, w, EPS), D, **options) for x, w in zip((q, k), norms, strict=True))
+    weight = mx.stack([norms[0]] * H + [norms[1]] * K)
+    assert worst(kernels.plain_norm_rope(qkv, weight, *turn, EPS), [q, mx.stack([k, v])]) < 1e-5
+
+
 @pytest.mark.parametrize("heads", [(16, 8), (6, 2), (3, 1), (4, 4)], ids=str)
 def test_attention_of_one_query(heads):
     (H, K), S, D = heads, 40, 16
     q, k, v = (mx.random.normal((2, n, s, D), key=mx.random.key(n + s)) for n, s in ((H, 1), (K, S), (K, S)))
-    mask = (mx.arange(S) >= mx.array([0, 9])[:, None, None, None]) & (mx.arange(S) <= 33)
-    expected = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.3, mask=mask)
-    assert worst([kernels.attend(q, k, v, 0.3, mask)], [expected]) < 1e-6
+    padded = (mx.arange(S) >= mx.array([0, 9])[:, None, None, None]) & (mx.arange(S) <= 33)
+    for mask in (padded, None):
+        expected = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.3, mask=mask)
+        assert worst([kernels.attend(q, k, v, 0.3, mask)], [expected]) < 1e-6

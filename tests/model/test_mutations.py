@@ -4,17 +4,17 @@ MUTATIONS at the end of this file is the list.
 """
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import oracle
 import pytest
 from arrays import as_numpy
 from checkpoints import TINY, YARN, random_weights, write_checkpoint
 
-from mlx_qwen3.model.cache import KVCache
+from mlx_qwen3.engine.runner import decode_step
+from mlx_qwen3.model import kernels
+from mlx_qwen3.model.cache import EagerView, KVCache
 from mlx_qwen3.model.load import load_model
-from mlx_qwen3.model.qwen3 import MLP, Block
-from mlx_qwen3.model.rope import RoPE
+from mlx_qwen3.model.qwen3 import Block
 
 CONFIG = {**TINY, "rope_scaling": YARN, "rms_norm_eps": 1e-5}
 PADDING = [0, 6]
@@ -32,14 +32,24 @@ def expected(ids):
     return [oracle.logits(CONFIG, weights, ids[row : row + 1, pad:])[0] for row, pad in enumerate(PADDING)]
 
 
-def error(model, ids, expected) -> float:
-    """Largest difference of the logits, over a prefill, a second chunk and single steps."""
-    cache = model.make_cache(2, PADDING)
-    pieces = [
-        as_numpy(model(mx.array(piece), cache)) for piece in np.split(ids, [20, 30, 31, 32, 33, 34, 35, 36], axis=1)
-    ]
-    logits = np.concatenate(pieces, axis=1)
-    return max(float(np.abs(logits[row, pad:] - expected[row]).max()) for row, pad in enumerate(PADDING))
+def errors(model, ids, expected) -> dict[str, float]:
+    """Largest difference of the logits: of a prompt in two chunks, then of single passes and of decode steps."""
+    found: dict[str, float] = {}
+
+    def compare(name, logits, first):
+        for row, pad in enumerate(PADDING):
+            skip = max(0, pad - first)
+            right = expected[row][first + skip - pad : first + logits.shape[1] - pad]
+            found[name] = max(found.get(name, 0.0), float(np.abs(logits[row, skip:] - right).max()))
+
+    single = {"passes": lambda tokens, cache: model(tokens[:, None], cache)[:, 0], "steps": decode_step(model)}
+    for name, step in single.items():
+        cache = model.make_cache(2, PADDING)
+        for first, end in ((0, 20), (20, 30)):
+            compare("prompt", as_numpy(model(mx.array(ids[:, first:end]), cache)), first)
+        for place in range(30, 37):
+            compare(name, as_numpy(step(mx.array(ids[:, place]), cache))[:, None], place)
+    return found
 
 
 def swap(module, first, second):
@@ -55,8 +65,8 @@ def swap_block_norms(model, patch):
     swap(model.layers[1], "input_layernorm", "post_attention_layernorm")
 
 
-def drop_q_norm(model, patch):
-    model.layers[0].self_attn.q_norm = nn.Identity()
+def drop_qk_norm(model, patch):
+    patch.setattr(kernels, "qk_norm", lambda qk, weight, eps: qk * weight)
 
 
 def drop_final_norm(model, patch):
@@ -68,20 +78,27 @@ def other_epsilon(model, patch):
         layer.self_attn.q_norm.eps = layer.self_attn.k_norm.eps = 1e-2
 
 
+def with_positions(model, change):
+    """`change` makes the positions that the model turns by out of those of the view."""
+    turn = model.rope
+    model.rope = lambda positions: turn(change(positions))
+
+
 def off_by_one_in_decode(model, patch):
-    positions = KVCache.positions.fget
-    patch.setattr(KVCache, "positions", property(lambda c: positions(c) + (1 if c.offset else 0)))
+    with_positions(model, lambda positions: positions + (1 if positions.shape[1] == 1 else 0))
 
 
 def standing_still(model, patch):
-    patch.setattr(KVCache, "positions", property(lambda c: min(c.offset, 20) - c.padding))
+    with_positions(model, lambda positions: mx.minimum(positions, 20))
 
 
 def neighbours(model, patch):
-    def rotate(self, x, offset):
-        return mx.fast.rope(x, self.dims, traditional=True, base=None, scale=1.0, offset=offset, freqs=self.freqs)
+    def rotate(x, cos, sin):
+        cos, sin = (mx.repeat(half[..., : half.shape[-1] // 2], 2, axis=-1) for half in (cos, -sin))
+        swapped = mx.stack([-x[..., 1::2], x[..., ::2]], axis=-1).reshape(x.shape)
+        return x * cos + swapped * sin
 
-    patch.setattr(RoPE, "__call__", rotate)
+    patch.setattr(kernels, "rotate", rotate)
 
 
 def no_attention_factor(model, patch):
@@ -95,13 +112,13 @@ def scale_by_hidden_over_heads(model, patch):
 
 
 def kv_heads_in_turn(model, patch):
-    attention = mx.fast.scaled_dot_product_attention
+    attend = kernels.attend
 
-    def tiled(q, k, v, **options):
+    def tiled(q, k, v, scale, mask):
         repeats = q.shape[1] // k.shape[1]
-        return attention(q, mx.tile(k, (1, repeats, 1, 1)), mx.tile(v, (1, repeats, 1, 1)), **options)
+        return attend(q, mx.tile(k, (1, repeats, 1, 1)), mx.tile(v, (1, repeats, 1, 1)), scale, mask)
 
-    patch.setattr(mx.fast, "scaled_dot_product_attention", tiled)
+    patch.setattr(kernels, "attend", tiled)
 
 
 def no_causal_mask(model, patch):
@@ -121,14 +138,18 @@ def swap_q_and_k_rows(model, patch):
 
 
 def drop_a_layers_cache(model, patch):
-    update = KVCache.update
+    attend = EagerView.attend
 
-    def forgetful(cache, layer, k, v):
-        keys, values = update(cache, layer, k, v)
-        past = keys[:, :, : -k.shape[2]] * (0 if layer == 1 else 1)
-        return mx.concatenate([past, k], axis=2), values
+    def forgetful(view, layer, q, kv, scale):
+        if layer == 1 and len(view.buffers) > 1:
+            view.buffers[1][0, :, :, : view._first] = 0
+        return attend(view, layer, q, kv, scale)
 
-    patch.setattr(KVCache, "update", forgetful)
+    patch.setattr(EagerView, "attend", forgetful)
+
+
+def keys_as_values(model, patch):
+    patch.setattr(EagerView, "attend", lambda v, i, q, kv, scale, real=EagerView.attend: real(v, i, q, kv[::-1], scale))
 
 
 def padding_visible(model, patch):
@@ -137,35 +158,40 @@ def padding_visible(model, patch):
 
 def queries_shifted_against_keys(model, patch):
     """A shift of both is invisible, since RoPE is relative."""
-    rotate = RoPE.__call__
-    patch.setattr(RoPE, "__call__", lambda self, x, offset: rotate(self, x, offset + (x.shape[1] == 6)))
+    turn = model.rope
+
+    def apart(positions):
+        queries, keys = turn(positions + 1), turn(positions)
+        return [mx.concatenate([q] * 6 + [k] * 2, axis=2) for q, k in zip(queries, keys, strict=True)]
+
+    model.rope = apart
 
 
 def no_activation(model, patch):
-    patch.setattr(MLP, "__call__", lambda m, x: m.down_proj(mx.multiply(*mx.split(m.gate_up_proj(x), 2, axis=-1))))
+    patch.setattr(kernels, "swiglu", lambda gate_up: mx.multiply(*mx.split(gate_up, 2, axis=-1)))
 
 
 def post_norm(model, patch):
-    def block(m, x, cache, mask):
-        x = m.input_layernorm(x + m.self_attn(x, cache, mask))
-        return x + m.mlp(m.post_attention_layernorm(x))
+    def block(m, x, turn, view):
+        x = m.input_layernorm(m.self_attn(x, x, turn, view))
+        return m.mlp(m.post_attention_layernorm(x), x, view)
 
     patch.setattr(Block, "__call__", block)
 
 
 def norm_over_all_heads(model, patch):
-    norm = nn.RMSNorm.__call__
+    norm = kernels.qk_norm
 
-    def wide(m, x):
-        return norm(m, x) if x.ndim == 3 else norm(m, x) * mx.rsqrt(mx.mean(x**2, axis=(-1, -2), keepdims=True))
+    def wide(qk, weight, eps):
+        return norm(qk, weight, eps) * mx.rsqrt(mx.mean(qk**2, axis=(-1, -2), keepdims=True))
 
-    patch.setattr(nn.RMSNorm, "__call__", wide)
+    patch.setattr(kernels, "qk_norm", wide)
 
 
 MUTATIONS = [
     swap_qk_norms,
     swap_block_norms,
-    drop_q_norm,
+    drop_qk_norm,
     drop_final_norm,
     other_epsilon,
     off_by_one_in_decode,
@@ -178,6 +204,7 @@ MUTATIONS = [
     swap_gate_and_up,
     swap_q_and_k_rows,
     drop_a_layers_cache,
+    keys_as_values,
     padding_visible,
     queries_shifted_against_keys,
     no_activation,
@@ -187,11 +214,14 @@ MUTATIONS = [
 
 
 def test_the_model_as_it_is_passes(folder, ids, expected):
-    assert error(load_model(folder, "fp32"), ids, expected) < 2e-5
+    assert max(errors(load_model(folder, "fp32"), ids, expected).values()) < 2e-5
 
 
 @pytest.mark.parametrize("mutate", MUTATIONS, ids=lambda mutate: mutate.__name__)
 def test_a_planted_mistake_is_seen(mutate, folder, ids, expected, monkeypatch):
     model = load_model(folder, "fp32")
     mutate(model, monkeypatch)
-    assert error(model, ids, expected) > 1e-3  # fifty times the tolerance
+    found = errors(model, ids, expected)
+    if mutate is off_by_one_in_decode:
+        assert found.pop("prompt") < 2e-5
+    assert min(found.values()) > 1e-3, found  # fifty times the tolerance

@@ -6,7 +6,7 @@ import pytest
 from checkpoints import TINY, YARN
 
 from mlx_qwen3.files.config import Qwen3Config
-from mlx_qwen3.model.rope import RoPE, inverse_frequencies
+from mlx_qwen3.model.rope import RoPE, inverse_frequencies, rotate
 
 SCALINGS = {
     "default": None,
@@ -39,6 +39,11 @@ def reference(settings):
     return modeling.Qwen3RotaryEmbedding(modeling.Qwen3Config(**settings)), modeling.apply_rotary_pos_emb
 
 
+def turned(config, x, positions):
+    """x (B, L, heads, D) at positions (B, L)"""
+    return np.array(rotate(mx.array(x), *RoPE(config)(mx.array(positions))))
+
+
 @pytest.mark.parametrize("position", [0, 1_000, 8_000, 40_000])
 def test_rotation_equals_transformers(settings, reference, position):
     torch = pytest.importorskip("torch")
@@ -47,7 +52,7 @@ def test_rotation_equals_transformers(settings, reference, position):
     x = np.random.default_rng(position).normal(size=(2, 3, 5, 128)).astype(np.float32)
     positions = torch.arange(position, position + 5)[None]
     theirs, _ = apply(torch.tensor(x), torch.tensor(x), *embedding(torch.tensor(x), positions))
-    ours = np.array(RoPE(config)(mx.array(x), position))
+    ours = turned(config, x.transpose(0, 2, 1, 3), positions.expand(2, 5).numpy()).transpose(0, 2, 1, 3)
     factor = config.yarn.attention_factor if config.yarn else 1.0  # ours is folded into the scale of the scores
     # Measured at 40,000: 2.8e-6, and 9.4e-5 with YaRN. It is one unit in the last place of a frequency, 40,000-fold.
     assert np.abs(ours * factor - theirs.numpy()).max() < (2e-4 if config.yarn else 5e-6)
@@ -66,12 +71,12 @@ def test_frequencies_and_attention_factor_equal_transformers(scaling):
 
 def test_halves_are_rotated_and_not_neighbours():
     config = Qwen3Config.from_hf({**TINY, "head_dim": 4, "rope_theta": 10000.0})
-    x = mx.array([1.0, 0.0, 0.0, 0.0]).reshape(1, 1, 1, 4)
-    assert np.array(RoPE(config)(x, 1)).ravel() == pytest.approx([np.cos(1), 0, np.sin(1), 0])
+    x = np.array([1.0, 0.0, 0.0, 0.0], np.float32).reshape(1, 1, 1, 4)
+    assert turned(config, x, [[1]]).ravel() == pytest.approx([np.cos(1), 0, np.sin(1), 0])
 
 
 def test_rows_can_start_at_different_positions():
-    rope = RoPE(Qwen3Config.from_hf(TINY))
-    x = mx.random.normal((2, 3, 4, TINY["head_dim"]), key=mx.random.key(0))
-    together = rope(x, mx.array([7, 2]))
-    assert mx.array_equal(together, mx.concatenate([rope(x[:1], 7), rope(x[1:], 2)]))
+    config, x = Qwen3Config.from_hf(TINY), np.random.default_rng(0).normal(size=(2, 4, 3, 20)).astype(np.float32)
+    together = turned(config, x, [[7, 8, 9, 10], [2, 3, 4, 5]])
+    alone = turned(config, x[:1], [[7, 8, 9, 10]]), turned(config, x[1:], [[2, 3, 4, 5]])
+    assert np.array_equal(together, np.concatenate(alone))

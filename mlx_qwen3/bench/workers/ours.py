@@ -11,8 +11,8 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_qwen3 import blas
-from mlx_qwen3.engine.prefill import prefill
-from mlx_qwen3.engine.runner import decode
+from mlx_qwen3.engine.decode import decode
+from mlx_qwen3.engine.runner import prefill
 from mlx_qwen3.engine.sampling import Sampler, SamplingParams
 from mlx_qwen3.model.load import load_model
 

@@ -1,4 +1,4 @@
-"""The decode step gives the logits of the plain path, eager and compiled, and copies no cache."""
+"""The decode step gives the logits of a pass over one token, eager and compiled, and copies no cache."""
 
 import gc
 import runpy
@@ -13,11 +13,11 @@ from arrays import as_numpy
 from checkpoints import TINY, YARN, write_checkpoint
 
 from mlx_qwen3.conversion.convert import convert
-from mlx_qwen3.engine.prefill import prefill
+from mlx_qwen3.engine import runner
+from mlx_qwen3.engine.runner import DecodeStep, decode_step, prefill
 from mlx_qwen3.model import kernels
-from mlx_qwen3.model.cache import STEP, KVCache
+from mlx_qwen3.model.cache import STEP, KVCache, ReplayView
 from mlx_qwen3.model.load import load_model
-from mlx_qwen3.model.step import DecodeStep, decode_step
 
 TOLERANCE = 2e-5  # as between one pass and many in test_cache.py
 SHAPES = {
@@ -44,7 +44,7 @@ def difference(model, prompt: np.ndarray, padding: list[int], tokens: np.ndarray
     for column in mx.array(tokens.T):
         plain = model(column[:, None], caches[0])[:, 0]
         worst = max(worst, float(mx.abs(step(column, caches[1]) - plain).max()))
-    assert caches[0].offset == caches[1].offset
+    assert caches[0].end == caches[1].end
     return worst
 
 
@@ -95,19 +95,31 @@ def test_eager_and_compiled_within_one_reply(tiny, ids, monkeypatch):
     assert difference(load_model(tiny, "fp32"), ids[:, :20], [0, 0], ids[:, 20:]) < TOLERANCE
 
 
+def planted(**wrong):
+    """A ReplayView that starts from other arrays."""
+
+    class Planted(ReplayView):
+        def __init__(self, length, end, start, *buffers, watch=None):
+            super().__init__(length, end, start, *buffers, watch=watch)
+            for name, change in wrong.items():
+                setattr(self, name, change(getattr(self, name)))
+
+    return Planted
+
+
 PLANTED = {
-    "rotation": ("norm_rope", lambda real: lambda qkv, w, cos, sin, eps: real(qkv, w, cos, -sin, eps)),
-    "norm weight": ("norm_rope", lambda real: lambda qkv, w, *rest: real(qkv, w[::-1], *rest)),
-    "epsilon": ("norm_rope", lambda real: lambda qkv, w, cos, sin, eps: real(qkv, w, cos, sin, 0.1)),
-    "mask": ("attend", lambda real: lambda q, k, v, scale, mask: real(q, k, v, scale, mx.ones_like(mask))),
-    "scale": ("attend", lambda real: lambda q, k, v, scale, mask: real(q, k, v, 1.1 * scale, mask)),
-    "query heads": ("attend", lambda real: lambda q, *rest: real(q[:, ::-1], *rest)),
+    "positions": planted(positions=lambda positions: positions + 1),
+    "the other row's positions": planted(positions=lambda positions: positions[::-1]),
+    "mask": planted(_mask=mx.ones_like),
+    "mask of the other row": planted(_mask=lambda mask: mask[::-1]),
+    "slot": planted(_end=lambda end: end - 1),
 }
 
 
-@pytest.mark.parametrize(("name", "wrong"), PLANTED.values(), ids=PLANTED.keys())
-def test_the_comparison_sees_mistakes(name, wrong, tiny, ids, monkeypatch):
-    monkeypatch.setattr(kernels, name, wrong(getattr(kernels, name)))
+@pytest.mark.parametrize("wrong", PLANTED.values(), ids=PLANTED.keys())
+def test_the_comparison_sees_mistakes(wrong, tiny, ids, monkeypatch):
+    """Of the replayed view; tests/model/test_mutations.py plants those of the pass itself."""
+    monkeypatch.setattr(runner, "ReplayView", wrong)
     assert difference(load_model(tiny, "fp32"), ids[:, :25], [0, 12], ids[:, 25:]) > 100 * TOLERANCE
 
 
@@ -138,7 +150,7 @@ def test_a_step_writes_in_place(tmp_path, replay):
     cache = KVCache()
     cache.buffers = [mx.zeros((2, 1, 8, tokens, 64)) for _ in range(2)]
     mx.eval(cache.buffers)
-    cache.advance(tokens - 20)
+    cache.end = tokens - 20
     step, token = DecodeStep(model), mx.array([5])
     token = mx.argmax(step(token, cache), axis=-1)
     mx.eval(token)
