@@ -121,14 +121,14 @@ def _variables(arguments: tuple[str, ...]) -> dict[str, Any]:
     for argument in arguments:
         name, equals, value = argument.partition("=")
         if not name or not equals:
-            raise UsageError(f"--template-arg is {argument!r}; expected KEY=JSON, such as style='\"brief\"'")
+            raise UsageError(f"--template-arg is {argument[:60]!r}; expected KEY=JSON, such as style='\"brief\"'")
         if name in found:
-            raise UsageError(f"--template-arg gives {name!r} twice; drop one of them")
+            raise UsageError(f"--template-arg gives {name[:60]!r} twice; drop one of them")
         try:
             found[name] = json.loads(value)
         except (ValueError, RecursionError):
             raise UsageError(
-                f"--template-arg {name}: {value!r} is not JSON; text needs quotes: {name}='\"text\"'"
+                f"--template-arg {name[:60]}: {value[:60]!r} is not JSON; text needs quotes, as in style='\"brief\"'"
             ) from None
     return found
 

@@ -165,7 +165,7 @@ class ChatTemplate:
 
     def _tagged(self, messages: list[Message], field: str) -> tuple[str, list[Message]]:
         """The text of the last message that is to be continued, and the conversation with a tag after it."""
-        where, last = describe(len(messages) - 1, messages[-1]), dict(messages[-1])
+        where, last = describe(len(messages) - 1, messages[-1]["role"]), dict(messages[-1])
         content = last.get(field)
         if content is None:
             raise PromptError(f"{where} has no {field!r} that could be continued")
@@ -191,7 +191,7 @@ class ChatTemplate:
             reason = " ".join(str(error).split())
             reason = reason if len(reason) <= 300 else f"{reason[:300]}..."
             index = _place(error.__traceback__, messages)
-            what = "this conversation" if index is None else describe(index, messages[index])
+            what = "this conversation" if index is None else describe(index, messages[index]["role"])
             raise PromptError(f"the chat template cannot render {what}: {reason}") from None
 
 
@@ -205,7 +205,7 @@ def _cut(rendered: str, text: str, messages: Sequence[Message]) -> str:
     """The rendered conversation up to the tag. Raises PromptError if the template changed the text before it."""
     mark = TAG.strip()
     if text.strip() not in rendered or mark not in rendered:
-        where = describe(len(messages) - 1, messages[-1])
+        where = describe(len(messages) - 1, messages[-1]["role"])
         raise PromptError(f"{where} cannot be continued, since the chat template does not write its text as it is")
     end = rendered.rindex(mark)
     kept = rendered[end:].startswith(TAG)

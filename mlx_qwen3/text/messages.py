@@ -19,14 +19,16 @@ def read_messages(messages: Iterable[Any]) -> list[Message]:
     """
     found = []
     for index, message in enumerate(messages):
-        value = plain(message, f"messages[{index}]")
+        role = message.get("role") if isinstance(message, Mapping) else getattr(message, "role", None)
+        where = describe(index, role)
+        value = plain(message, where)
         if not isinstance(value, dict) or not isinstance(value.get("role"), str):
             shown = "has no role" if isinstance(value, dict) else f"is {short(value)}"
-            raise PromptError(f"messages[{index}] {shown}; expected an object with a role and a content")
+            raise PromptError(f"{where} {shown}; expected an object with a role and a content")
         value = {key: item for key, item in value.items() if item is not None}
-        if isinstance(value.get("content"), list | tuple):
+        if has_parts(value):
             for part in value["content"]:
-                part_text(part, describe(index, value))
+                part_text(part, where)
         found.append(_with_reasoning(value))
     if not found:
         raise PromptError("the conversation is empty; give at least one message")
@@ -44,9 +46,9 @@ def plain(value: Any, where: str) -> Any:
         raise PromptError(f"{where} is nested too deeply for a prompt") from None
 
 
-def describe(index: int, message: Mapping[str, Any]) -> str:
+def describe(index: int, role: Any) -> str:
     """How an error calls a message: its place and its role."""
-    return f"messages[{index}] ({short(message['role'])})"
+    return f"messages[{index}] ({short(role)})" if isinstance(role, str) else f"messages[{index}]"
 
 
 def part_text(part: Any, where: str) -> str:
@@ -82,6 +84,11 @@ def completed(message: Message) -> Message:
 
 
 def _plain(value: Any, where: str) -> Any:
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise PromptError(f"{where} holds a lone surrogate, which is not a character; remove it") from None
     if value is None or type(value) in (str, int, float, bool):
         return value
     for kind in (str, int, float):  # a subclass: an enumeration, a NumPy number

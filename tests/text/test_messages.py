@@ -111,3 +111,33 @@ def test_a_part_that_is_not_text_is_refused_by_name(source: str, part: Any, show
     with pytest.raises(PromptError) as caught:
         render(source, [SYSTEM, {"role": "user", "content": [*PARTS, part]}])
     assert str(caught.value) == f"messages[1] (user) holds {shown}; this model reads text only"
+
+
+class Unknown:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ({"role": "user", "content": {1, 2}}, r"messages\[1\] \(user\) holds a set; expected text"),
+        ({"role": "user", "content": b"x"}, r"messages\[1\] \(user\) holds a bytes"),
+        ({"role": "tool", "content": "x", "extra": [{"a": Unknown()}]}, r"messages\[1\] \(tool\) holds a Unknown"),
+        ({"role": "user", "content": "a\ud800"}, r"messages\[1\] \(user\) holds a lone surrogate"),
+        ({"role": "user", "content": [{"type": "text", "text": 5}]}, r"\(user\) holds a part of text whose text is 5"),
+        ({"content": "x"}, r"messages\[1\] has no role"),
+        ({"role": None, "content": "x"}, r"messages\[1\] has no role"),
+        (5, r"messages\[1\] is 5; expected an object with a role"),
+        ({"role": "r" * 5000, "content": {1}}, r"messages\[1\] \(r{57}\.\.\.\) holds a set"),
+    ],
+)
+def test_an_error_names_the_message(message: Any, reason: str) -> None:
+    with pytest.raises(PromptError, match=reason):
+        render(TEMPLATE, [SYSTEM, message])
+
+
+def test_a_message_that_holds_itself_is_refused() -> None:
+    message: dict[str, Any] = {"role": "user", "content": "x"}
+    message["extra"] = [message]
+    with pytest.raises(PromptError, match=r"messages\[0\] \(user\) is nested too deeply"):
+        render(TEMPLATE, [message])
