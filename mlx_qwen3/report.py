@@ -115,7 +115,7 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def replace_file(path: Path, content: bytes, durable: bool = False) -> None:
-    """Write a file that appears whole or not at all: written beside its place, then renamed.
+    """Write a file that appears whole or not at all: it is written under another name, then renamed.
 
     A link stays a link: what it leads to is replaced. An existing file keeps its mode. What is not a plain file, such
     as /dev/stdout or a named pipe, is written to directly. `durable` also waits until file and name are on the disk.

@@ -1,4 +1,4 @@
-"""This package measured beside others on the same tokens: `bench(Options(...))` gives a Report."""
+"""Measures this package beside others on the same tokens: `bench(Options(...))` gives a Report."""
 
 from .baseline import check, check_settings, read_baseline
 from .files import as_json, check_files, write_files

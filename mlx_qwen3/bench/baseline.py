@@ -1,4 +1,7 @@
-"""Regressions: ratios beside those of an earlier run, since a ratio survives another day and another load."""
+"""Finds regressions: compares the ratios with those of an earlier run.
+
+Ratios are compared and not times, because they change less from day to day and with the load of the machine.
+"""
 
 import json
 from collections.abc import Iterator
@@ -14,7 +17,7 @@ SETTINGS = ("prompt_tokens", "generate", "same_blas")
 
 
 def read_baseline(path: Path, margin: float) -> dict[str, Any]:
-    """What `--json` wrote. Raises UsageError."""
+    """Read what `--json` wrote. Raises UsageError if the file or the margin is not usable."""
     if not 0 <= margin < 1:
         raise UsageError(f"--margin is {margin:g}; expected a share, at least 0 and below 1, such as 0.15")
     try:
@@ -22,14 +25,14 @@ def read_baseline(path: Path, margin: float) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"--check {path} cannot be read ({error.strerror}); give what --json wrote") from None
     except ValueError:
-        raise UsageError(f"--check {path} is no JSON; give what --json wrote") from None
+        raise UsageError(f"--check {path} is not JSON; give what --json wrote") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UsageError(f"--check {path} is not what --json of this version writes; measure a new baseline")
     return content
 
 
 def check_settings(report: Report, baseline: dict[str, Any]) -> None:
-    """Raises UsageError that names the first setting that differs, with both values."""
+    """Raises UsageError that names the first setting that differs, and both values."""
     then, now = _settings(baseline), _settings(as_json(report))
     for name in now:
         if now[name] != then.get(name):
@@ -40,7 +43,7 @@ def check_settings(report: Report, baseline: dict[str, Any]) -> None:
 
 
 def check(report: Report, baseline: dict[str, Any], margin: float) -> None:
-    """Raises BenchError that names every ratio that is worse than the baseline's by more than the margin."""
+    """Raises BenchError that names every ratio that is worse than in the baseline by more than the margin."""
     after = dict(_ratios(as_json(report)))
     failures = []
     for (row, length, name), before in _ratios(baseline):

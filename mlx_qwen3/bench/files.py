@@ -32,7 +32,7 @@ def write_files(report: Report, as_json_file: Path | None, plot: Path | None) ->
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """Everything: settings, machine, every repeat of every row, and what follows from them."""
+    """All that was measured: settings, machine, every repeat of every row, and the figures that follow from them."""
     plain = {
         "format": FORMAT,
         "settings": asdict(report.options),
@@ -52,7 +52,7 @@ def _shape(config: Qwen3Config) -> dict[str, Any]:
 
 
 def _summary(report: Report, row: Row) -> dict[str, Any]:
-    """By prompt length, "" for what belongs to none: metric -> median, low, high, and ours divided by this row's."""
+    """By prompt length ("" if a metric has none), then by metric: median, low, high, and ours divided by this row's."""
     result: dict[str, Any] = {
         str(length): _figures(report, row, PER_LENGTH, length) for length in report.options.prompt_tokens
     }

@@ -1,4 +1,4 @@
-"""What to measure: the contestants, and whether they can read this checkpoint."""
+"""What to measure: which contestants, and whether they can read the checkpoint."""
 
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -10,19 +10,20 @@ from ..files.checkpoint import Checkpoint
 from ..files.config import Qwen3Config
 
 DTYPES = ("bf16", "fp16", "fp32")
-DEFAULT = "default"  # every contestant as its users get it
+DEFAULT = "default"  # every contestant has its own default dtype, as its users get it
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A contestant that we know: the module of workers/ that runs it, and what it needs."""
+    """A contestant that can be measured: the module of workers/ that runs it, and what it needs."""
 
     module: str
     packages: tuple[str, ...] = ()  # as imported
     install: str = ""
     reads: tuple[str, ...] = ("plain", "packed", "native")
     any_dtype: bool = True
-    # Without a cache, each token costs a pass over all before it: (prompt tokens up to, tokens made) in this order
+    # Without a cache each token costs a pass over all tokens before it. So prompts of up to N tokens get M new ones:
+    # (N, M), smallest N first; longer prompts are left out.
     limited: tuple[tuple[int, int], ...] = ()
 
 
@@ -40,7 +41,7 @@ DEFAULT_PEERS = ("transformers", "mlx-lm")
 
 @dataclass(frozen=True)
 class Options:
-    """`against`: names with an optional dtype, such as mlx-lm:fp32; None are all that are installed and can read it."""
+    """`against`: names, such as mlx-lm or mlx-lm:fp32. None: all that are installed and can read the checkpoint."""
 
     source: str
     against: tuple[str, ...] | None = None
@@ -76,7 +77,7 @@ class Contestant:
 
 
 def contestants(options: Options, checkpoint: Checkpoint) -> list[Contestant]:
-    """Ours and those it is measured against. Raises UsageError that names what is missing and the remedy."""
+    """This package and those it is measured against. Raises UsageError that names what is missing, and the remedy."""
     form = _form(checkpoint)
     _check_lengths(options, checkpoint.config)
     wanted = options.against
@@ -98,7 +99,7 @@ def _contestant(name: str, options: Options) -> Contestant:
         raise UsageError(f"--against has {base!r}; expected some of {', '.join(KINDS)}")
     kind = KINDS[base]
     if ":" in name and (dtype not in DTYPES or not kind.any_dtype):
-        allowed = f"one of {', '.join(DTYPES)} behind it" if kind.any_dtype else "no dtype: it is float32"
+        allowed = f"one of {', '.join(DTYPES)} after the colon" if kind.any_dtype else "no dtype: it is float32"
         raise UsageError(f"--against has {name!r}; {base} takes {allowed}")
     chosen = dtype or (options.dtype if options.dtype != DEFAULT else None)
     return Contestant(
@@ -114,7 +115,7 @@ def _check(contestant: Contestant, form: str) -> None:
         )
     if form not in contestant.kind.reads:
         forms = {"packed": "quantized", "native": "in this package's native layout"}
-        remedy = "measure it against its own form elsewhere" if form == "packed" else "convert with --layout hf"
+        remedy = "compare with the checkpoint that is not quantized" if form == "packed" else "convert with --layout hf"
         raise UsageError(
             f"the checkpoint is {forms[form]}, which {contestant.name} cannot read; leave it out of --against, "
             f"or {remedy}"
@@ -155,7 +156,7 @@ def parse_lengths(text: str) -> tuple[int, ...]:
 
 
 def tokens_made(kind: Kind, length: int, wanted: int) -> int:
-    """How many tokens a contestant makes behind a prompt of this length; 0 leaves it out."""
+    """How many tokens a contestant makes after a prompt of this length; 0 leaves it out."""
     if not kind.limited:
         return wanted
     return next((min(made, wanted) for most, made in kind.limited if length <= most), 0)

@@ -1,4 +1,4 @@
-"""Do two contestants say the same? No speed is shown of one that does not."""
+"""Do two contestants say the same? If not, no speed is shown."""
 
 import tempfile
 from pathlib import Path
@@ -16,12 +16,12 @@ COMPARED = 32  # tokens
 def compare(
     ours: Worker, theirs: Worker, ids: list[int], our_tokens: list[int], their_tokens: list[int], dtypes: set[str]
 ) -> Outputs:
-    """The first tokens of both, and both models' logits where the contestant chose each of its own.
+    """Compare the first tokens of both, and both models' logits at the positions where the contestant chose its tokens.
 
-    The tokens alone do not tell: models with random tied weights all repeat the last token of the prompt. And two
-    dtypes may choose differently where the best two logits nearly tie, and then go different ways for good. So the
-    logits are compared in the contestant's context: they may differ by the rounding of the coarser dtype, and each of
-    its tokens has to be the best of ours, as far as the logits differ.
+    Tokens alone do not suffice. Models with random tied weights all repeat the last token of the prompt. And if the
+    best two logits nearly tie, two dtypes may choose different tokens, and then the replies stay different. So the
+    logits are compared too, in the contestant's context. They may differ by the rounding of the coarser dtype, and
+    each of its tokens must be the best of our logits, as far as the two models' logits differ.
     """
     compared = min(COMPARED, len(our_tokens), len(their_tokens))
     our_first, their_first = our_tokens[:compared], their_tokens[:compared]
@@ -33,11 +33,11 @@ def compare(
 def judge(
     prompt: int, our_tokens: list[int], their_tokens: list[int], a: np.ndarray, b: np.ndarray, allowed: float
 ) -> Outputs:
-    """`a` and `b` are our logits and theirs, (tokens, vocabulary), in the context of their tokens."""
+    """`a` and `b` are our logits and theirs, (tokens, vocabulary), both in the context of their tokens."""
     largest = np.abs(a - b).max(-1)
     relative = np.linalg.norm(a - b, axis=-1) / np.linalg.norm(a, axis=-1)
     gap = a.max(-1) - np.take_along_axis(a, np.array(their_tokens)[:, None], -1)[:, 0]
-    # Both logits of a pair can be off by the largest difference. NaN is in no bound.
+    # Both logits of a pair can be off by the largest difference. A NaN is outside every bound.
     agree = bool(np.all(relative <= allowed) and np.all(gap <= 2 * largest))
     worst = float(relative.max())
     pairs = enumerate(zip(our_tokens, their_tokens, strict=True))
@@ -62,9 +62,9 @@ def sentence(name: str, found: Outputs) -> str:
         said.append(f"{tokens} are equal")
     else:
         said.append(
-            f"{tokens} part at token {parting.position + 1}, {parting.ours} here and {parting.theirs} there, whose "
-            f"logits lie {parting.gap:.3g} apart here, where the two models' differ by {parting.largest:.3g} at most "
-            f"and {parting.relative:.2g} in relative norm"
+            f"{tokens} differ from token {parting.position + 1} on: {parting.ours} here and {parting.theirs} there. "
+            f"Their logits here lie {parting.gap:.3g} apart; the two models' logits at that position differ by "
+            f"{parting.largest:.3g} at most, and by {parting.relative:.2g} in relative norm"
         )
     said.append(f"; relative norm of the difference of the logits at most {found.relative:.2g}")
     verdict = "rounding" if found.agree else "not rounding, so no speed is shown"

@@ -1,4 +1,4 @@
-"""A report as one picture: bars with spread, and decode speed against context length."""
+"""A report as one picture: bars with their spread, and decode speed by context length."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +25,12 @@ def draw(report: Report) -> "Figure":
 
 
 def _errors(spread: Spread, scale: float) -> tuple[float, float]:
-    """How far the lowest and the highest lie from the median."""
+    """How far the lowest and the highest value lie from the median."""
     return (spread.median - spread.low) * scale, (spread.high - spread.median) * scale
 
 
 def _bars(axes: Any, report: Report, metric: Metric, lengths: tuple[int | None, ...]) -> None:
-    """A group for each length, a bar for each contestant, each at its place also where another has none."""
+    """A group for each length, and in it a bar for each contestant, at the same place in every group."""
     width = 0.8 / len(report.rows)
     for index, row in enumerate(report.rows):
         for group, length in enumerate(lengths):

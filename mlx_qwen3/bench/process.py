@@ -1,4 +1,4 @@
-"""The contestants' processes: started, asked, ended."""
+"""The contestants' processes: starts them, asks them, ends them."""
 
 import json
 import os
@@ -16,9 +16,9 @@ from .options import Contestant
 
 PACKAGE = Path(__file__).parent.parent
 WORKERS = Path(__file__).parent / "workers"
-LAST_WORDS = 600  # characters of stderr that an error quotes
-# Loads workers/ as a package of its own: as a part of mlx_qwen3 it would bring that package's start-up, and its BLAS,
-# into the processes of the others.
+LAST_WORDS = 600  # characters of standard error that an error message quotes
+# Loads workers/ as a package of its own. As a part of mlx_qwen3 it would also run that package's start-up, and load its
+# BLAS, in the processes of the others.
 BOOT = """
 import importlib.util, sys
 folder = sys.argv[1]
@@ -32,7 +32,7 @@ main(*sys.argv[2:])
 
 
 def environment() -> dict[str, str]:
-    """That of this process; children import this very package, installed or not."""
+    """The environment of this process, in which children import this same package, even if it is not installed."""
     root = str(PACKAGE.parent)
     if "site-packages" in root:
         return dict(os.environ)
@@ -40,7 +40,7 @@ def environment() -> dict[str, str]:
 
 
 class Worker:
-    """One contestant's process. Leaving the context ends it, whatever it is doing."""
+    """One contestant's process. It ends when the context is left, whatever it is doing then."""
 
     def __init__(self, contestant: Contestant):
         self.name = contestant.name
@@ -77,9 +77,9 @@ class Worker:
                     stream.close()
 
     def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
-        """The answer to one command. Raises BenchError where the worker reports an error or is gone."""
+        """The answer to one command. Raises BenchError if the worker reports an error or is gone."""
         assert self._process.stdin
-        with suppress(BrokenPipeError):  # its end is told below
+        with suppress(BrokenPipeError):  # `_reply` reports that the process is gone
             self._process.stdin.write(json.dumps([command, arguments]) + "\n")
             self._process.stdin.flush()
         return self._reply(command)

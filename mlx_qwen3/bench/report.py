@@ -11,8 +11,10 @@ from .options import Options
 
 @dataclass(frozen=True)
 class Parting:
-    """The first greedy token that differs: ours, theirs, how far below our largest logit theirs lies, and the
-    difference of the two models' logits there, its largest element and its relative norm.
+    """The first greedy token that differs: ours and theirs.
+
+    `gap`: how far the logit of their token lies below our largest one. `largest` and `relative`: the largest element
+    of the difference of the two models' logits at this position, and its relative norm.
     """
 
     position: int
@@ -25,9 +27,9 @@ class Parting:
 
 @dataclass(frozen=True)
 class Outputs:
-    """A contestant beside ours, over the first `compared` greedy tokens.
+    """A contestant compared with this package, over the first `compared` greedy tokens.
 
-    `relative` is the norm of the difference of the logits over the norm of ours, the worst over these tokens.
+    `relative` is the norm of the difference of the logits over the norm of ours, the largest over these tokens.
     """
 
     prompt_tokens: int
@@ -40,7 +42,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Run:
-    """One timed reply: seconds from the call to each token, and the rest as workers/serve.py says."""
+    """One timed reply: seconds from the call to each token; the other fields are those of workers/serve.py."""
 
     prompt_tokens: int
     seconds: list[float]
@@ -72,8 +74,8 @@ class Row:
     device: str
     blas: str
     versions: dict[str, str]
-    weight_bytes: int  # that a decode step reads
-    cache_bytes: int  # that a token of context adds to them
+    weight_bytes: int  # of the weights that a decode step reads
+    cache_bytes: int  # that each token of context adds to them
     startup_s: list[float] = field(default_factory=list)
     load_s: list[float] = field(default_factory=list)
     process_s: list[float] = field(default_factory=list)
@@ -122,9 +124,9 @@ class Spread:
 
 @dataclass(frozen=True)
 class Metric:
-    """A measured number; `of` gives it for a run, or its list for a row where it belongs to no prompt length.
+    """A measured number. `of` takes it from a run; if it has no prompt length, `of` takes its list from a row.
 
-    Times `scale` it has the unit that the title ends with.
+    Multiplied by `scale` it has the unit that the title ends with.
     """
 
     name: str
@@ -138,7 +140,7 @@ class Metric:
 
 
 def significant(value: float) -> str:
-    """Three digits where the number has them, never as a power of ten."""
+    """Three significant digits, or all digits before the point; never a power of ten."""
     return f"{value:,.{next((digits for digits, least in enumerate((100, 10, 1)) if value >= least), 3)}f}"
 
 
@@ -158,13 +160,13 @@ PER_PROCESS = (
 
 
 def samples(row: Row, metric: Metric, length: int | None) -> list[float]:
-    """One number for each repeat; none where it was not measured."""
+    """One number for each repeat; an empty list if it was not measured."""
     if length is None:
         return list(metric.of(row))
     return [value for run in row.at(length) if (value := metric.of(run)) is not None]
 
 
 def ratio(report: Report, row: Row, metric: Metric, length: int | None) -> Spread | None:
-    """Ours divided by theirs, repeat by repeat, since these were measured side by side."""
+    """Ours divided by theirs, repeat by repeat, because the two numbers of a repeat were measured side by side."""
     pairs = zip(samples(report.ours, metric, length), samples(row, metric, length), strict=False)
     return Spread.of([ours / theirs for ours, theirs in pairs if theirs])

@@ -1,4 +1,4 @@
-"""The limits that bandwidth and arithmetic set, whatever the program.
+"""The limits that bandwidth and arithmetic set for every program.
 
 L prompt tokens, N weights of the layers' matrices, H query heads, D head_dim
 """
@@ -7,12 +7,12 @@ from ..files.config import Qwen3Config
 
 
 def decode_limit(bytes_per_second: float, bytes_per_token: float) -> float:
-    """Tokens per second, where every byte of weights and cache is read once for each."""
+    """Tokens per second, if every byte of weights and cache is read once for each token."""
     return bytes_per_second / bytes_per_token
 
 
 def prefill_limit(flops: float, config: Qwen3Config, length: int) -> float:
-    """Tokens per second, where nothing is computed that causal attention and one row of logits do not need."""
+    """Tokens per second, if only what causal attention and one row of logits need is computed."""
     return length * flops / prefill_operations(config, length)
 
 

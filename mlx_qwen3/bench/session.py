@@ -18,8 +18,8 @@ from .process import Worker
 from .report import Report, Row, Run
 
 SEED = 0  # of the prompts
-DRAWS = 20  # of which the median is one repeat of the sampling time
-SETTLE = 0.3  # seconds: OpenMP's threads spin for 0.2 after their work, on cores that are the next one's
+DRAWS = 20  # their median is one repeat of the sampling time
+SETTLE = 0.3  # seconds; after its work OpenMP's threads spin for 0.2, on cores that the next contestant needs
 Progress = Callable[[str, int, int], None]
 
 
@@ -28,9 +28,9 @@ def bench(
     progress: Progress = lambda stage, done, total: None,
     ready: Callable[[Report], None] = lambda report: None,
 ) -> Report:
-    """Measure. `ready` gets the report before any time is taken: settings, machine and limits are known by then.
+    """Measure. `ready` gets the report before anything is timed; it holds settings, machine and limits by then.
 
-    Raises UsageError for what cannot be measured, and BenchError where a contestant fails.
+    Raises UsageError for what cannot be measured, and BenchError if a contestant fails.
     """
     folder = resolve(options.source)
     checkpoint = Checkpoint(folder)
@@ -55,7 +55,7 @@ def prompt(config: Qwen3Config, length: int) -> list[int]:
 def _start(
     entries: list[Contestant], folder: Path, repeat: int, stack: ExitStack, progress: Progress
 ) -> tuple[list[Worker], list[Row]]:
-    """Every contestant started and loaded `repeat` times, in turns; the last ones stay."""
+    """Start and load every contestant `repeat` times, in turns; the last process of each stays."""
     times: list[list[tuple[float, float]]] = [[] for _ in entries]
     workers, rows = [], []
     for turn in range(repeat):
@@ -77,7 +77,7 @@ def _start(
 def _measure(
     report: Report, entries: list[Contestant], workers: list[Worker], ids: list[int], progress: Progress
 ) -> None:
-    """One prompt: a reply of each that is compared and is the warm-up, then the timed ones, A B A B."""
+    """One prompt. The first reply of each is compared, and warms it up; then come the timed ones, A B A B."""
     options, stage = report.options, f"{len(ids)} prompt tokens"
     counts = [tokens_made(entry.kind, len(ids), options.generate) for entry in entries]
     total = (options.repeat + 1) * len(entries)

@@ -9,19 +9,19 @@ from .roofline import decode_limit, prefill_limit
 
 NONE = "-"
 LEGEND = (
-    "Medians, in brackets the lowest and the highest of the repeats; x: ours divided by this row's, the median of the "
-    "repeats, each measured side by side."
+    "Medians; in brackets the lowest and the highest of the repeats. x: ours divided by this row's, the median of the "
+    "repeats, because each repeat was measured side by side."
 )
 
 
 def render(report: Report) -> str:
-    """What ran, then a table for each prompt length, one for what belongs to none, and what the outputs say."""
+    """What ran; a table for each prompt length; one for what has no prompt length; and how the outputs compare."""
     blocks = [_heading(report)]
     blocks += [_length_table(report, length) for length in report.options.prompt_tokens]
     blocks.append(_process_table(report))
     found = [sentence(row.name, output) for row in report.rows for output in row.outputs]
     notes = [note for row in report.rows for note in row.notes]
-    blocks += [_list("Outputs, beside ours", found), _list("Notes", notes)]
+    blocks += [_list("Outputs, compared with ours", found), _list("Notes", notes)]
     return "\n\n".join(block for block in blocks if block)
 
 
@@ -99,7 +99,7 @@ def _framework_peak(row: Row, length: int) -> str:
 
 def _bandwidth(report: Report, row: Row, length: int) -> list[str]:
     speed = Spread.of([run.decode_tps for run in row.at(length) if run.decode_tps])
-    if speed is None or not row.cache_bytes:  # without a cache a token reads the weights, but computes the prompt
+    if speed is None or not row.cache_bytes:  # without a cache, a decode step also computes the whole prompt
         return [NONE, NONE]
     rate = speed.median * row.bytes_per_token(report.context(length))
     return [significant(rate / 1e9), f"{rate / report.limits['copy_bytes_per_s']:.0%}"]

@@ -1,4 +1,4 @@
-"""A whole process: from the shell to the last of 32 tokens and back, with all that a user waits for."""
+"""A whole process, from its start to its end: all that a user waits for to get 32 tokens."""
 
 import re
 import subprocess
@@ -15,7 +15,7 @@ TOKENS = 32
 PROMPT = "The capital of France is"
 Command = Callable[[str], list[str]]
 SAME = ["--prompt", PROMPT, "--max-tokens", str(TOKENS), "--temp", "0", "--model"]
-# kind -> (arguments of the interpreter, what its output says of the number of tokens)
+# kind -> (arguments of the interpreter, a pattern that finds the number of tokens in its output)
 COMMANDS: dict[str, tuple[list[str], str]] = {
     OURS: (["-m", "mlx_qwen3", "generate", "--raw", *SAME], r"\| (\d+) generated"),
     "mlx-lm": (["-m", "mlx_lm", "generate", "--ignore-chat-template", *SAME], r"Generation: (\d+) tokens"),
@@ -23,13 +23,13 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
 
 
 def can_run(contestant: Contestant, folder: Path) -> bool:
-    """Has it a command line, with the settings that it is measured with here, and the folder a tokenizer?"""
+    """Whether it has a command line with the settings that are measured here, and the folder has a tokenizer."""
     known = contestant.name == OURS or (contestant.name == "mlx-lm" and not contestant.dtype and not contestant.blas)
     return known and (folder / "tokenizer.json").exists()
 
 
 def run(contestant: Contestant, folder: Path) -> tuple[float, int]:
-    """Seconds, and the tokens that were generated: an end token ends a reply early."""
+    """Seconds, and how many tokens were generated; an end token ends a reply early."""
     name = next(name for name, kind in KINDS.items() if kind is contestant.kind)
     arguments, count = COMMANDS[name]
     dtype = ["--dtype", contestant.dtype] if contestant.dtype else []

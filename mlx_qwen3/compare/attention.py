@@ -1,4 +1,4 @@
-"""Attention over blocks of queries: no matrix of scores for all queries at once, on MLX and on torch alike.
+"""Attention over blocks of queries, so that the scores of all queries are never in memory at once; MLX and torch.
 
 B batch, L queries, S keys, H query heads, K key/value heads, G = H / K, D head_dim, C queries of one block
 """
@@ -25,10 +25,10 @@ def attention_chunk(
     """Attention of q (B, H, L, D) over k and v (B, K, S, D), the heads merged, (B, L, H * D), and projected.
 
     The L queries are the last of the S positions, so that keys of a cached prefix come first. `mask` is "causal",
-    None (every query sees every key), or an array that broadcasts to (B, H, L, S): True where a key is visible, or
+    None (every query sees every key), or an array that broadcasts to (B, H, L, S): True if a key is visible, or
     numbers to add to the scores. `scale` is D ** -0.5 by default; `o_proj` is any function of the merged heads.
-    Scores and sums are float32 whatever the inputs are, as in the fused kernels; the result has the dtype of q.
-    Peak memory is that of `chunk` queries: B * H * chunk * S scores.
+    Scores and sums are float32 for every dtype of the inputs, as in the fused kernels; the result has the dtype of q.
+    The peak memory is that of `chunk` queries: B * H * chunk * S scores.
     Raises ValueError for shapes that do not fit and for a chunk below 1.
     """
     xp = _namespace(q)
@@ -39,7 +39,7 @@ def attention_chunk(
         weights = _grouped(softmax(scores), k.shape[1])  # (B, K, G, C, visible S)
         out = weights @ values[..., : scores.shape[-1], :]
         blocks.append(_cast(out.reshape(B, H, -1, D), q))
-        _evaluate(xp, blocks[-1])  # MLX is lazy: without this the scores of all blocks would be alive together
+        _evaluate(xp, blocks[-1])  # MLX is lazy: without this, the scores of all blocks would be in memory together
     joined = xp.concatenate(blocks, axis=2)  # (B, H, L, D)
     merged = xp.swapaxes(joined, 1, 2).reshape(B, L, H * D)
     return merged if o_proj is None else o_proj(merged)
@@ -50,8 +50,8 @@ def score_blocks(
 ) -> Iterator[tuple[int, Array, Array | None]]:
     """(first query, scores, visible) of every block of queries; the arguments are those of `attention_chunk`.
 
-    scores (B, H, C, visible S) = q.k * scale in float32, -inf where a query does not see a key; a causal block ends
-    at the last key that it sees. visible is the mask as it broadcasts to the scores, None where all is visible.
+    scores (B, H, C, visible S) = q.k * scale in float32, and -inf for a key that a query does not see. A causal block
+    ends at the last key that it sees. visible is the mask as it broadcasts to the scores, None if all is visible.
     """
     _check(q, k, chunk)
     (B, H, L, D), K, S = q.shape, k.shape[1], k.shape[2]
@@ -70,14 +70,14 @@ def softmax(scores: Array) -> Array:
 
 
 def _mask_rows(mask: Array | str | None, q: Array, start: int, end: int, keys: int) -> Array | None:
-    """The rows start to end of a mask, as an array that broadcasts to the scores of the block."""
+    """Rows start to end of the mask, as an array that broadcasts to the scores of the block."""
     if mask is None:
         return None
     if isinstance(mask, str):
         if mask != "causal":
             raise ValueError(f"mask is {mask!r}; expected 'causal', None or an array")
         xp, before = _namespace(q), keys - q.shape[2]
-        # torch makes arrays on the CPU unless it is told where
+        # torch makes arrays on the CPU unless it gets a device
         place = {"device": q.device} if hasattr(q, "device") else {}
         queries = xp.arange(before + start, before + end, **place)
         return xp.arange(before + end, **place) <= queries[:, None]

@@ -51,7 +51,7 @@ STEPS = {
 GROWTH = Bound(2.0, "difference of a step, as a multiple of that of the layer's input", 1.23, f"{DEEP}, float32")
 
 # `verify`: what the certificate recorded, measured again. Another device or version adds up in another order, so that
-# float32 rounds otherwise; where two logits nearly tie, the first choice turns.
+# float32 rounds in other places; if two logits nearly tie, the first choice can change.
 KERNELS = "the demo in 4 modes, OpenBLAS's kernels for Nehalem and Haswell, with and without MKL for MLX"
 KL_NOISE = Bound(1e-6, "difference of the mean KL divergence in nats, at a divergence near 0", 5e-9, KERNELS)
 KL_SHARE = Bound(0.05, "difference of the mean KL divergence, as a share of the recorded one", 5.3e-6, KERNELS)
@@ -62,8 +62,8 @@ PERPLEXITY_SHARE = Bound(1e-3, "difference of the perplexity, as a share of the 
 LOGITS = "relative norm of the difference of two contestants' logits at one position"
 OUTPUTS = {
     "float32": Bound(1e-4, LOGITS, 2.6e-6, "the demo, this package and transformers"),
-    "float16": Bound(0.025, LOGITS, 0.0105, f"{THIN}, 4 bits; float32 beside it"),
-    "bfloat16": Bound(0.2, LOGITS, 0.14, "28 random layers of 4 bits, mlx-lm beside float32; the demo has 0.02"),
+    "float16": Bound(0.025, LOGITS, 0.0105, f"{THIN}, 4 bits, compared with float32"),
+    "bfloat16": Bound(0.2, LOGITS, 0.14, "28 random layers of 4 bits, mlx-lm compared with float32; the demo has 0.02"),
 }
 WORST_RANK = Bound(
     40, "float32 rank of the worst token drawn at top-k 20", 19, "300 draws of mlx-lm in bfloat16, with ties"

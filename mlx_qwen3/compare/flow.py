@@ -1,4 +1,4 @@
-"""The steps of the forward pass as data: names, axes and what happens, in the order in which the model makes them.
+"""The steps of the forward pass as data, in order: names, axes, and what happens.
 
 B batch, L new tokens, S cached + new, H query heads, K key/value heads, D head_dim, V vocabulary
 """
@@ -8,28 +8,28 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Step:
-    """One tensor that appears on the way. A view holds the numbers of the step before in another shape."""
+    """One tensor of the forward pass. A `view` holds the numbers of the step before it in another shape."""
 
-    name: str  # in JSON, in the rules and in comparisons
+    name: str  # the name in JSON, in the rules and in comparisons
     axes: str
     meaning: str
     view: bool = False
 
     @property
     def head_axis(self) -> int | None:
-        """Where the heads lie, of queries or of keys and values."""
+        """The axis of the heads, of queries or of keys and values."""
         return next((i for i, axis in enumerate(self.axes.split()) if axis in ("H", "K")), None)
 
     @property
     def token_axis(self) -> int:
-        """Along which the passes of a long prompt are joined; -1 where each pass holds all tokens so far."""
+        """The axis along which the passes of a long prompt are joined; -1 if each pass holds all tokens so far."""
         axes = self.axes.split()
         return axes.index("L") if "L" in axes else -1
 
 
-# What the model calls a step, and the tensors that it shows there. The model says the names, by `watch`.
+# The model's name of an event, and the tensors that it shows then.
 EVENTS: dict[str, tuple[Step, ...]] = {
-    "input": (Step("input", "B L hidden", "the residual stream, as the layers before left it"),),
+    "input": (Step("input", "B L hidden", "the residual stream that the layers before have made"),),
     "input_norm": (Step("input_norm", "B L hidden", "RMSNorm: every token to RMS 1, times input_layernorm.weight"),),
     "qkv": (Step("qkv", "B L (H+2K)D", "one fused projection makes queries, keys and values"),),
     "split": (
@@ -71,8 +71,8 @@ EVENTS: dict[str, tuple[Step, ...]] = {
     "final_norm": (Step("final_norm", "B L hidden", "RMSNorm after the last layer, times norm.weight"),),
     "logits": (Step("logits", "B L V", "hidden @ lm_head.T: a score for every token of the vocabulary"),),
 }
-# Fused attention never shows these. The probe makes scores and weights again from q and k; the expansion is how
-# attention reads k and v, and no tensor.
+# Fused attention never shows these. The probe computes scores and weights again from q and k. The grouped keys and
+# values are only how attention reads k and v; they are never a tensor.
 K_SHARED = Step("k_grouped", "B H S D", "grouped-query attention: {sharing}", view=True)
 V_SHARED = Step("v_grouped", "B H S D", "the same for values; nothing is copied", view=True)
 SCORES = Step("scores", "B H L S", "q.k * {scale}, for the keys that a query sees; made again in query blocks")
@@ -85,7 +85,7 @@ AFTER_LAYERS = ("final_norm", "logits")  # events outside the layers
 FLOW: tuple[Step, ...] = tuple(
     step for event, steps in EVENTS.items() for step in (*steps, *(HIDDEN if event == "cache" else ()))
 )
-# Of which statistics are kept: views would repeat them
+# The steps that have statistics; those of views would be the same again
 NUMBERS: tuple[Step, ...] = tuple(
     step for shown in FLOW for step in ((shown, ENTROPY, FIRST_TOKEN) if shown is SCORES else (shown,)) if not step.view
 )

@@ -1,4 +1,4 @@
-"""Qwen3 in plain torch, to be read and to be compared with: float32 on the CPU, no cache, no fused projection.
+"""Qwen3 in plain torch, written to be read and to compare with: float32 on the CPU, no cache, no fused projection.
 
 B batch, L tokens, H query heads, K key/value heads, D head_dim, V vocabulary
 """
@@ -23,7 +23,7 @@ Steps = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Reference:
-    """A model as its config and its weights by Hugging Face name, without `model.` and `.weight`."""
+    """A model: its config, and its weights by Hugging Face name without `model.` and `.weight`."""
 
     config: Qwen3Config
     weights: dict[str, torch.Tensor]
@@ -119,19 +119,19 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 def rotation(config: Qwen3Config, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin (L, D/2) of the angles of positions 0 to L - 1."""
     D, theta = config.head_dim, config.rope_theta
-    speed = theta ** (-torch.arange(0, D, 2, dtype=torch.float64) / D)  # radians per token, (D/2,)
+    inv_freq = theta ** (-torch.arange(0, D, 2, dtype=torch.float64) / D)  # radians per token, (D/2,)
     if config.yarn:
         keep = yarn_keep(config.yarn, D, theta)
-        speed = speed * keep + speed / config.yarn.factor * (1 - keep)
-    # float32 angles, as every implementation has them: at position 40,000 the rounding shows
-    angles = torch.arange(length, dtype=torch.float32)[:, None] * speed.float()
+        inv_freq = inv_freq * keep + inv_freq / config.yarn.factor * (1 - keep)
+    # Every implementation has float32 angles; at position 40,000 their rounding shows.
+    angles = torch.arange(length, dtype=torch.float32)[:, None] * inv_freq.float()
     return angles.cos(), angles.sin()
 
 
 def yarn_keep(yarn: Yarn, D: int, theta: float) -> torch.Tensor:
-    """YaRN (arXiv 2309.00071): 1 for pairs that turn often within the original context, 0 for slow ones, (D/2,)."""
+    """YaRN (arXiv 2309.00071), (D/2,): 1 for pairs that make many turns within the original context, 0 for few."""
 
-    def pair(turns: float) -> float:  # the index of the pair that turns so often
+    def pair(turns: float) -> float:  # the index of the pair that makes so many turns
         return D * math.log(yarn.original_max_position_embeddings / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
     low, high = pair(yarn.beta_fast), pair(yarn.beta_slow)
@@ -143,5 +143,5 @@ def yarn_keep(yarn: Yarn, D: int, theta: float) -> torch.Tensor:
 
 
 def attention_scale(config: Qwen3Config) -> float:
-    """YaRN's attention factor multiplies q and k each; here their product takes its square."""
+    """D ** -0.5. YaRN multiplies both q and k by its attention factor; here the scale takes its square instead."""
     return config.head_dim**-0.5 * (config.yarn.attention_factor**2 if config.yarn else 1.0)

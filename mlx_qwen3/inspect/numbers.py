@@ -13,10 +13,10 @@ from ..files.dtypes import dtype_name
 from ..model.qwen3 import Qwen3
 from .statistics import Accumulator, Statistics, grouped
 
-LOGIT_POSITIONS = 128  # of which logits are made at once: 78 MB for the vocabulary of Qwen3
-MAP_CELLS = 192  # along each side of an attention map; longer texts share cells
+LOGIT_POSITIONS = 128  # whose logits are computed at once; 78 MB for the vocabulary of Qwen3
+MAP_CELLS = 192  # along each side of an attention map; in longer texts several tokens share a cell
 
-Key = tuple[int | None, str]  # layer, or None behind the last one, and the step's name
+Key = tuple[int | None, str]  # the layer, or None after the last one, and the step's name
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Numbers:
     shapes: dict[Key, tuple[int, ...]]
     dtypes: dict[Key, str]
     overall: dict[Key, Statistics]
-    heads: dict[Key, list[Statistics]]  # of the steps that have heads
+    heads: dict[Key, list[Statistics]]  # only of the steps that have heads
     map_layer: int
     map_head: int
     attention_map: np.ndarray  # (cells, cells) of the first row: mean over a cell's queries, sum over its keys
@@ -52,7 +52,7 @@ def measure(model: Qwen3, ids: mx.array, *, layer: int = 0, head: int = 0, chunk
 
 
 class Collector:
-    """A visitor of the probe that keeps statistics and lets the arrays go."""
+    """A visitor of the probe that keeps statistics, and no arrays."""
 
     def __init__(self, length: int, map_layer: int, map_head: int):
         self._length = length
@@ -62,7 +62,7 @@ class Collector:
         self._sums: dict[Key, Accumulator] = {}
         self._with_heads: list[Key] = []
         self._map = _Map(length)
-        self._queries: dict[int, int] = {}  # how many of each layer have passed
+        self._queries: dict[int, int] = {}  # how many queries of each layer have been seen
 
     def step(self, layer: int | None, step: Step, array: mx.array) -> None:
         self._note(layer, step, array.shape, array.dtype)
@@ -106,7 +106,7 @@ class Collector:
         self._sums[key].add(x, None if visible is None else grouped(mx.broadcast_to(visible, array.shape), axis))
 
     def _note(self, layer: int | None, step: Step, shape: tuple[int, ...], dtype: mx.Dtype) -> None:
-        """The shape of all passes joined along the tokens: that of one pass where there is one."""
+        """Note the shape of all passes of a prompt together, joined along the tokens."""
         key, axis = (layer, step.name), step.token_axis
         if (before := self._shapes.get(key)) and axis >= 0:
             shape = (*shape[:axis], before[axis] + shape[axis], *shape[axis + 1 :])

@@ -27,7 +27,7 @@ def headline(report: Report) -> str:
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """Everything, in types that strict JSON has: what is not finite is null, and counted in nan and inf."""
+    """The whole report, in types that strict JSON has. Numbers that are not finite are null; nan and inf count them."""
     return finite(
         {
             "source": report.source,

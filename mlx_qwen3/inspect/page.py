@@ -1,4 +1,4 @@
-"""A report as one self-contained HTML page: no script, no link, the picture inside as data."""
+"""A report as one self-contained HTML page: no script, no link, and the picture is inside as data."""
 
 from base64 import b64encode
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ p.verdict { font-weight: 600; margin: .2rem 0 } p.fault { color: #c00000 }
 
 
 def page(report: Report, full: bool = False, picture: bytes | None = None) -> str:
-    """The tables of the report, and its picture where there is one."""
+    """The tables of the report, and its picture if there is one."""
     title = f"inspect {report.source}"
     parts = [f"<h1>{escape(title)}</h1>"]
     parts += [f"<p>{escape(line)}</p>" for line in headline(report).splitlines()]

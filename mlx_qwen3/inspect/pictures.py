@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LAYER_STEPS = tuple(step.name for step in NUMBERS if step.name not in ("final_norm", "logits"))
-# statistic -> title; the sizes of steps differ by powers of ten, so colours are logarithms
+# statistic -> title. The sizes of steps differ by powers of ten, so the colours are logarithms.
 HEAT_MAPS = {"std": "standard deviation", "abs_max": "largest magnitude", "mean": "|mean|"}
 RED, ORANGE = "#e00000", "#ff9500"
 
@@ -43,7 +43,7 @@ def _heat_map(figure: "Figure", axes: Any, report: Report, statistic: str, title
             found = report.numbers.overall.get((layer, step))
             value = None if found is None else getattr(found, statistic)
             values[layer, column] = np.nan if value is None else abs(value)
-    logarithms = np.log10(np.maximum(values, 1e-6))  # NaN stays NaN, and is drawn grey
+    logarithms = np.log10(np.maximum(values, 1e-6))  # a NaN is drawn grey
     axes.set_facecolor("#bbbbbb")
     image = axes.imshow(
         logarithms, aspect="auto", cmap="viridis", vmin=-3, vmax=np.nan_to_num(logarithms, nan=0).max(initial=2)
@@ -74,7 +74,7 @@ def _mark(axes: Any, report: Report, layer: int, column: int, step: str, statist
 
 def _attention_map(figure: "Figure", axes: Any, report: Report) -> None:
     numbers = report.numbers
-    # The square root shows small weights; the labels of the bar are weights.
+    # The square root makes small weights visible; the labels of the bar are the weights themselves.
     shades = np.sqrt(np.maximum(numbers.attention_map, 0))
     end = numbers.length - 0.5
     image = axes.imshow(shades, cmap="magma", vmin=0, vmax=1, extent=(-0.5, end, end, -0.5), interpolation="nearest")

@@ -1,4 +1,4 @@
-"""`inspect` from SOURCE to report: weights, one watched forward pass, verdicts, and a comparison where asked for."""
+"""`inspect` from SOURCE to report: weights, one watched forward pass, verdicts, and a comparison if wanted."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,8 +34,8 @@ from .numbers import Key, Numbers, measure
 from .rules import ABNORMAL, Rules, Verdict, judge, load_rules, typical, units
 from .tensors import TensorRow, read_rows
 
-SEED = 0  # of the random tokens where there is no prompt
-LENGTH = 16  # random tokens by default: the numbers settle with few, and a CPU takes seconds
+SEED = 0  # of the random tokens, if there is no prompt
+LENGTH = 16  # random tokens by default; a few tokens already give stable numbers, and a CPU needs only seconds
 # What `--against` compares with besides another SOURCE; both compute with the weights of the same folder.
 PEERS: dict[str, Callable[[Checkpoint, mx.array], Iterator[LayerSteps]]] = {
     REFERENCE: reference_steps,
@@ -45,7 +45,7 @@ PEERS: dict[str, Callable[[Checkpoint, mx.array], Iterator[LayerSteps]]] = {
 
 @dataclass(frozen=True)
 class Options:
-    """What to look at. `prompt` or random tokens of `batch` and `length`; `layer` and `head` for the close-ups."""
+    """What to look at: `prompt`, or random tokens of `batch` and `length`; `layer` and `head` are shown in detail."""
 
     prompt: str | None = None
     batch: int | None = None
@@ -94,15 +94,14 @@ class Report:
     numbers: Numbers
     verdicts: Mapping[Key, Verdict]
     head_verdicts: Mapping[Key, Sequence[Verdict]]
-    units: Sequence[Mapping[str, float]]  # per layer: the size that QK-norm gives
+    units: Sequence[Mapping[str, float]]  # per layer: the size that QK-norm gives to q, k and scores
     peaks: tuple[Peak, ...]  # the largest first
     comparison: Comparison | None
-
     scale: float  # of q.k in the chosen layer
 
     @property
     def faults(self) -> list[Fault]:
-        """In the order of the forward pass, and of the files before it."""
+        """First those of the stored tensors, then those of the forward pass, in its order."""
         found = [
             Fault(row.layers[0] if row.layers else None, row.name, _not_finite(row)) for row in self.rows if row.sick
         ]
@@ -118,14 +117,14 @@ class Report:
 
     @property
     def first_fault(self) -> Fault | None:
-        """The first of the forward pass, else the first of the weights that it did not reach."""
+        """The first fault of the forward pass; if that has none, the first of the stored tensors."""
         faults = self.faults
         steps = {step.name for step in NUMBERS}
         return next((fault for fault in faults if fault.step in steps), faults[0] if faults else None)
 
     @property
     def complaint(self) -> str | None:
-        """One line for what is wrong, None where nothing is."""
+        """One line that says what is wrong; None if nothing is."""
         if fault := self.first_fault:
             return f"first fault in {fault}"
         if self.comparison and (outside := self.comparison.first_outside):
@@ -133,13 +132,13 @@ class Report:
         return None
 
     def raise_for_fault(self) -> None:
-        """Raises HealthError where a limit or the bound of a comparison was left."""
+        """Raises HealthError if a number is past its limit, or a step past the bound of the comparison."""
         if self.complaint:
             raise HealthError(self.complaint)
 
 
 def inspect(source: str | Path, options: Options) -> Report:
-    """Look at the checkpoint `source` (any SOURCE): its tensors, and one forward pass of the model it makes.
+    """Look at the checkpoint `source` (any SOURCE): at its tensors, and at one forward pass of its model.
 
     Raises a Qwen3Error for options that do not fit, and for a source that cannot be loaded.
     """
@@ -208,7 +207,7 @@ def _check(options: Options, config: Qwen3Config) -> None:
 
 
 def _tokens(checkpoint: Checkpoint, options: Options) -> tuple[mx.array, str]:
-    """Token ids (B, L), and in words where they come from."""
+    """Token ids (B, L), and a few words that say where they come from."""
     config = checkpoint.config
     if options.prompt is None:
         size = Tokenizer(checkpoint).size if "tokenizer.json" in checkpoint else config.vocab_size
@@ -250,7 +249,7 @@ def _compare(
 
 
 def _sizes(numbers: Numbers, units: Sequence[Mapping[str, float]], rules: Rules, key: Key) -> Mapping[str, float]:
-    """In which one quantity of one layer is judged."""
+    """The sizes in which one quantity of one layer is judged."""
     layer, step = key
     if layer is None:
         return {}

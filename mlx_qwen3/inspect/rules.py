@@ -1,4 +1,4 @@
-"""Verdicts: what is normal, what is worth a look, what is a fault. The limits are data, in rules.json."""
+"""Verdicts: what is normal, what is unusual, what is a fault. The limits are data, in rules.json."""
 
 import json
 import math
@@ -19,14 +19,14 @@ DEFAULT = Path(__file__).with_name("rules.json")
 STATISTICS = ("mean", "std", "rms", "min", "max", "abs_max")
 NORMAL, UNUSUAL, ABNORMAL = "normal", "unusual", "abnormal"
 UNITS = ("q_norm", "k_norm", "qk_norm", "layers")
-FEW = 4  # layers below which a median says nothing about one of them
+FEW = 4  # with fewer layers than this, their median says nothing about one of them
 SETTINGS = {
     "unit": ("smallest", "largest", "layers"),
     "outliers": ("z", "ratio", "zeros", "layers"),
     "fp16": ("largest", "margin"),
     "compare": (*bounds.STEPS, "growth"),
 }
-# What leaving a limit means, by statistic and side
+# What it means if a statistic is past its limit, by statistic and side
 MEANING = {
     ("std", "below"): "collapse",
     ("std", "above"): "explosion",
@@ -59,13 +59,13 @@ class Rules:
 class Verdict:
     level: str
     reasons: tuple[str, ...] = ()
-    outside: tuple[str, ...] = ()  # the statistics that the reasons are about; nan and inf among them
+    outside: tuple[str, ...] = ()  # the statistics that the reasons are about, such as std or nan
 
 
 def load_rules(path: Path | None = None) -> Rules:
-    """The rules of a JSON file of the form of rules.json; sections that it leaves out keep their defaults.
+    """The rules of a JSON file like rules.json; sections that it leaves out keep their defaults.
 
-    Raises UsageError for a file that cannot be read or says something unknown.
+    Raises UsageError if the file cannot be read, or has something unknown or misshapen.
     """
     default = {"compare": _compare_defaults()} | _parse(DEFAULT)
     raw = default | (_parse(path) if path else {})
@@ -95,7 +95,7 @@ def units(model: Qwen3, layer: int, rules: Rules) -> dict[str, float]:
 
 
 def typical(layers: Sequence[Statistics], rules: Rules) -> float:
-    """Half the std of the median layer, 1 to `unit.layers` of the rules: 1 up to a std of 2, the end of normal."""
+    """Half the std of the median layer, at least 1 and at most `unit.layers` of the rules; a normal std gives 1."""
     found = sorted(statistics.std for statistics in layers if statistics.std is not None)
     if len(found) < FEW:
         return 1.0
@@ -103,7 +103,7 @@ def typical(layers: Sequence[Statistics], rules: Rules) -> float:
 
 
 def judge(name: str, statistics: Statistics, rules: Rules, sizes: Mapping[str, float]) -> Verdict:
-    """NaN and infinite values are always a fault; a quantity without a rule has no other."""
+    """Judge one quantity. NaN and infinite values are always a fault; the other limits are those of its rule."""
     counts = (("nan", statistics.nan, "NaN"), ("inf", statistics.inf, "infinite"))
     faults = [(name, f"{count} {word}") for name, count, word in counts if count]
     rule = rules.quantities.get(name)
@@ -126,7 +126,7 @@ def _verdict(level: str, reasons: list[tuple[str, str]]) -> Verdict:
 def _outside(
     statistics: Statistics, ranges: Mapping[str, Range], unit: float, absolute: str = ""
 ) -> Iterator[tuple[str, float, str, float]]:
-    """(statistic, value, side, bound) of everything outside its range; `absolute` is not in units."""
+    """(statistic, value, side, bound) of each statistic outside its range; the range of `absolute` is not in units."""
     for name, (low, high) in ranges.items():
         factor = 1.0 if name == absolute else unit
         value = getattr(statistics, name)
@@ -147,7 +147,7 @@ def _size(weight: Any, rules: Rules) -> float:
         return 1.0
     size = math.sqrt(mx.square(weight.astype(mx.float32)).mean().item())  # type: ignore[arg-type]
     smallest, largest = rules.settings["unit"]["smallest"], rules.settings["unit"]["largest"]
-    # A weight of nearly nothing is a fault and no unit: q and k are then judged as they are, and found collapsed.
+    # A weight near 0 is a fault and cannot be a unit. Then q and k are judged as they are, and found collapsed.
     return min(size, largest) if size >= smallest else 1.0
 
 
@@ -200,7 +200,7 @@ def _range(value: Any, name: str, where: Path) -> Range:
 
 def _known(given: Mapping[str, Any], known: set[str], where: Path, what: str) -> None:
     if unknown := sorted(given.keys() - known):
-        raise UsageError(f"{where}: {unknown[0]!r} is no {what}; known: {', '.join(sorted(known))}")
+        raise UsageError(f"{where}: {unknown[0]!r} is not a {what}; known: {', '.join(sorted(known))}")
 
 
 def _is_number(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Mean, spread and range of arrays of any size, piece by piece, in all and per head."""
+"""Mean, spread and range of arrays of any size, computed piece by piece; of the whole and per head."""
 
 import math
 from collections.abc import Iterator
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-SQUARABLE = 1e15  # magnitude up to which sums of squares stay in float32
-PIECE = 1 << 22  # elements looked at at once: bounds the memory of the intermediate arrays to some 100 MB
+SQUARABLE = 1e15  # up to this magnitude, sums of squares fit in float32
+PIECE = 1 << 22  # elements per piece; bounds the memory of the intermediate arrays to some 100 MB
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of `count` numbers: NaN and infinite ones are counted, and left out of the rest, which is None without others."""
+    """Of `count` numbers. NaN and infinite ones are counted apart; if there are no others, the rest is None."""
 
     count: int
     mean: float | None
@@ -31,7 +31,7 @@ class Statistics:
 
 
 class Accumulator:
-    """Statistics of `groups` groups of numbers that arrive in pieces; exact in the way of Chan, Golub and LeVeque."""
+    """Statistics of `groups` groups of numbers that arrive in pieces; merged as Chan, Golub and LeVeque do."""
 
     def __init__(self, groups: int = 1):
         self._count, self._nan, self._inf, self._zeros = (np.zeros(groups) for _ in range(4))
@@ -39,7 +39,7 @@ class Accumulator:
         self._min, self._max = np.full(groups, np.inf), np.full(groups, -np.inf)
 
     def add(self, x: mx.array, where: mx.array | None = None) -> None:
-        """x (groups, rows, columns), of which `where`, of the same shape, says what counts."""
+        """Add x (groups, rows, columns); `where`, of the same shape, says which elements count."""
         rows = max(1, PIECE // (x.shape[0] * x.shape[2]))
         for start in range(0, x.shape[1], rows):
             piece = x[:, start : start + rows].astype(mx.float32)
@@ -56,12 +56,12 @@ class Accumulator:
         self._min, self._max = np.minimum(self._min, ranges[0]), np.maximum(self._max, ranges[1])
 
     def each(self) -> list[Statistics]:
-        """Per group."""
+        """The statistics of each group."""
         columns = (self._count, self._mean, self._m2, self._min, self._max, self._nan, self._inf, self._zeros)
         return [_statistics(*map(float, row)) for row in zip(*columns, strict=True)]
 
     def overall(self) -> Statistics:
-        """Of all groups together."""
+        """The statistics of all groups together."""
         n = self._count.sum()
         mean = float((self._mean * self._count).sum() / max(n, 1))
         m2 = float((self._m2 + self._count * (self._mean - mean) ** 2).sum())
@@ -70,7 +70,7 @@ class Accumulator:
 
 
 def grouped(x: mx.array, axis: int | None = None) -> mx.array:
-    """x as (groups, rows, columns): the groups lie along `axis`, the columns along the last one."""
+    """x as (groups, rows, columns): `axis` gives the groups, the last axis the columns."""
     x = x.reshape(1, -1) if x.ndim == 1 else x
     groups = 1 if axis is None else x.shape[axis]
     x = x if axis is None else mx.moveaxis(x, axis, 0)
@@ -84,7 +84,7 @@ def summarize(x: mx.array) -> Statistics:
 
 
 def pooled(parts: list[Statistics]) -> Statistics:
-    """Statistics of several arrays as one."""
+    """The statistics that several arrays have together."""
     together = Accumulator()
     for part in parts:
         finite = part.count - part.nan - part.inf
@@ -101,14 +101,14 @@ def _moments(x: mx.array, where: mx.array | None) -> tuple[np.ndarray, np.ndarra
     n = mx.array(x.shape[1] * x.shape[2]) if where is None else _count(where)
     nan = inf = mx.array(0)
     finite, unit = where, mx.array(1.0)
-    # A finite sum has finite terms: only arrays with something odd in them are looked through for it.
+    # A finite sum has finite terms, so only arrays whose sum is not finite are searched for NaN and infinity.
     seen = _only(x, where, 0)
     if not mx.all(mx.isfinite(_sum(seen)) & (mx.abs(seen).max(axis=(1, 2)) <= SQUARABLE)).item():
         inside = mx.ones_like(x, dtype=mx.bool_) if where is None else where
         nan, inf = _count(mx.isnan(x) & inside), _count(mx.isinf(x) & inside)
         finite = inside & mx.isfinite(x)
         n = _count(finite)
-        # Squares leave float32 past 1e19; a power of two moves them back without rounding.
+        # Beyond 1e19, squares overflow float32; dividing by a power of two avoids that without rounding.
         largest = mx.abs(_only(x, finite, 0)).max(axis=(1, 2), keepdims=True)
         unit = mx.where(largest > SQUARABLE, 2.0**64, 1.0)
     low, high = _only(x, finite, math.inf).min(axis=(1, 2)), _only(x, finite, -math.inf).max(axis=(1, 2))
@@ -131,7 +131,7 @@ def _only(x: mx.array, where: mx.array | None, other: float) -> mx.array:
 
 
 def _sum(x: mx.array) -> mx.array:
-    return x.sum(axis=2).sum(axis=1)  # in two stages: float32 sums of millions of numbers lose digits
+    return x.sum(axis=2).sum(axis=1)  # in two stages, because float32 sums of millions of numbers lose digits
 
 
 def _count(x: mx.array) -> mx.array:

@@ -32,7 +32,7 @@ COMPARED = (
 
 
 def tables(report: Report, full: bool = False) -> Iterator[Table]:
-    """Everything the report has to show; `full`: every tensor, and the numbers of every layer."""
+    """All tables of the report; `full`: every tensor by itself, and the numbers of every layer."""
     layers = range(report.config.num_hidden_layers)
     shown: Sequence[int] = layers if full else [report.options.layer]
     yield weights(report, full)
@@ -68,7 +68,7 @@ def flow(report: Report) -> Table:
     rows = []
     for step in FLOW:
         key: Key = (layer, step.name) if (layer, step.name) in shapes else (None, step.name)
-        if key not in shapes:  # a changed model may leave a step out
+        if key not in shapes:  # a model that was changed may lack a step
             continue
         meaning = step.meaning.format(
             scale=f"{report.scale:.4g}",
@@ -124,7 +124,7 @@ def overview(report: Report) -> Table:
 
 
 def comparison(report: Report, full: bool) -> Table:
-    """Relative differences: a row per layer, or with `full` a row per step."""
+    """Relative differences: a row for each layer, or with `full` for each step."""
     assert report.comparison
     differences, against = report.comparison.differences, report.comparison.against
     outside = report.comparison.first_outside
@@ -147,7 +147,7 @@ def comparison(report: Report, full: bool) -> Table:
 
 
 def verdict_lines(report: Report) -> list[str]:
-    """What the numbers come to: faults, and whether float16 would hold them."""
+    """The verdict: the faults, and whether float16 would hold all numbers."""
     faults = report.faults
     lines = [f"FAULT: first in {report.first_fault}"] if faults else ["no fault: every number is within its limit"]
     if len(faults) > 1:
@@ -156,7 +156,7 @@ def verdict_lines(report: Report) -> list[str]:
 
 
 def forecast(report: Report) -> str:
-    """Whether float16, which ends at 65504, would hold every weight and every step."""
+    """Whether float16, whose largest number is 65504, would hold every weight and every step."""
     odd = [key for key, statistics in report.numbers.overall.items() if statistics.nan or statistics.inf]
     if odd:
         where = f"{place(odd[0][0])}, {odd[0][1]}"
@@ -173,18 +173,18 @@ def forecast(report: Report) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three digits and the point where it belongs, or an exponent."""
+    """Three significant digits, with an exponent if the number is very small or large."""
     if value is None:
         return "-"
     if value == 0 or math.isinf(value):
-        return f"{value + 0.0:g}"  # -0 reads as a mistake
+        return f"{value + 0.0:g}"  # never -0, which looks like a mistake
     if 1e3 <= abs(value) < 1e5:
         return f"{value:.0f}"
     return f"{value:.3g}" if 1e-3 <= abs(value) < 1e5 else f"{value:.2e}"
 
 
 def sharing(heads: int, kv_heads: int) -> str:
-    """Which query heads read which key/value head, in words."""
+    """In words: which query heads read which key/value head."""
     group = heads // kv_heads
     if group == 1:
         return "every query head has a key/value head of its own"

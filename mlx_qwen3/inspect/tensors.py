@@ -1,4 +1,4 @@
-"""The weights table: every tensor as it is stored, what its values are like, and which layers differ from the rest."""
+"""The weights table: every stored tensor, statistics of its values, and which layers differ from the rest."""
 
 import math
 import re
@@ -22,15 +22,15 @@ BLOCK = (
     "input_layernorm qkv_proj q_proj k_proj v_proj q_norm k_norm o_proj "
     "post_attention_layernorm gate_up_proj gate_proj up_proj down_proj"
 ).split()
-Z_OF_MAD = 0.6745  # the median absolute deviation of a normal distribution, in standard deviations
+Z_OF_MAD = 0.6745  # median absolute deviation of a normal distribution, in standard deviations
 
 
 @dataclass(frozen=True)
 class TensorRow:
     """One stored tensor, or the same tensor of several layers. `warnings`: how it differs from the other layers.
 
-    The statistics of a packed weight are those of the values it stands for; its parameters are counted unpacked,
-    and scales, biases and a repeated lm_head count as none.
+    A packed weight has the statistics, and the number of parameters, of its unpacked values. Scales, biases and a
+    repeated lm_head count as 0 parameters.
     """
 
     name: str
@@ -50,7 +50,7 @@ class TensorRow:
 def read_rows(checkpoint: Checkpoint, rules: Rules) -> list[TensorRow]:
     """A row for every tensor in the files, in the order of the forward pass.
 
-    Raises CheckpointError or ConfigError where the checkpoint is not whole.
+    Raises CheckpointError or ConfigError if the checkpoint is not complete.
     """
     tensors = checkpoint.tensors
     packings = _packings(checkpoint.parts.values())
@@ -59,7 +59,7 @@ def read_rows(checkpoint: Checkpoint, rules: Rules) -> list[TensorRow]:
 
 
 def collapsed(rows: Sequence[TensorRow]) -> list[TensorRow]:
-    """One row for what agrees over layers: the same tensor in the same form, healthy and no outlier."""
+    """One row for the same tensor of several layers, if shape and dtype agree; outliers and sick tensors stay alone."""
     groups: dict[tuple[object, ...], list[TensorRow]] = defaultdict(list)
     for row in rows:
         alone = row.name if row.warnings or row.sick or not row.layers else ""
@@ -68,8 +68,9 @@ def collapsed(rows: Sequence[TensorRow]) -> list[TensorRow]:
 
 
 def with_warnings(rows: Sequence[TensorRow], rule: Mapping[str, float]) -> list[TensorRow]:
-    """The rows, outliers marked. The rule: rms, largest value or mean lies `z` robust standard deviations from the
-    median of the layers, and by the factor `ratio`; or `zeros` of the values are 0, where the median layer has none.
+    """The rows with their warnings. A tensor gets one if its rms, largest value or mean is `z` robust standard
+    deviations and the factor `ratio` away from the median of the layers; or if the share `zeros` of its values is 0
+    and the median layer has nearly none.
     """
     kinds: dict[str, list[TensorRow]] = defaultdict(list)
     for row in rows:
@@ -102,7 +103,7 @@ def _outliers(statistics: Sequence[Statistics], rule: Mapping[str, float]) -> di
 def _far(values: np.ndarray, distance: float, limit: float) -> Iterator[tuple[int, float]]:
     """(index, robust z-score) of values far from the median: 0.6745 (x - median) / MAD (Iglewicz and Hoaglin)."""
     off = np.abs(values - np.median(values))
-    z = Z_OF_MAD * off / max(float(np.median(off)), 0.01)  # layers that agree to 1 % are not told apart
+    z = Z_OF_MAD * off / max(float(np.median(off)), 0.01)  # differences of up to 1 % between layers do not count
     for index in np.flatnonzero((z > limit) & (off > distance)):
         yield int(index), float(z[index])
 

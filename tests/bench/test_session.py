@@ -55,7 +55,7 @@ def test_no_speed_of_a_contestant_that_says_something_else(chat, tmp_path, monke
     assert report.rows[1].runs == []
     text = bench.render(report)
     assert f"| {TWICE} | bfloat16 | outputs differ | - | - |" in text
-    assert re.search(rf"- {TWICE}, 5 prompt tokens: the first 4 greedy tokens part at token \d, \d+ here", text)
+    assert re.search(rf"- {TWICE}, 5 prompt tokens: the first 4 greedy tokens differ from token \d on: \d+ here", text)
     assert "not rounding, so no speed is shown" in text
     with pytest.raises(BenchError, match="decode, tok/s: not measured, was 2"):
         bench.check(report, baseline_of(report, "decode_tps", 2.0), 0.1)

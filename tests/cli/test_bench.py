@@ -18,7 +18,7 @@ def chat(bench_chat):
     ("arguments", "message"),
     [
         (["--against", "vllm"], "--against has 'vllm'; expected some of mlx-qwen3, transformers, reference, mlx-lm"),
-        (["--against", "transformers:int8"], "transformers takes one of bf16, fp16, fp32 behind it"),
+        (["--against", "transformers:int8"], "transformers takes one of bf16, fp16, fp32 after the colon"),
         (["--against", "reference:bf16"], "reference takes no dtype: it is float32"),
         (["--prompt-tokens", "12,x"], "--prompt-tokens is '12,x'; expected numbers with commas"),
         (["--prompt-tokens", "0"], "--prompt-tokens is 0; expected 1 or more"),
@@ -29,7 +29,7 @@ def chat(bench_chat):
         (["--dtype", "int4"], "--dtype is 'int4'; expected default, bf16, fp16, fp32"),
         (["--plot", "x.pdf"], "expected a name that ends in .png"),
         (["--check", "/nowhere/b.json"], "--check /nowhere/b.json cannot be read (No such file or directory)"),
-        (["--check", __file__], "is no JSON; give what --json wrote"),
+        (["--check", __file__], "is not JSON; give what --json wrote"),
         (["--check", "BASELINE", "--margin", "1.5"], "--margin is 1.5; expected a share"),
         (["--check", "BASELINE"], "is not what --json of this version writes"),
     ],

@@ -1,5 +1,5 @@
 """What runs in a contestant's own process.
 
-These modules import none of the package's others in the usual way: `process.BOOT` loads them under a name of their
-own, since the __init__ of mlx_qwen3 loads a BLAS, which the users of the other contestants do not have.
+`process.BOOT` loads these modules as a package of their own, so that mlx_qwen3 is not imported with them. Its __init__
+loads a BLAS, which users of the other contestants do not have.
 """

@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 import mlx.core as mx
 import numpy as np
 
-COPIED = 1 << 28  # bytes, more than caches hold
+COPIED = 1 << 28  # bytes; more than any cache holds
 ROWS = {mx.gpu: 4096, mx.cpu: 1024}  # of the square matrices that are multiplied
-TRIES = 30  # the best counts: a limit is what nothing disturbed
+TRIES = 30  # the fastest counts, because nothing disturbed it
 
 
 def measure(dtype: mx.Dtype) -> dict[str, float]:
-    """The copy moves every byte twice, and both count; the product is one of `dtype` on the default device."""
+    """A copy reads and writes every byte, and both count. The product is of `dtype`, on the default device."""
     device = mx.default_device().type
     rows = ROWS[device]
     a, b = (mx.random.normal((rows, rows)).astype(dtype) for _ in range(2))
@@ -34,14 +34,14 @@ def _copy_on_gpu() -> Callable[[], None]:
 
 
 def _copy_on_cpu() -> Callable[[], None]:
-    """By every core at once: one does not fill the bus, and MLX copies with one."""
+    """All cores copy at once. One core does not fill the bus, and MLX would use only one."""
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     source, target = np.ones(COPIED // 4, np.float32), np.ones(COPIED // 4, np.float32)
     parts = list(zip(np.array_split(source, threads), np.array_split(target, threads), strict=True))
     pool = ThreadPoolExecutor(threads)
 
     def copy() -> None:
-        for _ in pool.map(lambda part: np.copyto(part[1], part[0]), parts):  # which lets go of the GIL
+        for _ in pool.map(lambda part: np.copyto(part[1], part[0]), parts):  # copyto releases the GIL
             pass
 
     return copy

@@ -1,4 +1,4 @@
-"""reference.py: float32 on the CPU, without a cache, so every token is a forward pass of all tokens before it."""
+"""reference.py: float32 on the CPU, without a cache. So every token costs a forward pass of all tokens before it."""
 
 from collections.abc import Callable
 from pathlib import Path

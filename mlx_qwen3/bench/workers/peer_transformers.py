@@ -1,4 +1,4 @@
-"""transformers' Qwen3 on mps where it exists, else cuda, else the CPU, by `model.generate`."""
+"""transformers' Qwen3 by `model.generate`: on mps if there is one, else on cuda, else on the CPU."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -35,7 +35,9 @@ class Engine:
         options = {"dtype": DTYPES[dtype]} if dtype else {}
         read: Any = Qwen3ForCausalLM.from_pretrained
         self._model = read(folder, **options).to(self._device).eval()
-        self._model.generation_config = GenerationConfig(do_sample=False)  # no end token: all count the same tokens
+        self._model.generation_config = GenerationConfig(
+            do_sample=False
+        )  # no end token, so that all make the same number of tokens
         c = self._model.config
         weights = sum(p.nbytes for p in self._model.parameters())  # a tied matrix counts once
         if not c.tie_word_embeddings:

@@ -1,4 +1,4 @@
-"""One contestant in its process: it loads a model once, then answers commands, one JSON object a line."""
+"""One contestant in its process: loads a model once, then answers commands, one JSON object per line."""
 
 import ctypes
 import json
@@ -18,22 +18,22 @@ from typing import Any, Protocol
 import numpy as np
 
 Emit = Callable[[int], None]
-SAMPLED = (1, 151936)  # logits that sampling is timed on, of Qwen3's vocabulary
+SAMPLED = (1, 151936)  # shape of the logits that sampling is timed on; Qwen3's vocabulary
 WARM_UP = 3  # draws
 
 
 class Engine(Protocol):
-    """What a contestant can do; a module of this folder has one as its class `Engine`."""
+    """What a contestant can do. Each module of this folder that runs one has a class `Engine`."""
 
     versions: dict[str, str]
     blas: str
-    host_time: bool  # whether the calling thread does nothing but prepare and hand over: see `generate`
+    host_time: bool  # whether the calling thread only prepares work and hands it over, see `generate`
 
     def load(self, folder: str, dtype: str | None) -> dict[str, Any]:
-        """Read a checkpoint; dtype, device, and bytes that decode reads: of weights, of cache per token of context."""
+        """Read a checkpoint. Returns dtype, device, and bytes that decode reads: of weights, of cache per token."""
 
     def generate(self, ids: list[int], count: int, emit: Emit) -> None:
-        """Greedy, by the loop that users run: `emit` gets every token when it is there. Returns when all is idle."""
+        """Greedy, by the loop that users run. `emit` gets every token at once. Returns when all threads are idle."""
 
     def logits(self, ids: list[int], last: int) -> np.ndarray:
         """Logits of the last positions, float32 (last, vocabulary)."""
@@ -44,16 +44,16 @@ class Engine(Protocol):
     def reset_peak(self) -> None: ...
 
     def peak(self) -> int | None:
-        """Most bytes that the framework itself says it had allocated since then."""
+        """The most bytes that the framework says it has allocated since `reset_peak`."""
 
     def limits(self) -> dict[str, float]:
-        """What the machine can do, see limits.py; only this package's engine is asked."""
+        """What the machine can do, see limits.py. Only this package's engine is asked."""
 
 
 def main(module: str, blas: str = "") -> None:
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # libraries print what they like; the protocol keeps the real stdout
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its workers
+    os.dup2(2, 1)  # libraries may print to stdout; the protocol needs it alone
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets Ctrl-C too, and ends its workers
     lines = _lines()
     if blas:
         ctypes.CDLL(blas, mode=ctypes.RTLD_GLOBAL)
@@ -74,7 +74,7 @@ def _send(replies: Any, reply: dict[str, Any]) -> None:
 
 
 def _lines() -> "queue.SimpleQueue[str]":
-    """Lines of stdin. Where it ends, so does the process, whatever it is doing: its parent is gone."""
+    """The lines of stdin. When it ends the parent is gone, so the process ends too, whatever it is doing."""
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def read() -> None:
@@ -93,10 +93,10 @@ def load(engine: Engine, folder: str, dtype: str | None) -> dict[str, Any]:
 
 
 def generate(engine: Engine, ids: list[int], count: int) -> dict[str, Any]:
-    """Tokens, and seconds from the call to each of them.
+    """Tokens, and the seconds from the call to each of them.
 
-    `host_s` is the processor time of this thread per token. The results are computed by other threads, or by the GPU,
-    and waiting for them costs none, so this is Python, graph building and handing over, on the loop that users run.
+    `host_s` is the processor time of this thread per token. Other threads, or the GPU, compute the results, and waiting
+    for them costs no processor time. So this is the time of Python, of building the graph and of handing it over.
     """
     tokens: list[int] = []
     times: list[float] = []
@@ -126,7 +126,7 @@ def logits(engine: Engine, ids: list[int], last: int, file: str) -> dict[str, An
 
 
 def sampling(engine: Engine, draws: int) -> dict[str, Any]:
-    """Seconds of each draw, and the rank of the worst token drawn: 0 is the largest logit."""
+    """Seconds of each draw, and the rank of the worst token drawn; rank 0 is the largest logit."""
     values = np.random.default_rng(0).normal(0, 3, SAMPLED).astype(np.float32)
     draw = engine.sampler(values)
     if draw is None:
@@ -151,13 +151,13 @@ COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 def _reset_peak() -> None:
-    """Linux forgets the peak of the process; elsewhere it stays that of the process since its start."""
+    """Linux can reset the peak of a process; elsewhere it is always that since the start of the process."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak() -> int:
-    """Most bytes of memory that the process had resident."""
+    """The most bytes of memory that the process had resident."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
