@@ -35,6 +35,7 @@ from .terminal import Printer, read_stdin, statistics
     metavar="KEY=JSON",
     help="Set a variable of the chat template; may be given several times.",
 )
+@click.option("--literal", is_flag=True, help="Control tokens in messages, such as <|im_end|>, stay text.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template.")
 @click.option("--stop", multiple=True, metavar="S", help="End before this text; may be given several times.")
 @click.option("--draft", metavar="SOURCE", help="A smaller model of the same tokenizer whose guesses are checked.")
@@ -54,6 +55,7 @@ def command(
     prefill: str | None,
     chat_template: str | None,
     template_args: tuple[str, ...],
+    literal: bool,
     raw: bool,
     stop: tuple[str, ...],
     draft: str | None,
@@ -72,7 +74,7 @@ def command(
 
     # What no model could honour is told before one is downloaded.
     of_template = {"system": system, "thinking": thinking, "prefill": prefill, "chat_template": chat_template}
-    _check_raw(raw, {**of_template, "template_args": template_args})
+    _check_raw(raw, {**of_template, "template_args": template_args, "literal": literal or None})
     options = requests.ReplyOptions(
         max_tokens=max_tokens,
         thinking=thinking,
@@ -80,6 +82,7 @@ def command(
         chat_template=chat_template,
         template_args=_variables(template_args) or None,
         continue_final_message=prefill is not None,
+        literal_content=literal,
     )
     SamplingParams(**{name: value for name, value in sampling.items() if value is not None})
     text = read_stdin() if prompt == "-" else prompt

@@ -138,12 +138,21 @@ def stream(
     chat_template: str | Path | None = None,
     template_args: Mapping[str, Any] | None = None,
     continue_final_message: bool | str = False,
+    literal_content: bool = False,
     draft: Qwen3 | None = None,
     lookup: bool | None = None,
 ) -> Iterator[Chunk]:
     """The reply to a prompt, step by step as it is made. The options are those of `generate`."""
     options = ReplyOptions(
-        sampling, max_tokens, thinking, stop, tools, chat_template, template_args, continue_final_message
+        sampling,
+        max_tokens,
+        thinking,
+        stop,
+        tools,
+        chat_template,
+        template_args,
+        continue_final_message,
+        literal_content,
     )
     yield from run(model, tokenizer, prepare(model.config, tokenizer, prompt, options), draft, lookup)
 
@@ -161,6 +170,7 @@ def generate(
     chat_template: str | Path | None = None,
     template_args: Mapping[str, Any] | None = None,
     continue_final_message: bool | str = False,
+    literal_content: bool = False,
     draft: Qwen3 | None = None,
     lookup: bool | None = None,
 ) -> Result:
@@ -176,13 +186,22 @@ def generate(
     template_args: further variables of the chat template.
     continue_final_message: the reply continues the last message, its `content` if True, else the field of that name;
     the result holds the continuation alone.
+    literal_content: `<|im_end|>` and other control tokens in messages, tools and variables stay text.
     draft: a smaller model of the same tokenizer whose guesses are checked.
     lookup: guesses from prompt and reply: while they pay (None), always (True) or never (False). They give way to a
     draft model. Guesses make a reply faster and change no token.
     Raises PromptError for a prompt that this model cannot take, UsageError for an option that it cannot honour.
     """
     options = ReplyOptions(
-        sampling, max_tokens, thinking, stop, tools, chat_template, template_args, continue_final_message
+        sampling,
+        max_tokens,
+        thinking,
+        stop,
+        tools,
+        chat_template,
+        template_args,
+        continue_final_message,
+        literal_content,
     )
     request = prepare(model.config, tokenizer, prompt, options)
     collector = Collector(model, request)

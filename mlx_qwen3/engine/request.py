@@ -37,6 +37,7 @@ class ReplyOptions:
     chat_template: str | Path | None = None
     template_args: Mapping[str, Any] | None = None
     continue_final_message: bool | str = False
+    literal_content: bool = False
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None:
@@ -64,7 +65,7 @@ class ReplyOptions:
 
     def of_template(self) -> list[str]:
         """The names of the options that are given and belong to the chat template."""
-        names = ("tools", "thinking", "chat_template", "template_args", "continue_final_message")
+        names = ("tools", "thinking", "chat_template", "template_args", "continue_final_message", "literal_content")
         defaults = {field.name: field.default for field in fields(self)}
         return [name for name in names if getattr(self, name) != defaults[name]]
 
@@ -152,11 +153,13 @@ def _items(prompt: Any) -> list[Any]:
 
 
 def _render(tokenizer: Tokenizer, messages: list[Any], options: ReplyOptions) -> tuple[list[int], bool]:
-    rendered = tokenizer.chat_template(options.chat_template, options.tools).render(
+    template = tokenizer.chat_template(options.chat_template, options.tools)
+    rendered = template.render(
         messages,
         options.tools,
         enable_thinking=options.thinking,
         continue_final_message=options.continue_final_message,
         template_args=options.template_args,
+        control_tokens=tokenizer.control_tokens(template) if options.literal_content else None,
     )
     return tokenizer.encode(rendered.text), rendered.opens_thinking

@@ -1,12 +1,13 @@
 """A conversation as prompt text, by a chat template."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 from ..errors import PromptError, UsageError
+from .literal import render_literal
 from .messages import (
     REASONING_FIELDS,
     Message,
@@ -45,6 +46,7 @@ class ChatTemplate:
     def __init__(self, source: str, special_tokens: Mapping[str, str]):
         self.source = source
         self._special_tokens = special_tokens
+        self._mark: Callable[[Any], Any] = lambda value: value
 
     @property
     def can_switch_thinking(self) -> bool:
@@ -59,6 +61,7 @@ class ChatTemplate:
         enable_thinking: bool | None = None,
         continue_final_message: bool | str = False,
         template_args: Mapping[str, Any] | None = None,
+        control_tokens: Collection[str] | None = None,
     ) -> RenderedPrompt:
         """The conversation as prompt text, byte for byte what transformers renders.
 
@@ -68,6 +71,7 @@ class ChatTemplate:
         add_generation_prompt: begin the reply; by default, unless the last message is continued.
         enable_thinking: None leaves the switch to the template; a template without it is not told.
         continue_final_message: leave the last message open: its `content` if True, else the field of that name.
+        control_tokens: what no message, tool or variable may become; the text is then a LiteralText.
         Raises PromptError that names the message, UsageError for options that contradict each other, and
         CheckpointError if the template is not Jinja.
         """
@@ -80,14 +84,29 @@ class ChatTemplate:
             arguments["enable_thinking"] = enable_thinking
         values = self._values(tools, not continue_final_message and add_generation_prompt is not False, arguments)
         conversation = self._readable(read_messages(messages), values)
-        text = self._prompt(conversation, values, continue_final_message)
+        typed = {"tools", *arguments}
+
+        def render(mark: Callable[[Any], Any]) -> str:
+            marked = {name: mark(value) if name in typed else value for name, value in values.items()}
+            return self._marked(mark)._prompt(conversation, marked, continue_final_message)
+
+        if control_tokens is None:
+            text = self._prompt(conversation, values, continue_final_message)
+        else:
+            text = render_literal(render, control_tokens, self.source)
         return RenderedPrompt(text, self._opens_thinking(text, conversation, values, continue_final_message))
 
     def _prompt(self, messages: list[Message], values: Mapping[str, Any], continued: bool | str) -> str:
         if not continued:
             return self._rendered(messages, values)
         text, tagged = self._tagged(messages, continued if isinstance(continued, str) else "content")
-        return _cut(self._rendered(tagged, values), text, messages)
+        return _cut(self._rendered(tagged, values), self._mark(text + TAG).removesuffix(TAG), messages)
+
+    def _marked(self, mark: Callable[[Any], Any]) -> "ChatTemplate":
+        """The same template, which sees the messages as `mark` makes them."""
+        template = ChatTemplate(self.source, self._special_tokens)
+        template._mark = mark
+        return template
 
     def _opens_thinking(
         self, text: str, messages: list[Message], values: Mapping[str, Any], continued: bool | str
@@ -185,6 +204,7 @@ class ChatTemplate:
 
     def _run(self, messages: list[Message], values: Mapping[str, Any]) -> str:
         template = compile_template(self.source)
+        messages = [self._mark(message) for message in messages]
         try:
             return render(template, {**values, "messages": messages})
         except Exception as error:  # a template can raise anything

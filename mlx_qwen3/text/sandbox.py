@@ -55,6 +55,18 @@ def variables(source: str) -> frozenset[str]:
         raise CheckpointError(TOO_DEEP) from None
 
 
+@lru_cache(maxsize=32)
+def written_text(source: str) -> str:
+    """The texts that a template writes itself or compares with, apart from each other."""
+    tree = _parse(_Environment(), source)
+    try:
+        texts = [node.data for node in tree.find_all(nodes.TemplateData)]
+        texts += [node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]
+    except RecursionError:
+        raise CheckpointError(TOO_DEEP) from None
+    return "\0".join(texts)
+
+
 def render(template: jinja2.Template, values: Mapping[str, Any]) -> str:
     """The text of a template. Raises whatever the template raises; TemplateLimitError if it is past a limit."""
     with _budget:

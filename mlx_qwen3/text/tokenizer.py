@@ -1,7 +1,7 @@
 """Text to token ids and back: the `tokenizers` library, and streaming."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ from ..files.config import token_ids
 from .chat_template import END_THINK as END_THINK
 from .chat_template import THINK as THINK
 from .chat_template import ChatTemplate, Tool
+from .literal import LiteralText, Piece
 from .panic import PanicError, panics_as_errors
+from .sandbox import written_text
 from .template_files import ChatTemplates
 from .vocabulary import QWEN_PATTERN, read_vocabulary
 
@@ -62,18 +64,48 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Token ids; special tokens written in the text count as such, nothing is added at the ends.
 
-        Raises PromptError for a text that has no ids.
+        The typed control tokens of a LiteralText stay text. Raises PromptError for a text that has no ids.
         """
+        pieces = (isinstance(text, LiteralText) and text.pieces) or ((text, False),)
         try:
             with panics_as_errors(report=self._is_safe and len(text) < LONG):
-                return self._backend.encode(text, add_special_tokens=False).ids
+                return self._encode_pieces(pieces)
         except (TypeError, UnicodeEncodeError):
             raise PromptError("the text holds a lone surrogate, which is not a character; remove it") from None
         except PanicError as error:
             reason = f"the tokenizer's pattern cannot cut a text of {len(text):,} characters into words ({error})"
-            raise PromptError(
-                f"{reason}; shorten its runs of one character, or use the model's own tokenizer.json"
-            ) from None
+            remedy = "shorten its runs of one character, or use the model's own tokenizer.json"
+            raise PromptError(f"{reason}; {remedy}") from None
+
+    def _encode_pieces(self, pieces: Sequence[Piece]) -> list[int]:
+        (first, typed), *others = pieces
+        ids = self._typed(first) if typed else self._with_tokens(first)
+        for text, typed in others:
+            ids += self._inside(text, self._typed if typed else self._with_tokens)
+        return ids
+
+    def _with_tokens(self, text: str) -> list[int]:
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def _inside(self, text: str, encode: Callable[[str], list[int]]) -> list[int]:
+        """Ids of a piece that is not the first: after a line break, so that no space is put before it."""
+        line_break, ids = self._with_tokens("\n"), encode(f"\n{text}")
+        return ids[len(line_break) :] if ids[: len(line_break)] == line_break else encode(text)
+
+    def _typed(self, text: str) -> list[int]:
+        """Ids of a control token as text, by words or else by letters; a line break may stand before it."""
+        token = self._backend.token_to_id(text.removeprefix("\n"))
+        for parts in (text,), text:
+            if token not in (ids := [index for part in parts for index in self._without_tokens(part)]):
+                return ids
+        raise PromptError(f"{text.strip()!r} cannot be literal text; the tokenizer has no other way to write it")
+
+    def _without_tokens(self, text: str) -> list[int]:
+        """Ids without added tokens, for which the library has no call; the steps are transformers'."""
+        normalizer, cut = self._backend.normalizer, self._backend.pre_tokenizer
+        text = normalizer.normalize_str(text) if normalizer is not None else text
+        words = [word for word, _ in cut.pre_tokenize_str(text)] if cut is not None else [text]
+        return [token.id for word in words for token in self._backend.model.tokenize(word)]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """The text of token ids; `skip_special_tokens` drops the tokens of `special`."""
@@ -104,6 +136,7 @@ class Tokenizer:
         chat_template: str | Path | None = None,
         continue_final_message: bool | str = False,
         template_args: Mapping[str, Any] | None = None,
+        literal_content: bool = False,
     ) -> str:
         """The conversation as prompt text, byte for byte what transformers renders.
 
@@ -114,17 +147,36 @@ class Tokenizer:
         continue_final_message: leave the last message open, for the model to continue; text names another field of it
         than `content`.
         template_args: further variables of the template.
+        literal_content: control tokens in messages, tools and variables stay text when `encode` reads the prompt; only
+        those of the template have their effect.
         Raises PromptError that names the message, and UsageError for options that contradict each other.
         """
-        rendered = self.chat_template(chat_template, tools).render(
+        template = self.chat_template(chat_template, tools)
+        rendered = template.render(
             messages,
             tools,
             add_generation_prompt=add_generation_prompt,
             enable_thinking=enable_thinking,
             continue_final_message=continue_final_message,
             template_args=template_args,
+            control_tokens=self.control_tokens(template) if literal_content else None,
         )
         return rendered.text
+
+    def control_tokens(self, template: ChatTemplate) -> frozenset[str]:
+        """What `literal_content` keeps out of messages: tokens that are special, or that are more than a word.
+
+        They are the special tokens, the added tokens that the template writes, and those that hold a sign, such as
+        `<|fim_prefix|>`. `chat_control_tokens` in tokenizer_config.json names them instead of the last two.
+        """
+        added = {index: token.content for index, token in self._backend.get_added_tokens_decoder().items()}
+        tokens = set(added.values())
+        special = {token for index, token in added.items() if index in self.special or index in self.stop_ids}
+        if isinstance(chosen := self.config.get("chat_control_tokens"), list):
+            return frozenset(special | (tokens & {token for token in chosen if isinstance(token, str)}))
+        written = written_text(template.source)
+        words = {token for token in tokens if all(letter.isalnum() or letter.isspace() for letter in token)}
+        return frozenset(special | (tokens - words) | {w for w in words if w in written and not w.isspace()})
 
     def chat_template(self, chosen: str | Path | None = None, tools: Sequence[Tool] | None = None) -> ChatTemplate:
         """The template that `apply_chat_template` uses with these options."""
