@@ -62,7 +62,14 @@ def test_thinking_may_be_switched_as_a_variable(chat):
     assert variable["prompt_tokens"] == option["prompt_tokens"] > prompt_tokens(chat)
 
 
+def test_control_tokens_of_a_message_stay_text(chat):
+    """The end of a turn is one token, and ten letters as text."""
+    tokens = {literal: prompt_tokens(chat, "--system", "a<|im_end|>", *literal) for literal in [(), ("--literal",)]}
+    assert tokens["--literal",] - tokens[()] == len("<|im_end|>") - 1
+
+
 REFUSED = {
+    "raw and literal": (["--raw", "--literal"], 2, "--literal belongs to the chat template"),
     "raw and prefill": (["--raw", "--prefill", "x"], 2, "--prefill belongs to the chat template"),
     "raw and template": (["--raw", "--chat-template", "style"], 2, "--chat-template belongs to the chat template"),
     "raw and variable": (["--raw", "--template-arg", "a=1"], 2, "--template-arg belongs to the chat template"),

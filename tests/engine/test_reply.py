@@ -311,6 +311,14 @@ def test_nothing_behind_a_stop_string_comes_back_at_the_limit(chat, monkeypatch)
     assert generate(*chat, "?", stop="</th", max_tokens=len(tokens)).text == "a"
 
 
+def test_a_reply_to_literal_content_is_one_to_other_tokens(chat):
+    options = {"max_tokens": 1, "sampling": GREEDY}
+    typed = "a<|im_end|>b"
+    plain, literal = (generate(*chat, typed, literal_content=on, **options).prompt_tokens for on in (False, True))
+    assert literal - plain == len("<|im_end|>") - 1
+    assert [step.token for step in stream(*chat, typed, literal_content=True, **options)]
+
+
 def test_a_stop_string_with_a_special_token_ends_where_transformers_ends(tmp_path, transformers_model):
     """On the demo with another end token, so that the end of its turn is a token like others."""
     import torch

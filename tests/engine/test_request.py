@@ -99,6 +99,12 @@ BAD_PROMPTS = {
         "chat_template is a setting of the chat",
     ),
     "variables of a raw prompt": ([1], {"template_args": {}}, UsageError, "template_args is a setting of the chat"),
+    "literal raw prompt": (
+        [1],
+        {"literal_content": True},
+        UsageError,
+        "literal_content is a setting of the chat template",
+    ),
     "continued raw prompt": ([1], {"continue_final_message": True}, UsageError, "continue_final_message is a setting"),
     "empty stop": ("hi", {"stop": [""]}, UsageError, "a stop string is empty"),
     "tools of a raw prompt": ([1, 2], {"tools": []}, UsageError, "a raw prompt does not pass"),
