@@ -2,7 +2,7 @@
 
 import sys
 
-from mlx_qwen3.cli.app import cli
+from mlx_qwen3.cli.app import run
 
 if __name__ == "__main__":
-    cli(["generate", *sys.argv[1:]], prog_name="mlx-qwen3")
+    run(["generate", *sys.argv[1:]])

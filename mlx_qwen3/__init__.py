@@ -4,6 +4,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import interrupt
+
+if interrupt.is_command():
+    interrupt.install()  # before anything that takes time
+
 from . import blas
 
 blas.preload()  # before the first import of MLX

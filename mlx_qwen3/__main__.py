@@ -1,3 +1,3 @@
-from .cli.app import cli
+from .cli.app import run
 
-cli(prog_name="mlx-qwen3")
+run()

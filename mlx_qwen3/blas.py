@@ -9,13 +9,14 @@ import ctypes
 import os
 import sys
 from collections.abc import Iterator
-from ctypes.util import find_library
-from pathlib import Path
+from glob import glob
 
 from .errors import UsageError
 
 VARIABLE = "MLX_QWEN3_BLAS"  # path of a library, or "none"
 EXTRAS = ("libmkl_rt.so*", "libopenblas.so*")  # MKL first: one row times a matrix, decode, is 3 times faster with it
+# What the dynamic linker may know. ctypes.util.find_library would start a process for each.
+SYSTEM = ("libmkl_rt.so.3", "libmkl_rt.so.2", "libmkl_rt.so", "libopenblas.so.0", "libopenblas.so")
 # Folders, below sys.prefix, where the packages `mkl` and `cmeel-openblas` put them.
 FOLDERS = ("lib", "lib/python*/site-packages/cmeel.prefix/lib")
 
@@ -67,7 +68,5 @@ def _needed() -> bool:
 def _candidates() -> Iterator[str]:
     for pattern in EXTRAS:
         for folder in FOLDERS:
-            yield from map(str, sorted(Path(sys.prefix).glob(f"{folder}/{pattern}")))
-    for name in ("mkl_rt", "openblas"):
-        if found := find_library(name):
-            yield found
+            yield from sorted(glob(f"{sys.prefix}/{folder}/{pattern}"))
+    yield from SYSTEM

@@ -1,19 +1,34 @@
 """The group of commands: every failure is one line on stderr, never a traceback."""
 
+import atexit
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
+from .. import interrupt
 from ..errors import Qwen3Error, Qwen3Warning
-from .terminal import open_standard_streams
+from .terminal import one_line, open_standard_streams, say, show
 
 COMMANDS = ("generate", "convert", "verify", "inspect", "bench")  # each a module of this folder
 PYTHONS_OWN = warnings.showwarning
-INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+
+def run(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The whole process of a command: `arguments` are those of the process by default."""
+    interrupt.install()
+    interrupt.watch()
+    code: Any = None
+    try:
+        cli(arguments, prog_name="mlx-qwen3")
+    except SystemExit as error:
+        code = error.code
+    atexit._run_exitfuncs()
+    os._exit(code)  # MLX's threads can abort a process whose interpreter is taken apart
 
 
 class Commands(click.Group):
@@ -39,7 +54,7 @@ class Commands(click.Group):
         except Qwen3Error as error:
             code = _fail(str(error), error.exit_code)
         except (KeyboardInterrupt, click.Abort):
-            code = INTERRUPTED
+            code = interrupt.INTERRUPTED
         except BrokenPipeError:  # the reader, `head` say, has seen enough
             code = 1
         except OSError as error:  # a full disk behind stdout, say
@@ -53,7 +68,11 @@ class Commands(click.Group):
         sys.exit(code or 0)
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 @click.option(
     "--version",
     is_flag=True,
@@ -62,11 +81,15 @@ class Commands(click.Group):
     is_eager=True,
     help="Show the versions.",
 )
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Qwen3 on MLX. SOURCE is a checkpoint folder, a Hub id such as Qwen/Qwen3-0.6B, or `demo`."""
     from .. import blas
 
-    blas.check()
+    if context.invoked_subcommand is None:
+        show(context.get_help())
+    else:
+        blas.check()
 
 
 def _show_version(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
@@ -79,8 +102,13 @@ def _show_version(context: click.Context, _option: click.Parameter, wanted: bool
     from .. import __version__, blas
 
     device = str(mx.default_device()).removeprefix("Device(").split(",")[0]
-    click.echo(f"mlx-qwen3 {__version__}, MLX {version('mlx')} on {device}, BLAS {blas.in_use or 'of MLX'}")
+    show(f"mlx-qwen3 {__version__}, MLX {version('mlx')} on {device}, BLAS {blas.in_use or 'of MLX'}")
     context.exit()
+
+
+def _fail(message: str, code: int) -> int:
+    say(f"error: {one_line(message)}")
+    return code
 
 
 def _let_go_of_stdout() -> None:
@@ -91,14 +119,9 @@ def _let_go_of_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _fail(message: str, code: int) -> int:
-    click.echo(f"error: {' '.join(message.split())}", err=True)
-    return code
-
-
 def _warn(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
     """One line for a warning of ours; those of libraries as Python shows them."""
     if issubclass(category, Qwen3Warning):
-        click.echo(f"warning: {' '.join(str(message).split())}", err=True)
+        say(f"warning: {one_line(str(message))}")
     else:
         PYTHONS_OWN(message, category, *place, **more)

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from .progress import Bar
+from .terminal import show
 
 
 @click.command("bench")
@@ -72,11 +73,11 @@ def command(
         if baseline:
             bench.check_settings(report, baseline)
         if roofline:
-            click.echo(bench.limits_table(report) + "\n")
+            show(bench.limits_table(report) + "\n")
 
     with Bar(progress) as bar:
         report = bench.bench(options, bar, ready)
-    click.echo(bench.render(report))
+    show(bench.render(report))
     bench.write_files(report, json_file, plot)
     if baseline:
         bench.check(report, baseline, margin)

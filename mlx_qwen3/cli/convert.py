@@ -1,11 +1,11 @@
 """`mlx-qwen3 convert`"""
 
-import json
 from typing import Any
 
 import click
 
 from .progress import Bar
+from .terminal import say, show_json
 
 
 @click.command("convert")
@@ -64,6 +64,6 @@ def command(
                 **choices,
             )
     if as_json:
-        click.echo(json.dumps(planned.summary() if dry_run else made.summary(), ensure_ascii=False))
+        show_json(planned.summary() if dry_run else made.summary())
     else:
-        click.echo(planned.table() if dry_run else certificate.table(made), err=True)
+        say(planned.table() if dry_run else certificate.table(made))

@@ -1,14 +1,16 @@
 """`mlx-qwen3 generate`"""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from typing import Any
 
 import click
 
+from .. import interrupt
 from ..errors import UsageError
-from .terminal import Printer, read_stdin, statistics
+from .terminal import Printer, read_stdin, say, show_json, statistics
 
 
 @click.command("generate")
@@ -86,7 +88,7 @@ def command(
     )
     SamplingParams(**{name: value for name, value in sampling.items() if value is not None})
     text = read_stdin() if prompt == "-" else prompt
-    source = source or _default_source(hub)
+    source = _default_source(hub) if source is None else source
     checkpoint = Checkpoint(hub.resolve(source))
     draft_checkpoint = Checkpoint(hub.resolve(draft)) if draft is not None else None
     config, tokenizer = checkpoint.config, Tokenizer(checkpoint)
@@ -97,16 +99,15 @@ def command(
     if draft_checkpoint:
         requests.check_draft(draft_checkpoint, tokenizer)
     if advice := blas.advice():
-        click.echo(f"note: {advice}", err=True)
+        say(f"note: {advice}")
     model = loading.load_model(checkpoint, dtype)
     drafts = (loading.load_model(draft_checkpoint, dtype) if draft_checkpoint else None, lookup)
-    result = _reply(model, tokenizer, request, drafts, None if as_json else Printer())
-    if as_json:
-        click.echo(json.dumps({**asdict(result), "model": source}, ensure_ascii=False))
-    else:
-        click.echo(statistics(result), err=True)
-    if result.finish_reason == "interrupted":
-        raise KeyboardInterrupt
+    with interrupt.postponed() as interrupted:  # Ctrl-C ends the reply, and what there is of it is complete
+        result = _reply(model, tokenizer, request, drafts, None if as_json else Printer(), interrupted)
+        if as_json:
+            show_json({**asdict(result), "model": source})
+        else:
+            say(statistics(result))
 
 
 def _check_raw(raw: bool, options: Mapping[str, Any]) -> None:
@@ -136,26 +137,31 @@ def _variables(arguments: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-def _reply(model: Any, tokenizer: Any, request: Any, drafts: tuple[Any, Any], show: Printer | None) -> Any:
+def _reply(
+    model: Any,
+    tokenizer: Any,
+    request: Any,
+    drafts: tuple[Any, Any],
+    printer: Printer | None,
+    interrupted: Callable[[], bool],
+) -> Any:
     """Run a request to its end or to Ctrl-C, shown as it is made."""
     from ..engine import reply as generation
 
     collector = generation.Collector(model, request)
-    try:
+    with printer or nullcontext():
         for step in generation.run(model, tokenizer, request, *drafts):
             collector.add(step)
-            if show:
-                show.step(step.text, step.thinking)
-    except KeyboardInterrupt:
-        collector.interrupt()
-    finally:
-        if show:
-            show.end()
+            if printer:
+                printer.step(step.text, step.thinking)
+            if interrupted() and not step.finish_reason:
+                collector.interrupt()
+                break
     return collector.result()
 
 
 def _default_source(hub: Any) -> str:
     source: str = hub.default_source()
     if source == "demo":
-        click.echo(f"using the demo model in the package; --model {hub.DEFAULT} downloads the real one", err=True)
+        say(f"using the demo model in the package; --model {hub.DEFAULT} downloads the real one")
     return source

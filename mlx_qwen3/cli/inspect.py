@@ -1,12 +1,11 @@
 """`mlx-qwen3 inspect`"""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .terminal import read_stdin
+from .terminal import read_stdin, show, show_json
 
 
 @click.command("inspect")
@@ -46,6 +45,9 @@ def command(
     text = read_stdin() if prompt == "-" else prompt
     report = inspect.inspect(source, inspect.Options(prompt=text, **options))
     inspect.write_files(report, plot, html, full)
-    click.echo(json.dumps(inspect.as_json(report), allow_nan=False) if as_json else inspect.render(report, full))
+    if as_json:
+        show_json(inspect.as_json(report))
+    else:
+        show(inspect.render(report, full))
     if strict:
         report.raise_for_fault()

@@ -1,27 +1,35 @@
 """The progress bar of a command."""
 
+import os
 import sys
 import time
-from typing import Any
 
 import click
 
+from .. import interrupt
+from .terminal import dumb
+
+WIDEST = 100  # columns of a bar with its text
+FEWEST = 10  # columns of the bar itself; a narrower terminal gets the text alone
+
 
 class Bar:
-    """Progress on stderr, one bar for each stage: bytes and rate, or steps. Lines where it is no terminal."""
+    """Progress on stderr, one bar for each stage: bytes and rate, or steps. If it is not a terminal: lines."""
 
     def __init__(self, wanted: bool | None) -> None:
-        self._terminal = sys.stderr.isatty()
-        self._on = self._terminal if wanted is None else wanted
+        self._terminal = sys.stderr.isatty() and not dumb()
+        self._on = sys.stderr.isatty() if wanted is None else wanted
         self._stage = ""
-        self._bar: Any = None
         self._done = self._total = self._tenths = 0
         self._began = 0.0
+        self._shown = ""  # the line that the cursor is in
 
     def __enter__(self) -> "Bar":
+        interrupt.register(self._leave_line)
         return self
 
     def __exit__(self, *_: object) -> None:
+        interrupt.unregister(self._leave_line)
         self._close()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
@@ -31,16 +39,19 @@ class Bar:
             self._close()
             self._stage, self._done, self._total, self._tenths = stage, 0, total, 0
             self._began = time.monotonic()
-            if self._terminal:
-                self._bar = click.progressbar(
-                    length=total, label=stage, item_show_func=lambda _: self._rate(), file=sys.stderr
-                )
         self._done = min(self._done + done, total)  # mixed measures some parts again
-        if self._bar is not None:
-            self._bar.update(done, self._done)
+        if self._terminal:
+            self._draw()
         elif self._done * 10 // total > self._tenths:
             self._tenths = self._done * 10 // total
             click.echo(f"{stage} {10 * self._tenths}%  {self._rate()}", err=True)
+
+    def _draw(self) -> None:
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80  # some pseudo-terminals say 0
+        line = bar_line(self._stage, self._done / self._total, self._rate(), columns)
+        if line != self._shown:
+            click.echo("\r" + line.ljust(len(self._shown)), nl=False, err=True)
+            self._shown = line
 
     def _rate(self) -> str:
         seconds = max(time.monotonic() - self._began, 1e-6)
@@ -49,6 +60,20 @@ class Bar:
         return f"{self._done / 1e9:.3f} of {self._total / 1e9:.3f} GB, {self._done / seconds / 1e6:,.0f} MB/s"
 
     def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.render_finish()
-            self._bar = None
+        if self._shown:
+            click.echo(err=True)
+            self._shown = ""
+
+    def _leave_line(self) -> None:
+        if self._shown:
+            os.write(sys.stderr.fileno(), b"\n")
+
+
+def bar_line(stage: str, share: float, text: str, columns: int) -> str:
+    """A line that is narrower than the terminal: one as wide as it, or wider, would scroll with every update."""
+    room = min(columns - 1, WIDEST)
+    before, after = f"{stage} [", f"] {share:4.0%}  {text}"
+    cells = room - len(before) - len(after)
+    if cells < FEWEST:
+        return f"{stage} {share:4.0%}  {text}"[:room]
+    return f"{before}{'#' * round(share * cells):-<{cells}}{after}"

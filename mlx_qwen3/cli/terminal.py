@@ -1,15 +1,30 @@
-"""Standard input, output and error: what is read from them, and how a reply looks there."""
+"""Standard input, output and error: what is read from them, and how text looks there."""
 
 import io
+import json
 import os
+import re
 import sys
+from functools import partial
 from typing import Any
 
+import click
+
+from .. import interrupt
 from ..errors import UsageError
+from ..report import finite
+
+# A terminal obeys control characters: colours, cursor, title, clipboard. Text from a checkpoint or a model must not use
+# them. Allowed are line feed, tab and a carriage return before a line feed.
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?!\n)")
+# What json leaves as it is and means the same escaped: more control characters, and the bytes of a strange file name.
+NOT_IN_JSON = re.compile(r"[\x7f-\x9f\ud800-\udfff]")
+# These turn the direction of the text around them. A reply in Arabic may need them, one line of a message does not.
+DIRECTION = re.compile(r"[\u202a-\u202e\u2066-\u2069]")
 
 
 def open_standard_streams() -> None:
-    """A closed stdout takes nothing but is no error; a character that its encoding lacks becomes a question mark."""
+    """Replace a closed stream by an empty one. A character that the encoding lacks becomes a question mark."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - stays open as long as the process
@@ -18,44 +33,104 @@ def open_standard_streams() -> None:
             stream.reconfigure(errors="replace")
 
 
+def escape(text: str) -> str:
+    """Text for a terminal: ESC becomes the four characters \\x1b, and so on."""
+    return CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+
+
+def one_line(text: str) -> str:
+    """Text for one line of a message."""
+    return DIRECTION.sub(lambda match: f"\\u{ord(match[0]):04x}", escape(" ".join(text.split())))
+
+
+def say(text: str) -> None:
+    """Lines on stderr."""
+    with interrupt.postponed():
+        click.echo(escape(text), err=True)
+
+
+def show(text: str) -> None:
+    """A result on stdout."""
+    with interrupt.postponed():
+        click.echo(escape(text) if sys.stdout.isatty() else text)
+
+
+def show_json(content: Any) -> None:
+    """One JSON object on stdout."""
+    text = json.dumps(finite(content), ensure_ascii=False, allow_nan=False)
+    text = NOT_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+    with interrupt.postponed():
+        click.echo(text)
+
+
+def styled(stream: Any) -> bool:
+    """Whether a stream is a terminal that wants colours: https://no-color.org."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and not dumb()
+
+
+def dumb() -> bool:
+    """Whether the terminal says that it knows no control sequences."""
+    return os.environ.get("TERM") == "dumb"
+
+
 def read_stdin() -> str:
+    """Raises UsageError if standard input is empty or not UTF-8."""
     try:
-        return sys.stdin.buffer.read().decode("utf-8")
+        text = sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(f"standard input is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    if not text.strip():
+        raise UsageError("standard input is empty; write the prompt to it, or give --prompt TEXT")
+    return text
 
 
 class Printer:
-    """Streams a reply to stdout; on a terminal thinking is dimmed, elsewhere it stands in its tags."""
+    """Streams a reply to stdout. Thinking is dimmed on a terminal; elsewhere it is between its tags.
+
+    Use it in a `with` block: its end completes the line, also after an error.
+    """
 
     def __init__(self) -> None:
-        self._dim, self._plain = ("\x1b[2m", "\x1b[0m\n") if sys.stdout.isatty() else ("<think>\n", "</think>\n\n")
+        self._terminal = sys.stdout.isatty()
+        self._styled = styled(sys.stdout)
+        self._open, self._close = ("\x1b[2m", "\x1b[0m\n") if self._styled else ("<think>\n", "</think>\n\n")
         self._thinking = False
         self._last = "\n"
 
-    def step(self, text: str, thinking: str) -> None:
-        if thinking:
-            self._write(thinking if self._thinking else self._dim + thinking)
-            self._thinking = True
-        if text:
-            self._close_thinking()
-            self._write(text)
+    def __enter__(self) -> "Printer":
+        interrupt.register(self._reset)
+        return self
 
-    def end(self) -> None:
+    def __exit__(self, *_: object) -> None:
+        interrupt.unregister(self._reset)
         self._close_thinking()
         if not self._last.endswith("\n"):
             self._write("\n")
 
+    def step(self, text: str, thinking: str) -> None:
+        write = partial(self._write, untrusted=True)
+        if thinking:
+            if not self._thinking:
+                self._thinking = True
+                self._write(self._open)
+            write(thinking)
+        if text:
+            self._close_thinking()
+            write(text)
+
     def _close_thinking(self) -> None:
         if self._thinking:
-            self._write(self._plain if self._last.endswith("\n") else "\n" + self._plain)
+            self._write(self._close if self._last.endswith("\n") else "\n" + self._close)
             self._thinking = False
 
-    def _write(self, text: str) -> None:
-        self._last = ""  # where Ctrl-C falls in between, the line counts as open
-        sys.stdout.write(text)
+    def _write(self, text: str, untrusted: bool = False) -> None:
+        sys.stdout.write(escape(text) if untrusted and self._terminal else text)
         sys.stdout.flush()
         self._last = text
+
+    def _reset(self) -> None:
+        if self._styled and self._thinking:
+            os.write(sys.stdout.fileno(), b"\x1b[0m\n")
 
 
 def statistics(result: Any) -> str:

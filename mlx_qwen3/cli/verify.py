@@ -1,10 +1,9 @@
 """`mlx-qwen3 verify`"""
 
-import json
-
 import click
 
 from .progress import Bar
+from .terminal import say, show_json
 
 
 @click.command("verify")
@@ -20,6 +19,6 @@ def command(folder: str, source: str | None, transformers: bool, progress: bool 
     with Bar(progress) as bar:
         verification = verify(folder, source, transformers=transformers, progress=bar)
     if as_json:
-        click.echo(json.dumps(verification.summary(), ensure_ascii=False))
+        show_json(verification.summary())
     else:
-        click.echo(report(verification), err=True)
+        say(report(verification))

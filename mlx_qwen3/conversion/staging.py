@@ -16,11 +16,12 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from .. import interrupt
 from ..errors import OutputError, UsageError
 from ..report import replace_file, sync
 
@@ -81,11 +82,19 @@ def staging(out: Path, settings: Mapping[str, Any], overwrite: bool) -> Iterator
     works on it, or unfinished work with other `settings` (JSON values) is there.
     """
     work = work_folder(out)
-    with _failing_clearly(out), _parents(out), _locked(out, work):
+    accepted = False
+
+    def withdraw() -> None:
+        if accepted or not (work / "journal.json").exists():  # else it is earlier work, which may still be wanted
+            _withdraw(work, out)
+
+    with _failing_clearly(out), _parents(out), _locked(out, work, withdraw):
         _recover(out, work)
         try:
             check_free(out, overwrite)
-            stage = Staging(work, settings)
+            with interrupt.postponed():
+                stage = Staging(work, settings)
+                accepted = True
             yield stage
             _publish(work, out, overwrite)
         except BaseException as error:
@@ -155,6 +164,13 @@ def _recover(out: Path, work: Path) -> None:
         _clear(work)
 
 
+def _withdraw(work: Path, out: Path) -> None:
+    """What Ctrl-C leaves of a command: `out` as it was, or complete, and no work."""
+    if (work / "old").exists() and not out.exists():
+        (work / "old").rename(out)
+    _remove(work, out)
+
+
 def _remove(work: Path, out: Path) -> None:
     if (work / "old").exists() and not out.exists():
         return  # the only copy; the next run brings it back
@@ -177,28 +193,39 @@ def _clear(work: Path) -> None:
 def _parents(out: Path) -> Iterator[None]:
     """The folders above `out`; those that had to be made go again where it fails."""
     made = [folder for folder in out.parents if not folder.exists()]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
+
+    def undo() -> None:
         for folder in made:
             with suppress(OSError):  # unfinished work of a killed run may lie there
                 folder.rmdir()
-        raise
+
+    with interrupt.cleaning(undo):
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            yield
+        except BaseException:
+            undo()
+            raise
 
 
 @contextmanager
-def _locked(out: Path, work: Path) -> Iterator[None]:
-    """One process at a time: a kill frees the lock, which a file that merely exists would not."""
-    while True:
-        work.mkdir(exist_ok=True)
-        file = _lock(out, work / "lock")
-        if (work / "lock").exists() and os.fstat(file.fileno()).st_ino == (work / "lock").stat().st_ino:
-            break
-        file.close()  # another process has just finished and removed the folder
+def _locked(out: Path, work: Path, withdraw: Callable[[], None]) -> Iterator[None]:
+    """One process at a time: a kill frees the lock, which a file that merely exists would not.
+
+    Ctrl-C calls `withdraw` from the moment that the lock is held.
+    """
+    with interrupt.postponed():  # or it could come after the folder is made, and before a clean-up knows of it
+        while True:
+            work.mkdir(exist_ok=True)
+            file = _lock(out, work / "lock")
+            if (work / "lock").exists() and os.fstat(file.fileno()).st_ino == (work / "lock").stat().st_ino:
+                break
+            file.close()  # another process has just finished and removed the folder
+        interrupt.register(withdraw)
     try:
         yield
     finally:
+        interrupt.unregister(withdraw)
         file.close()
 
 

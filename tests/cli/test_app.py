@@ -152,15 +152,15 @@ def test_ctrl_c_with_json_gives_what_there_is(chat):
     """The seventh step interrupts itself: with --json nothing is written that could tell when to."""
     program = """
 import itertools, os, signal, sys
-from mlx_qwen3.cli import app as cli
+from mlx_qwen3.cli import app
 from mlx_qwen3.engine import reply as generation
 steps = generation.run
 def run(*arguments):
     for count, step in enumerate(steps(*arguments)):
-        yield step
         if count == 6: os.kill(os.getpid(), signal.SIGINT)
+        yield step
 generation.run = run
-cli.cli(sys.argv[1:])
+app.run(sys.argv[1:])
 """
     command = [sys.executable, "-c", program, "generate", "--prompt", "hi", "--model", chat, "--seed", "1", "--json"]
     result = run(*command, cwd=ROOT)
@@ -343,7 +343,7 @@ def test_bad_options_are_told_before_a_download(arguments, message):
 
 
 CLOSED = {
-    "stdin": ("--prompt - <&-", 1, "the prompt is empty"),
+    "stdin": ("--prompt - <&-", 2, "standard input is empty"),
     "stdout": ("--prompt x --max-tokens 2 >&-", 0, "2 generated"),
     "full": ("--prompt x --max-tokens 2 >/dev/full", 1, "No space left on device"),
 }
@@ -370,13 +370,13 @@ def test_a_terminal_without_unicode_gets_question_marks(chat):
 def test_an_error_in_mid_reply_ends_the_line(chat):
     program = """
 import sys
-from mlx_qwen3.cli import app as cli
+from mlx_qwen3.cli import app
 from mlx_qwen3.engine import reply as generation
 def run(*_):
     yield generation.Chunk(1, "", "hm")
     raise RuntimeError("out of memory")
 generation.run = run
-cli.cli(sys.argv[1:])
+app.run(sys.argv[1:])
 """
     result = run(sys.executable, "-c", program, "generate", "--prompt", "hi", "--model", chat, cwd=ROOT)
     assert (result.returncode, result.stdout) == (1, b"<think>\nhm\n</think>\n\n")

@@ -55,7 +55,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "certificate.json"}
 
 
-def crash(source: Path, folder: Path, options: dict, points: list[int]) -> int:
+def crash(source: Path, folder: Path, options: dict, points: list[int], signal: str = "SIGKILL") -> int:
     """Convert up to each point; returns the number of events where a point is -1."""
     command = [
         sys.executable,
@@ -63,6 +63,7 @@ def crash(source: Path, folder: Path, options: dict, points: list[int]) -> int:
         str(source),
         str(folder),
         json.dumps(options),
+        signal,
     ]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     result = subprocess.run([*command, *map(str, points)], capture_output=True, timeout=300, env=environment)
@@ -134,6 +135,30 @@ def test_killed_while_it_overwrites_the_old_or_the_new_is_there_or_comes_back(so
         assert content(out) == after
         assert [path.name for path in out.parent.iterdir()] == ["out"]
     assert absent  # killed in the window: before it syncs the first rename, before the second
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_ctrl_c_leaves_out_as_it_was_or_complete_and_nothing_else(overwrite, source, old, memory):
+    """At every event of a command, and of the clean-up of one that is nearly done."""
+    options = {"divergence": False, "overwrite": overwrite}
+    (memory / "-1").mkdir()
+    events = crash(source, memory, options, [-1])
+    after = content(memory / "-1" / "out")
+    for point in range(events):
+        (memory / str(point)).mkdir()
+        if overwrite:
+            shutil.copytree(old, memory / str(point) / "out")
+    crash(source, memory, options, list(range(events)), "SIGINT")
+    untouched = complete = 0
+    for point in range(events):
+        place = memory / str(point)
+        if [path.name for path in place.iterdir()] == (["out"] if overwrite else []):
+            untouched += not overwrite or content(place / "out") == content(old)
+        if [path.name for path in place.iterdir()] == ["out"]:
+            complete += content(place / "out") == after
+    assert untouched + complete == events
+    assert untouched
+    assert complete  # published, and cut in the removal of the work
 
 
 def killed_half_way(source: Path, folder: Path, options: dict) -> Path:
