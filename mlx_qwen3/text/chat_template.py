@@ -18,7 +18,7 @@ from .messages import (
     part_text,
     plain,
     read_messages,
-    short,
+    shown,
 )
 from .sandbox import compile_template, render, variables
 from .tool_schema import tool_schema
@@ -130,8 +130,8 @@ class ChatTemplate:
         known = variables(self.source) if arguments else frozenset()
         if unknown := [name for name in arguments if name not in known]:
             own = [name for name in sorted(known.difference(RESERVED, FUNCTIONS)) if not name.endswith("_token")]
-            shown = ", ".join(map(short, own)) or "none"
-            raise UsageError(f"the chat template has no variable {short(unknown[0])!r}; it reads {shown}")
+            listed = ", ".join(map(shown, own)) or "none"
+            raise UsageError(f"the chat template has no variable {shown(unknown[0])!r}; it reads {listed}")
         return {
             **self._special_tokens,
             **{name: plain(value, f"template_args[{name!r}]") for name, value in arguments.items()},

@@ -6,6 +6,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from ..errors import PromptError
+from ..files.reading import short
 
 Message = dict[str, Any]
 TEXT_PARTS = ("text", "input_text", "output_text")  # what the chat and the responses API call a part of text
@@ -23,8 +24,8 @@ def read_messages(messages: Iterable[Any]) -> list[Message]:
         where = describe(index, role)
         value = plain(message, where)
         if not isinstance(value, dict) or not isinstance(value.get("role"), str):
-            shown = "has no role" if isinstance(value, dict) else f"is {short(value)}"
-            raise PromptError(f"{where} {shown}; expected an object with a role and a content")
+            fault = "has no role" if isinstance(value, dict) else f"is {shown(value)}"
+            raise PromptError(f"{where} {fault}; expected an object with a role and a content")
         value = {key: item for key, item in value.items() if item is not None}
         if has_parts(value):
             for part in value["content"]:
@@ -48,7 +49,7 @@ def plain(value: Any, where: str) -> Any:
 
 def describe(index: int, role: Any) -> str:
     """How an error calls a message: its place and its role."""
-    return f"messages[{index}] ({short(role)})" if isinstance(role, str) else f"messages[{index}]"
+    return f"messages[{index}] ({shown(role)})" if isinstance(role, str) else f"messages[{index}]"
 
 
 def part_text(part: Any, where: str) -> str:
@@ -57,10 +58,10 @@ def part_text(part: Any, where: str) -> str:
         return part
     kind = part.get("type", "text" if "text" in part else None) if isinstance(part, dict) else None
     if kind not in TEXT_PARTS:
-        shown = f"a part of type {short(kind)}" if kind is not None else f"the part {short(part)}"
-        raise PromptError(f"{where} holds {shown}; this model reads text only")
+        what = f"a part of type {shown(kind)}" if kind is not None else f"the part {shown(part)}"
+        raise PromptError(f"{where} holds {what}; this model reads text only")
     if not isinstance(part.get("text"), str):
-        raise PromptError(f"{where} holds a part of text whose text is {short(part.get('text'))}")
+        raise PromptError(f"{where} holds a part of text whose text is {shown(part.get('text'))}")
     return str(part["text"])
 
 
@@ -127,6 +128,6 @@ def _with_object(call: Any) -> Any:
     return {**call, "arguments": arguments} if isinstance(arguments, dict) else call
 
 
-def short(value: Any) -> str:
-    text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def shown(value: Any) -> str:
+    """A value for a message, cut if it is long."""
+    return short(value if isinstance(value, str) else repr(value))

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, PromptError, UsageError
+from ..files.members import TEMPLATES, members
+from ..files.reading import exists, open_file, short
 from .chat_template import ChatTemplate
-from .messages import short
+from .messages import shown
 from .sandbox import MAX_SOURCE
 
-FILE, FOLDER = "chat_template.jinja", "additional_chat_templates"  # as transformers 5 writes them
+FILE = "chat_template.jinja"  # the default, as transformers 5 writes it
 
 
 class ChatTemplates:
@@ -51,9 +53,8 @@ class ChatTemplates:
 
 def _from_files(folder: Path) -> dict[str, str]:
     """Template texts by name, from chat_template.jinja and the folder beside it."""
-    paths = {"default": folder / FILE} if (folder / FILE).exists() else {}
-    if (folder / FOLDER).is_dir():
-        paths |= {path.name.removesuffix(".jinja"): path for path in sorted((folder / FOLDER).glob("*.jinja"))}
+    paths = {"default": folder / FILE} if exists(folder / FILE) else {}
+    paths |= {Path(name).stem: folder / name for name in members(folder, [f"{TEMPLATES}/*.jinja"])}
     return {name: _read(path) for name, path in paths.items()}
 
 
@@ -66,13 +67,13 @@ def _from_config(templates: Any) -> dict[str, str]:
         entries = {}
         for entry in templates:
             if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-                raise CheckpointError(f"chat_template in tokenizer_config.json lists {short(entry)} without a name")
+                raise CheckpointError(f"chat_template in tokenizer_config.json lists {shown(entry)} without a name")
             entries[entry["name"]] = entry.get("template")
     if not isinstance(entries, dict):
-        raise CheckpointError(f"chat_template in tokenizer_config.json is {short(templates)}; expected text")
+        raise CheckpointError(f"chat_template in tokenizer_config.json is {shown(templates)}; expected text")
     for name, source in entries.items():
         if not isinstance(source, str):
-            raise CheckpointError(f"the chat template {short(name)} is {short(source)}; expected text")
+            raise CheckpointError(f"the chat template {shown(name)} is {shown(source)}; expected text")
     return entries
 
 
@@ -80,29 +81,25 @@ def _source(wanted: str | Path, known: Mapping[str, str]) -> str:
     """The text of a template that the user gave, as a file or as the text itself."""
     if isinstance(wanted, str) and any(mark in wanted for mark in ("{{", "{%", "{#")):
         return wanted
-    path = Path(wanted).expanduser()
     try:
-        exists = wanted != "" and path.exists()
-    except (OSError, ValueError):  # a name too long, a null byte
-        exists = False
-    if not exists:
-        have = f"has {_listed(known)}" if known else "has none"
-        raise UsageError(
-            f"there is no chat template {short(str(wanted))!r}; give a file or a name: this checkpoint {have}"
-        )
-    return _read(path)
+        # Any kind of file: a user may give a pipe, as the shell's <(...) does.
+        with Path(wanted or "/").expanduser().open(encoding="utf-8") as file:
+            return file.read(MAX_SOURCE + 1)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{short(wanted)} is not UTF-8 text ({error.reason}); give a file of Jinja") from None
+    except (OSError, ValueError, RuntimeError):  # ValueError: a null byte; RuntimeError: a home that is not known
+        have = f"this checkpoint has {_listed(known)}" if known else "this checkpoint has none"
+        raise UsageError(f"there is no chat template {short(wanted)!r}; give a file or a name: {have}") from None
 
 
 def _listed(names: Iterable[str]) -> str:
-    return ", ".join(short(name) for name in sorted(names))
+    return ", ".join(shown(name) for name in sorted(names))
 
 
 def _read(path: Path) -> str:
-    """The text of a template file. Raises CheckpointError if it is not a regular file of text."""
-    if not path.is_file():  # reading a FIFO would wait for ever
-        raise CheckpointError(f"{path} is not a file; a chat template is a file of text")
+    """The text of a template file of the checkpoint. Raises CheckpointError if it is not a regular file of text."""
     try:
-        with path.open(encoding="utf-8") as file:
+        with open(open_file(path), encoding="utf-8") as file:  # line ends become "\n", as in transformers
             return file.read(MAX_SOURCE + 1)
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is not UTF-8 text ({error.reason}); download it again") from None

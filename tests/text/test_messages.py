@@ -128,7 +128,7 @@ class Unknown:
         ({"content": "x"}, r"messages\[1\] has no role"),
         ({"role": None, "content": "x"}, r"messages\[1\] has no role"),
         (5, r"messages\[1\] is 5; expected an object with a role"),
-        ({"role": "r" * 5000, "content": {1}}, r"messages\[1\] \(r{57}\.\.\.\) holds a set"),
+        ({"role": "r" * 5000, "content": {1}}, r"messages\[1\] \(r{60}\.\.\.r{60} \(5000 characters\)\) holds a set"),
     ],
 )
 def test_an_error_names_the_message(message: Any, reason: str) -> None:

@@ -9,7 +9,8 @@ import pytest
 from chats import HI, TIME, TOKENS
 
 from mlx_qwen3.errors import CheckpointError, PromptError, UsageError
-from mlx_qwen3.text.template_files import FOLDER, ChatTemplates
+from mlx_qwen3.files.members import TEMPLATES as FOLDER
+from mlx_qwen3.text.template_files import ChatTemplates
 
 NAMED = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools"}]
 
@@ -18,7 +19,7 @@ def write(folder: Path, config: Any = None, file: str | None = None, **additiona
     """The templates of a folder: those of the config, the file, and those of the folder of additional ones."""
     folder.mkdir(exist_ok=True)
     if file is not None:
-        (folder / "chat_template.jinja").write_text(file, encoding="utf-8")
+        (folder / "chat_template.jinja").write_bytes(file.encode())
     for name, source in additional.items():
         (folder / FOLDER).mkdir(exist_ok=True)
         (folder / FOLDER / f"{name}.jinja").write_text(source, encoding="utf-8")
@@ -36,6 +37,7 @@ FOLDERS: dict[str, dict[str, Any]] = {
     "object": {"config": {"default": "plain", "tool_use": "tools", "rag": "rag"}},
     "same name twice": {"config": [*NAMED, {"name": "default", "template": "second"}]},
     "file": {"file": "文件 {{ messages[0].content }}"},
+    "line ends of Windows": {"file": "a\r\n{% if true %}\r\nb{{ 'c\r\nd' }}\r\n{% endif %}\r\n"},
     "file and config": {"config": NAMED, "file": "file"},
     "file and folder": {"file": "file", "tool_use": "tools", "rag": "rag"},
     "folder and config": {"config": "text", "tool_use": "tools", "default": "default of the folder"},
@@ -80,6 +82,11 @@ def test_a_template_is_chosen_by_name_file_or_text(tmp_path: Path) -> None:
     assert chosen(templates, own) == chosen(templates, str(own)) == "own hi"
     assert chosen(templates, "text {{ messages[0].content }}") == "text hi"
     assert chosen(write(tmp_path / "empty"), own) == "own hi"
+    reader, writer = os.pipe()  # as the shell's <(...) gives it
+    os.write(writer, b"piped")
+    os.close(writer)
+    assert chosen(templates, f"/dev/fd/{reader}") == "piped"
+    os.close(reader)
 
 
 @pytest.mark.parametrize("wanted", ["tool_uses", "/nowhere/x.jinja", "x" * 5000, "a\0b", "", Path("nothing")])
@@ -87,6 +94,12 @@ def test_a_template_that_does_not_exist_is_refused(tmp_path: Path, wanted: Any) 
     with pytest.raises(UsageError, match=r"no chat template .*: this checkpoint has default, tool_use") as caught:
         chosen(write(tmp_path, NAMED), wanted)
     assert len(str(caught.value)) < 250
+
+
+def test_a_given_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "own").write_bytes(b"\xff\xfe{")
+    with pytest.raises(UsageError, match="own is not UTF-8 text"):
+        chosen(write(tmp_path, NAMED), tmp_path / "own")
 
 
 @pytest.mark.parametrize("config", [None, [], "", {}])
@@ -136,5 +149,5 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 def test_what_is_not_a_regular_file_is_refused(tmp_path: Path, make: Any) -> None:
     make(tmp_path / "chat_template.jinja")
-    with pytest.raises(CheckpointError, match=r"chat_template\.jinja is not a file"):
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja is a (named pipe|folder), not a file"):
         write(tmp_path, NAMED)
