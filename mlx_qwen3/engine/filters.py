@@ -16,9 +16,11 @@ from ..model import kernels
 BROKEN = -1  # in place of a token if the logits are unusable; as an index it means the last row, and so does no harm
 # The fewest candidates of top-k; a k above 64 has 2 k of them. Ids equal to the k-th stay as far as this reaches.
 CANDIDATES = 128
-# Of neighbouring logits only the largest is looked at first, in two rounds. Metal sorts up to 2,048 values in one
-# kernel; of Qwen3's vocabulary these sizes leave 1,900 values to sort, then 640, then 2,048.
-BLOCK, PIECE = 80, 16
+# Of neighbouring logits only the largest is looked at first, in two rounds: most of a large vocabulary is read once and
+# never sorted. Metal sorts up to 2,048 values in one kernel. These sizes give it 2,022 of Qwen3's vocabulary, then 640
+# and 1,939.
+BLOCK, PIECE = 75, 15
+SMALL = 100  # blocks: to read so few logits twice takes less time than to divide them
 WEIGHT_BITS = 42  # top-p adds weights as integers, 2^42 for the largest: 2^20 of them fit 63 bits
 SHARE_BITS = 30  # of the share that top-p cuts off
 Choose = Callable[[mx.array, mx.array | None], mx.array]
@@ -99,8 +101,17 @@ def _compiled(function: Callable[..., mx.array], *constants: int) -> Callable[..
 
 def greedy(logits: mx.array) -> mx.array:
     """The id of the largest logit, the first if several are equal."""
-    largest, ids, values = _pool(logits, 1)
-    return _checked(mx.take_along_axis(ids, mx.argmax(values, axis=-1, keepdims=True), axis=-1), largest)
+    if len(logits[0]) <= SMALL * BLOCK:
+        largest = mx.max(logits, axis=-1, keepdims=True)
+        return _checked(mx.argmax(logits, axis=-1, keepdims=True), largest)
+    blocks, rest = _divided(logits)
+    maxima = mx.concatenate([mx.max(blocks, axis=-1), rest], axis=-1)  # each of the rest is a block by itself
+    best = mx.argmax(maxima, axis=-1, keepdims=True)
+    whole = blocks.shape[1]
+    block = mx.minimum(best, whole - 1)
+    place = mx.argmax(mx.take_along_axis(blocks, block[..., None], axis=1), axis=-1)
+    ids = mx.where(best < whole, block * BLOCK + place, best + whole * (BLOCK - 1))
+    return _checked(ids, mx.take_along_axis(maxima, best, axis=-1))
 
 
 def draw_from_all(logits: mx.array, keys: mx.array, temperature: mx.array) -> mx.array:
@@ -136,78 +147,95 @@ def candidates(logits: mx.array, n: int) -> tuple[mx.array, mx.array, mx.array]:
 
     From the largest to the smallest, and of equal ones the larger id first, as transformers' sort leaves them.
     """
-    largest, ids, values = _pool(logits, n)
-    if n < ids.shape[-1]:
+    if logits.shape[1] <= max(SMALL, 2 * n) * BLOCK:
+        largest, ids = mx.max(logits, axis=-1, keepdims=True), None
+        best = _best(logits, n) if n < logits.shape[1] else None
+    else:
+        largest, ids, values = _pool(logits, n)
+        best = mx.take_along_axis(ids, _best(values, n), axis=-1)
+    if best is not None:
         # In the order of ids first: the sort below keeps the order of equal values.
-        ids = mx.sort(mx.take_along_axis(ids, _best(values, n), axis=-1), axis=-1)
-        values = mx.take_along_axis(logits, ids, axis=-1)
-    order = mx.argsort(values, axis=-1)[:, ::-1]
-    return largest, mx.take_along_axis(values, order, axis=-1), mx.take_along_axis(ids, order, axis=-1)
+        ids = mx.sort(best, axis=-1)
+        logits = mx.take_along_axis(logits, ids, axis=-1)
+    order = mx.argsort(logits, axis=-1)[:, ::-1]
+    ids = order if ids is None else mx.take_along_axis(ids, order, axis=-1)
+    return largest, mx.take_along_axis(logits, order, axis=-1), ids
 
 
 def _pool(logits: mx.array, n: int) -> tuple[mx.array, mx.array, mx.array]:
-    """(largest logit (B, 1), ids (B, m), their logits (B, m)): among them the n largest of the row.
+    """(largest logit (B, 1), ids (B, m), their logits (B, m)), with the n largest of the row among them.
 
-    Those lie in the n blocks with the largest maxima, so most of a large vocabulary is read once and never sorted.
+    Those lie in the n blocks with the largest maxima, and there in the n pieces with the largest maxima.
     """
-    B, V = logits.shape
-    blocks = V // BLOCK
-    whole = blocks * BLOCK
-    if blocks <= 2 * n:
-        ids = mx.broadcast_to(mx.arange(V, dtype=mx.int32), (B, V))
-        return mx.max(logits, axis=-1, keepdims=True), ids, logits
-    # Each id after the last whole block counts as a block of its own.
-    maxima = mx.max(logits[:, :whole].reshape(B, blocks, BLOCK), axis=-1)
-    maxima = mx.concatenate([maxima, logits[:, whole:]], axis=-1)
-    chosen, lanes = _best(maxima, n)[..., None].astype(mx.int32), mx.arange(BLOCK, dtype=mx.int32)
-    ids = mx.where(chosen < blocks, chosen * BLOCK + lanes, chosen - blocks + whole)  # (B, n, BLOCK)
-    values = mx.take_along_axis(logits, ids.reshape(B, -1), axis=-1)
-    if n > 1:
-        repeated = ((chosen >= blocks) & (lanes > 0)).reshape(B, -1)  # a block of one id fills all lanes with it
-        values = mx.where(repeated, -mx.inf, values).reshape(B, -1, PIECE)
-        best = _best(mx.max(values, axis=-1), n)[..., None]
-        ids, values = (mx.take_along_axis(x, best, axis=1) for x in (ids.reshape(B, -1, PIECE), values))
-    return mx.max(maxima, axis=-1, keepdims=True), ids.reshape(B, -1), values.reshape(B, -1)
+    blocks, rest = _divided(logits)
+    B, whole, _ = blocks.shape
+    maxima = mx.max(blocks, axis=-1)
+    largest = mx.max(mx.concatenate([maxima, rest], axis=-1), axis=-1, keepdims=True)
+    chosen = _best(maxima, n)  # (B, n)
+    pieces = mx.take_along_axis(blocks, chosen[..., None], axis=1).reshape(B, -1, PIECE)
+    best = _best(mx.max(pieces, axis=-1), n)  # (B, n)
+    values = mx.take_along_axis(pieces, best[..., None], axis=1)  # (B, n, PIECE)
+    block = mx.take_along_axis(chosen, best // (BLOCK // PIECE), axis=-1)
+    first = block * BLOCK + best % (BLOCK // PIECE) * PIECE
+    ids = first[..., None] + mx.arange(PIECE, dtype=mx.uint32)
+    after = mx.arange(whole * BLOCK, logits.shape[1], dtype=mx.uint32)
+    ids = mx.concatenate([ids.reshape(B, -1), mx.broadcast_to(after, (B, len(after)))], axis=-1)
+    return largest, ids, mx.concatenate([values.reshape(B, -1), rest], axis=-1)
+
+
+def _divided(logits: mx.array) -> tuple[mx.array, mx.array]:
+    """(B, blocks, BLOCK), and what is left after the last whole block."""
+    blocks = logits.shape[1] // BLOCK
+    return logits[:, : blocks * BLOCK].reshape(len(logits), blocks, BLOCK), logits[:, blocks * BLOCK :]
 
 
 def _best(values: mx.array, n: int) -> mx.array:
-    """Where the n largest of each row are, (B, n)."""
-    return mx.argmax(values, -1, keepdims=True) if n == 1 else mx.argpartition(values, -n, axis=-1)[:, -n:]
+    """Where the n largest of each row are, (B, n), in any order."""
+    return mx.argpartition(values, -n, axis=-1)[:, -n:]
 
 
 class Filters(NamedTuple):
-    """Top-k, top-p and min-p, as arrays (B, 1), or (1, 1) for any number of rows."""
+    """Top-k, top-p and min-p, as arrays (B, 1), or (1, 1) for any number of rows; None if no row has the filter."""
 
-    last: mx.array  # index of the k-th candidate
-    cut: mx.array  # what top-p removes, in units of 2^-30 of the whole; -1 is nothing
-    min_p: mx.array
+    last: mx.array | None  # index of the k-th candidate
+    cut: mx.array | None  # what top-p removes, in units of 2^-30 of the whole; -1 is nothing
+    min_p: mx.array | None
 
     @classmethod
     def of(cls, params: Sequence[Params], n: int) -> "Filters":
+        def column(values: list[float], off: float, dtype: mx.Dtype) -> mx.array | None:
+            return None if all(value == off for value in values) else mx.array(values, dtype)[:, None]
+
         return cls(
-            last=mx.array([[min(settings.top_k or n, n) - 1] for settings in params]),
-            cut=mx.array([[_cut(settings.top_p)] for settings in params], mx.int64),
-            min_p=mx.array([[settings.min_p] for settings in params], mx.float32),
+            last=column([min(settings.top_k or n, n) - 1 for settings in params], n - 1, mx.int32),
+            cut=column([_cut(settings.top_p) for settings in params], -1, mx.int64),
+            min_p=column([settings.min_p for settings in params], 0, mx.float32),
         )
 
     def __call__(self, cooled: mx.array) -> mx.array:
         """Cooled logits (B, n) of candidates, those that a filter removes as -inf."""
-        kth = mx.take_along_axis(cooled, mx.broadcast_to(self.last, (len(cooled), 1)), axis=-1)
+        if self.last is not None:
+            last = mx.broadcast_to(self.last, (len(cooled), 1))
+            # All that are equal to the k-th stay.
+            cooled = mx.where(cooled >= mx.take_along_axis(cooled, last, axis=-1), cooled, -mx.inf)
+        if self.cut is None and self.min_p is None:
+            return cooled
         weights = mx.exp(cooled)  # in units of the first
-        keep = cooled >= kth  # all that are equal to the k-th stay
-        keep = keep & self._within_top_p(mx.where(keep, weights, 0)) & (weights >= self.min_p)
-        return mx.where(keep, cooled, -mx.inf)
+        if self.cut is not None:
+            cooled = mx.where(_within_top_p(weights, self.cut), cooled, -mx.inf)
+        return cooled if self.min_p is None else mx.where(weights >= self.min_p, cooled, -mx.inf)
 
-    def _within_top_p(self, weights: mx.array) -> mx.array:
-        """Remove the smallest candidates, as long as their weights are at most 1 - p of the whole.
 
-        The sum is over integers, and so exact: a float32 sum over 151,936 weights is off by some of them, and a GPU
-        has no float64.
-        """
-        units = mx.round(weights * 2.0**WEIGHT_BITS).astype(mx.int64)
-        mass = mx.cumsum(units, axis=-1, reverse=True)  # of a candidate and all after it
-        high, low = mass[:, :1] >> SHARE_BITS, mass[:, :1] & (2**SHARE_BITS - 1)
-        return mass >= high * self.cut + ((low * self.cut) >> SHARE_BITS)
+def _within_top_p(weights: mx.array, cut: mx.array) -> mx.array:
+    """Remove the smallest candidates, as long as their weights are at most 1 - p of the whole.
+
+    The sum is over integers, and so exact: a float32 sum over 151,936 weights is off by some of them, and a GPU has no
+    float64.
+    """
+    units = mx.round(weights * 2.0**WEIGHT_BITS).astype(mx.int64)
+    mass = mx.cumsum(units, axis=-1, reverse=True)  # of a candidate and all after it
+    high, low = mass[:, :1] >> SHARE_BITS, mass[:, :1] & (2**SHARE_BITS - 1)
+    return mass >= high * cut + ((low * cut) >> SHARE_BITS)
 
 
 def _cut(top_p: float) -> int:
