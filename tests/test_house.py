@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "mlx_qwen3"
 # From the roof down. The modules beside the folders (errors, blas, report, progress) lie under all of them.
 FOLDERS = ["cli", "server", "bench", "inspect", "conversion", "compare", "engine", "model", "text", "files"]
+PUBLIC_ONLY = [folder for folder in ("bench", "server") if (PACKAGE / folder).is_dir()]
 ONLY_IN = {
     "click": "cli/",
     "torch": "compare/ bench/workers/peer_",
@@ -32,6 +34,13 @@ def imports(path: Path) -> Iterator[tuple[str, ...]]:
             yield from (tuple(alias.name.split(".")) for alias in node.names)
 
 
+def exported(folder: str) -> set[str]:
+    """What a folder's __init__ lists in __all__: names, and modules whose names are public."""
+    module = ast.parse((PACKAGE / folder / "__init__.py").read_text())
+    lists = [node.value for node in module.body if isinstance(node, ast.Assign) and node.targets[0].id == "__all__"]
+    return set(ast.literal_eval(lists[0])) if lists else set()
+
+
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_a_folder_imports_only_from_folders_below(folder):
     below = FOLDERS[FOLDERS.index(folder) :]
@@ -44,6 +53,33 @@ def test_a_folder_imports_only_from_folders_below(folder):
 def test_the_modules_under_the_folders_import_none_of_them():
     for path in set(PACKAGE.glob("*.py")) - {PACKAGE / "__init__.py", PACKAGE / "__main__.py"}:
         assert not [parts for parts in imports(path) if len(parts) > 1 and parts[1] in FOLDERS], path.name
+
+
+@pytest.mark.parametrize("folder", PUBLIC_ONLY)
+def test_bench_and_server_use_public_names_only(folder):
+    for path in (PACKAGE / folder).rglob("*.py"):
+        for parts in imports(path):
+            if parts[0] == "mlx_qwen3" and len(parts) > 2 and parts[1] in set(FOLDERS) - {folder}:
+                found = ".".join(parts)
+                assert parts[2] in exported(parts[1]), f"{path.name} imports {found}, which {parts[1]}/ does not export"
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+                owner = ast.unparse(node.value)
+                assert owner in ("self", "cls", "os"), f"{path.name} uses {owner}.{node.attr}"  # os._exit is documented
+
+
+def test_private_names_stay_in_their_module():
+    for path in PACKAGE.rglob("*.py"):
+        for parts in imports(path):
+            private = [part for part in parts if part.startswith("_") and not part.endswith("__")]
+            assert parts[0] != "mlx_qwen3" or not private, f"{path.relative_to(PACKAGE)} imports {'.'.join(parts)}"
+
+
+@pytest.mark.parametrize("folder", [folder for folder in FOLDERS if (PACKAGE / folder).is_dir()])
+def test_what_a_folder_exports_is_there(folder):
+    module = import_module(f"mlx_qwen3.{folder}")
+    for name in exported(folder):
+        assert hasattr(module, name) or (PACKAGE / folder / f"{name}.py").exists(), name
 
 
 @pytest.mark.parametrize("library", ONLY_IN)
