@@ -118,6 +118,10 @@ class ChatTemplate:
         if (plain_messages, plain_values) != (messages, values):
             with suppress(PromptError):  # a template that needs the tags: those that are there count
                 text = self._prompt(plain_messages, plain_values, continued)
+        if text.rfind(THINK) > text.rfind(END_THINK) and values["add_generation_prompt"]:
+            with suppress(PromptError):  # where the template can begin the reply, that beginning alone counts
+                before = self._prompt(plain_messages, {**plain_values, "add_generation_prompt": False}, continued)
+                text = text.removeprefix(before) or text
         return text.rfind(THINK) > text.rfind(END_THINK)
 
     def _values(

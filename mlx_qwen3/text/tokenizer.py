@@ -192,10 +192,13 @@ class Tokenizer:
         return self._templates.has_default and self.chat_template().can_switch_thinking
 
     def opens_thinking(self, prompt: Sequence[int]) -> bool:
-        """Whether the last turn of a raw prompt ends inside a think block; a template says it by itself."""
-        opening, closing = map(self._backend.token_to_id, (THINK, END_THINK))
-        last = next((i for i in reversed(prompt) if i in (opening, closing) or i in self.stop_ids), None)
-        return last is not None and last == opening
+        """Whether a raw prompt ends inside a think block: after its last end token, `<think>` is the last tag.
+
+        The prompt of a chat template says this of itself, whatever the messages hold.
+        """
+        end = next((at for at in range(len(prompt), 0, -1) if prompt[at - 1] in self.stop_ids), 0)
+        text = self.decode(prompt[end:])
+        return text.rfind(THINK) > text.rfind(END_THINK)
 
     def _stop_ids(self, config: Mapping[str, Any]) -> frozenset[int]:
         """The union of what generation_config, config and the tokenizer call the end."""

@@ -19,7 +19,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
 from ..errors import CheckpointError
-from ..files.reading import read_json
+from ..files.reading import exists, read_json, read_text
 from .panic import panics_as_errors
 
 QWEN = "Qwen2Tokenizer"
@@ -39,6 +39,10 @@ class Declared:
     added: dict[int, AddedToken] = field(default_factory=dict)  # by the id that a file states
     named: dict[str, Token | None] = field(default_factory=dict)  # eos_token and the like
     extra: list[Token] = field(default_factory=list)  # special tokens without a name
+
+    @property
+    def texts(self) -> set[str]:
+        return {str(token) for token in [*self.added.values(), *self.special]}
 
     @property
     def special(self) -> list[Token]:
@@ -64,61 +68,62 @@ def read_vocabulary(folder: Path, settings: Mapping[str, Any], model_config: Map
     Raises CheckpointError that names the file and the remedy.
     """
     path = folder / "tokenizer.json"
-    backend, is_qwen = _backend(path, settings, model_config)
+    content = read_text(path) if exists(path) else None
+    backend, is_qwen = _backend(path, content, settings.get("tokenizer_class") or model_config.get("tokenizer_class"))
+    if is_qwen:
+        _be_qwen(backend, add_prefix_space=bool(settings.get("add_prefix_space")))
     try:
-        declared = _declared(folder, settings, path if path.is_file() else None)
+        declared = _declared(folder, settings, content)
     except (TypeError, ValueError, AttributeError) as error:
         reason = f"{folder} declares a special token that cannot be read ({error})"
         raise CheckpointError(f"{reason}; save the tokenizer again with transformers") from None
     defaults = QWEN_DEFAULTS if is_qwen else _padding_token(backend)
-    stated = {str(token) for token in [*declared.added.values(), *declared.special]}
-    invented = {text for text in defaults.values() if text not in stated and backend.token_to_id(text) is None}
+    new = [text for text in defaults.values() if text not in declared.texts and backend.token_to_id(text) is None]
     declared.named = {name: declared.named.get(name, defaults.get(name)) for name in NAMED} | declared.named
     backend.add_tokens(_to_add(backend, declared))
     if is_qwen:
         texts = dict.fromkeys(str(token) for token in declared.special)
         backend.add_tokens([AddedToken(text, special=True) for text in texts])
     backend.encode_special_tokens = bool(settings.get("split_special_tokens"))
-    if isinstance(rows := model_config.get("vocab_size"), int):
-        no_id = {str(token) for token in declared.special} - {token.content for token in declared.added.values()}
-        invented |= {text for text in no_id if (backend.token_to_id(text) or 0) >= rows}
     named = {name: str(token) for name, token in declared.named.items() if token is not None}
-    return Vocabulary(backend, named, frozenset(invented))
+    return Vocabulary(backend, named, frozenset(new) | _past(model_config.get("vocab_size"), backend, declared))
 
 
-def _backend(
-    path: Path, settings: Mapping[str, Any], model_config: Mapping[str, Any]
-) -> tuple[tokenizers.Tokenizer, bool]:
-    """(tokenizer before tokens are added, whether it is built as Qwen2Tokenizer)"""
-    prefix = bool(settings.get("add_prefix_space"))
-    if not path.is_file():
-        return _qwen(_read_merges(path.parent), prefix), True
+def _past(rows: Any, backend: tokenizers.Tokenizer, declared: Declared) -> set[str]:
+    """The special tokens without a stated id that come out past the rows of the model."""
+    stated = {token.content for token in declared.added.values()}
+    texts = {str(token) for token in declared.special} - stated
+    return {text for text in texts if isinstance(rows, int) and (backend.token_to_id(text) or 0) >= rows}
+
+
+def _backend(path: Path, content: str | None, class_name: Any) -> tuple[tokenizers.Tokenizer, bool]:
+    """(the tokenizer before tokens are added, whether it is a Qwen2Tokenizer, which has its own settings)"""
+    if content is None:
+        return tokenizers.Tokenizer(_read_merges(path.parent)), True
     try:
         with panics_as_errors(report=False):
-            backend = tokenizers.Tokenizer.from_file(str(path))
+            backend = tokenizers.Tokenizer.from_str(content)
     except Exception as error:  # the library raises Exception itself
         raise CheckpointError(f"{path} is not a tokenizer ({error}); download it again") from None
-    name = settings.get("tokenizer_class") or model_config.get("tokenizer_class") or QWEN
-    if str(name).removesuffix("Fast") != QWEN:
+    if str(class_name or QWEN).removesuffix("Fast") != QWEN:
         backend.no_truncation()
         return backend, False
     if not isinstance(backend.model, models.BPE):
         kind = type(backend.model).__name__
         raise CheckpointError(f"{path} holds a {kind} model, but {QWEN} reads BPE; download the file again")
-    return _qwen(backend.model, prefix), True
+    return tokenizers.Tokenizer(backend.model), True
 
 
-def _qwen(model: models.BPE, add_prefix_space: bool) -> tokenizers.Tokenizer:
-    """What transformers' Qwen2Tokenizer makes of vocabulary and merges."""
+def _be_qwen(backend: tokenizers.Tokenizer, add_prefix_space: bool) -> None:
+    """Give a tokenizer the settings of transformers' Qwen2Tokenizer."""
+    model = backend.model
     model.dropout = model.unk_token = None
     model.fuse_unk = model.byte_fallback = model.ignore_merges = False
-    backend = tokenizers.Tokenizer(model)
     backend.normalizer = normalizers.NFC()
     words = pre_tokenizers.Split(Regex(QWEN_PATTERN), behavior="isolated", invert=False)
     letters = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=False)
     backend.pre_tokenizer = pre_tokenizers.Sequence([words, letters])
     backend.decoder = decoders.ByteLevel()
-    return backend
 
 
 def _read_merges(folder: Path) -> models.BPE:
@@ -160,7 +165,7 @@ def _as_added(token: Token, named: bool) -> AddedToken:
     return token
 
 
-def _declared(folder: Path, config: Mapping[str, Any], tokenizer_file: Path | None) -> Declared:
+def _declared(folder: Path, config: Mapping[str, Any], tokenizer_json: str | None) -> Declared:
     """What the files declare. The order of the steps is that of transformers' `_from_pretrained`.
 
     tokenizer_config.json stands alone if it has `added_tokens_decoder`; if not, the older files are read too.
@@ -177,7 +182,7 @@ def _declared(folder: Path, config: Mapping[str, Any], tokenizer_file: Path | No
     else:
         _add_special_tokens_map(folder / "special_tokens_map.json", settings)
         _move_named_extras(settings, first)
-        added = _older_added_tokens(folder / "added_tokens.json", settings, tokenizer_file)
+        added = _older_added_tokens(folder / "added_tokens.json", settings, tokenizer_json)
     texts = {str(token): token for token in added.values()}
     named: dict[str, Token | None] = {
         name: None if settings[name] is None else texts.get(str(_token(settings[name])), _token(settings[name]))
@@ -210,23 +215,22 @@ def _add_special_tokens_map(path: Path, settings: dict[str, Any]) -> None:
         settings[key] = value
 
 
-def _older_added_tokens(path: Path, settings: Mapping[str, Any], tokenizer_file: Path | None) -> dict[int, AddedToken]:
+def _older_added_tokens(path: Path, settings: Mapping[str, Any], tokenizer_json: str | None) -> dict[int, AddedToken]:
     """added_tokens.json and the added tokens of tokenizer.json, by id; of two tokens with one id the latter."""
     special = {str(settings[name]) for name in NAMED if settings.get(name)}
     special |= {str(token) for token in settings.get("extra_special_tokens") or []}
     added = {}
     for text, index in _optional(path).items():
         added[int(index)] = AddedToken(text, normalized=text not in special, special=text in special)
-    for entry in _added_tokens_of(tokenizer_file) if tokenizer_file else []:
+    for entry in _added_tokens_of(tokenizer_json) if tokenizer_json else []:
         added[int(entry["id"])] = _added(entry)
     return added
 
 
-def _added_tokens_of(path: Path) -> list[dict[str, Any]]:
+def _added_tokens_of(tokenizer_json: str) -> list[dict[str, Any]]:
     """The array `added_tokens` of tokenizer.json, found without reading the vocabulary, which is most of the file."""
-    text = path.read_text(encoding="utf-8")
-    start = re.search(r'"added_tokens"\s*:\s*(?=\[)', text)  # a token of that name has a number here
-    return json.JSONDecoder().raw_decode(text, start.end())[0] if start else []
+    start = re.search(r'"added_tokens"\s*:\s*(?=\[)', tokenizer_json)  # a token of that name has a number here
+    return json.JSONDecoder().raw_decode(tokenizer_json, start.end())[0] if start else []
 
 
 def _is_own_name(key: str) -> bool:
@@ -254,4 +258,4 @@ def _added(entry: Mapping[str, Any]) -> AddedToken:
 
 
 def _optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}
+    return read_json(path) if exists(path) else {}

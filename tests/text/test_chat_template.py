@@ -280,12 +280,21 @@ CHATML = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% 
 ALWAYS = CHATML + "<assistant><think>\n"  # without a look at add_generation_prompt
 THINKING_2507 = CHATML + "{% if add_generation_prompt %}<assistant><think>\n{% endif %}"
 CLOSES = CHATML + "{% if add_generation_prompt %}<assistant><think>\n\n</think>\n\n{% endif %}"
+TELLS = "Begin with <think>.\n" + CHATML  # an opening tag that opens nothing
+TELLS_AND_OPENS = TELLS + "{% if add_generation_prompt %}<assistant><think>\n{% endif %}"
 ASKS_FOR_TAGS = CHATML + "{{ raise_exception('no tags') if '<think>' not in messages[0].content }}"
 
 
 @pytest.mark.parametrize(
     ("source", "expected"),
-    [(CHATML, False), (ALWAYS, True), (THINKING_2507, True), (CLOSES, False)],
+    [
+        (CHATML, False),
+        (ALWAYS, True),
+        (THINKING_2507, True),
+        (CLOSES, False),
+        (TELLS + "{% if add_generation_prompt %}<assistant>{% endif %}", False),
+        (TELLS_AND_OPENS, True),
+    ],
 )
 @pytest.mark.parametrize("text", ["<think>", "<think>a</think>", "</think>", "<think></think><think>", "a<think>b"])
 def test_what_the_template_opened_decides_and_not_what_a_message_says(source: str, text: str, expected: bool) -> None:

@@ -287,6 +287,7 @@ def test_thinking_can_be_switched_where_the_template_asks(tmp_path: Path, templa
         ("<think>a</think><think>", True),
         ("What is <think>?<end>assistant\n", False),  # a user's turn
         ("What is </think>?<end>assistant\n<think>\n", True),
+        ("<thi<end>nk>", False),
     ],
 )
 def test_prompt_that_ends_inside_a_think_block_opens_thinking(tmp_path: Path, prompt: str, expected: bool) -> None:
