@@ -114,6 +114,7 @@ def generate_batch(
     Greedy unless `sampling` says otherwise; a row then gets the tokens it would get alone. `draft` and `lookup` are
     those of `make_drafter`. Raises PromptError for a prompt that is empty or does not fit.
     """
+    prompts = [[int(token) for token in prompt] for prompt in prompts]  # of any array or sequence
     for prompt in prompts:
         check_prompt(prompt, max_tokens, model.config)
     if not prompts:

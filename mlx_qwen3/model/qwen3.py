@@ -8,16 +8,22 @@ B batch, L new tokens, T = B * L, S cached + new, H query heads, K key/value hea
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
+from ..errors import PromptError
 from ..files.config import Qwen3Config
+from ..files.dtypes import dtype_name
+from ..files.values import to_mlx
 from . import kernels
 from .cache import KVCache, Listener, NoCache, View
 from .linear import Derived, Linear
 from .rope import RoPE
 
+Ids = mx.array | np.ndarray | Sequence[Sequence[int]]  # of tokens
 Turn = tuple[mx.array, mx.array]  # cos and sin of a pass, see RoPE
 
 
@@ -118,7 +124,7 @@ class Qwen3(nn.Module):
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.hidden_size, config.vocab_size)
 
-    def __call__(self, ids: mx.array, cache: KVCache | None = None, watch: Listener | None = None) -> mx.array:
+    def __call__(self, ids: Ids, cache: KVCache | None = None, watch: Listener | None = None) -> mx.array:
         """Logits (B, L, V) of token ids (B, L), which follow what the cache holds.
 
         `watch` is called with every step's name and arrays; compare/flow.py lists them. It changes no result.
@@ -129,9 +135,10 @@ class Qwen3(nn.Module):
         """An empty cache for `batch` rows; `padding` gives the number of padding tokens at the left of each row."""
         return KVCache(batch, padding)
 
-    def hidden(self, ids: mx.array, cache: KVCache | None = None, watch: Listener | None = None) -> mx.array:
+    def hidden(self, ids: Ids, cache: KVCache | None = None, watch: Listener | None = None) -> mx.array:
         """The normalised hidden states (B, L, hidden) from which `logits` projects. The cache moves on."""
-        B, L = _shape(ids)
+        ids = _token_ids(ids)
+        B, L = ids.shape
         if cache is None:
             return self.forward(ids, NoCache(B, L, watch))
         if cache.batch != B:
@@ -149,9 +156,10 @@ class Qwen3(nn.Module):
             view.watch("final_norm", x)
         return x
 
-    def residuals(self, ids: mx.array, view: View | None = None) -> Iterator[mx.array]:
+    def residuals(self, ids: Ids, view: View | None = None) -> Iterator[mx.array]:
         """The residual stream (B, L, hidden) after the embedding and after each layer: layers + 1 arrays."""
-        view = NoCache(*_shape(ids)) if view is None else view
+        ids = _token_ids(ids)
+        view = NoCache(ids.shape[0], ids.shape[1]) if view is None else view
         return (x.reshape(*ids.shape, -1) for x in self._residuals(ids, view))
 
     def _residuals(self, ids: mx.array, view: View) -> Iterator[mx.array]:
@@ -176,7 +184,14 @@ class Qwen3(nn.Module):
         return self.embed_tokens.as_linear if self.config.tie_word_embeddings else self.lm_head
 
 
-def _shape(ids: mx.array) -> tuple[int, int]:
+def _token_ids(ids: Any) -> mx.array:
+    """Token ids (B, L) for MLX. Raises PromptError for another shape, or if they are not integers."""
+    try:
+        ids = ids if isinstance(ids, mx.array) else to_mlx(np.array(ids, order="C"))
+    except ValueError:  # of NumPy, for rows of different lengths
+        raise PromptError("token ids have rows of different lengths; expected (batch, length)") from None
+    if not mx.issubdtype(ids.dtype, mx.integer):
+        raise PromptError(f"token ids are {dtype_name(ids.dtype)}; expected integers")
     if ids.ndim != 2:
-        raise ValueError(f"token ids have shape {ids.shape}; expected (batch, length)")
-    return ids.shape[0], ids.shape[1]
+        raise PromptError(f"token ids have shape {ids.shape}; expected (batch, length)")
+    return ids

@@ -163,6 +163,13 @@ def test_rows_of_a_batch_are_the_rows_alone(chat):
     ]
 
 
+@pytest.mark.parametrize("form", [np.array, mx.array, lambda row: [np.int64(token) for token in row], tuple])
+def test_rows_may_be_arrays(chat, form):
+    rows = prompts(4, 9)
+    expected = generate_batch(chat[0], rows, max_tokens=3)
+    assert generate_batch(chat[0], [form(row) for row in rows], max_tokens=3) == expected
+
+
 def test_padding_rows_of_the_embedding_are_never_chosen(tmp_path):
     config = {**TINY, "vocab_size": VOCABULARY}
     weights = random_weights(config)

@@ -9,6 +9,7 @@ import pytest
 from arrays import as_numpy, relative
 from checkpoints import TINY, YARN, random_weights, write_checkpoint
 
+from mlx_qwen3.errors import PromptError
 from mlx_qwen3.model.load import load_model
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -116,10 +117,30 @@ def test_the_graph_is_lazy(tiny, ids):
     assert mx.get_active_memory() - before < ids.nbytes + logits.nbytes // 2
 
 
-@pytest.mark.parametrize("bad", [mx.array([1, 2]), mx.array([[[1]]])])
-def test_ids_of_another_rank_are_refused(tiny, bad):
-    with pytest.raises(ValueError, match="expected \\(batch, length\\)"):
-        load_model(tiny)(bad)
+@pytest.mark.parametrize("form", [np.asarray, np.asfortranarray, np.ndarray.tolist, lambda ids: ids.astype(np.uint8)])
+def test_ids_may_be_arrays_of_numpy_or_lists(tiny, ids, form):
+    model = load_model(tiny)
+    assert mx.array_equal(model(form(ids)), model(mx.array(ids)))
+
+
+@pytest.mark.parametrize("form", [mx.array, np.array, list])
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ([1, 2], r"token ids have shape \(2,\); expected \(batch, length\)"),
+        ([[[1]]], r"token ids have shape \(1, 1, 1\)"),
+        ([[1.0]], r"token ids are float(32|64); expected integers"),
+        ([[True]], r"token ids are bool"),
+    ],
+)
+def test_ids_of_another_shape_or_type_are_refused(tiny, form, bad, message):
+    with pytest.raises(PromptError, match=message):
+        load_model(tiny)(form(bad))
+
+
+def test_rows_of_different_lengths_are_refused(tiny):
+    with pytest.raises(PromptError, match="rows of different lengths"):
+        load_model(tiny)([[1], [2, 3]])
 
 
 def test_a_cache_of_another_batch_is_refused(tiny, ids):
