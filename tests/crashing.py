@@ -40,7 +40,7 @@ class Fuse:
 def run(source: str, folder: Path, options: dict, point: int, number: int) -> None:
     interrupt.install()
     fuse = Fuse(folder, point, number)
-    convert(source, folder / "out", progress=lambda stage, done, total: fuse.burn(), **options)
+    convert(source, folder / "out", progress=lambda stage, done: fuse.burn(), **options)
     print(fuse.count, flush=True)
     os._exit(0)
 

@@ -12,6 +12,7 @@ from ..compare.bounds import WORST_RANK
 from ..files.checkpoint import Checkpoint
 from ..files.config import Qwen3Config
 from ..files.hub import resolve
+from ..progress import Progress, Stage, silent
 from . import machine, outputs, whole
 from .options import Contestant, Options, contestants, tokens_made
 from .process import Worker
@@ -20,12 +21,11 @@ from .report import Report, Row, Run
 SEED = 0  # of the prompts
 DRAWS = 20  # their median is one repeat of the sampling time
 SETTLE = 0.3  # seconds; after its work OpenMP's threads spin for 0.2, on cores that the next contestant needs
-Progress = Callable[[str, int, int], None]
 
 
 def bench(
     options: Options,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
     ready: Callable[[Report], None] = lambda report: None,
 ) -> Report:
     """Measure. `ready` gets the report before anything is timed; it holds settings, machine and limits by then.
@@ -57,6 +57,7 @@ def _start(
 ) -> tuple[list[Worker], list[Row]]:
     """Start and load every contestant `repeat` times, in turns; the last process of each stays."""
     times: list[list[tuple[float, float]]] = [[] for _ in entries]
+    stage = Stage("starting and loading", repeat * len(entries), "processes")
     workers, rows = [], []
     for turn in range(repeat):
         last = turn == repeat - 1
@@ -70,7 +71,7 @@ def _start(
                 greeting = worker.greeting
                 rows.append(Row(entry.name, **greeting, **loaded, startup_s=startup, load_s=load))
                 workers.append(worker)
-            progress("starting and loading", 1, repeat * len(entries))
+            progress(stage, 1)
     return workers, rows
 
 
@@ -78,9 +79,9 @@ def _measure(
     report: Report, entries: list[Contestant], workers: list[Worker], ids: list[int], progress: Progress
 ) -> None:
     """One prompt. The first reply of each is compared, and warms it up; then come the timed ones, A B A B."""
-    options, stage = report.options, f"{len(ids)} prompt tokens"
+    options = report.options
+    stage = Stage(f"{len(ids)} prompt tokens", (options.repeat + 1) * len(entries), "replies")
     counts = [tokens_made(entry.kind, len(ids), options.generate) for entry in entries]
-    total = (options.repeat + 1) * len(entries)
     ours: list[int] = []
     for row, worker, count in zip(report.rows, workers, counts, strict=True):
         if count:
@@ -90,13 +91,13 @@ def _measure(
                 row.outputs.append(outputs.compare(workers[0], worker, ids, ours, tokens, dtypes))
             ours = ours or tokens
         _note(row, len(ids), count, options.generate)
-        progress(stage, 1, total)
+        progress(stage, 1)
     for _ in range(options.repeat):
         for row, worker, count in zip(report.rows, workers, counts, strict=True):
             if count and row.agrees(len(ids)):
                 time.sleep(SETTLE)
                 row.runs.append(_run(len(ids), worker.ask("generate", ids=ids, count=count)))
-            progress(stage, 1, total)
+            progress(stage, 1)
 
 
 def _run(length: int, answer: dict[str, Any]) -> Run:
@@ -110,6 +111,7 @@ def _note(row: Row, length: int, count: int, wanted: int) -> None:
 
 
 def _time_sampling(report: Report, workers: list[Worker], progress: Progress) -> None:
+    stage = Stage("sampling", report.options.repeat * len(workers), "measurements")
     for _ in range(report.options.repeat):
         for row, worker in zip(report.rows, workers, strict=True):
             answer = worker.ask("sampling", draws=DRAWS)
@@ -118,17 +120,18 @@ def _time_sampling(report: Report, workers: list[Worker], progress: Progress) ->
                 row.sampling_s.append(median(answer["seconds"]))
             elif rank is not None:
                 row.notes.append(f"{row.name} drew the token of rank {rank} at top-k 20: no sampling time is shown")
-            progress("sampling", 1, report.options.repeat * len(workers))
+            progress(stage, 1)
 
 
 def _time_processes(report: Report, entries: list[Contestant], folder: Path, progress: Progress) -> None:
     runners = [(row, entry) for row, entry in zip(report.rows, entries, strict=True) if whole.can_run(entry, folder)]
+    stage = Stage("whole processes", report.options.repeat * len(runners), "processes")
     counts: dict[str, int] = {}
     for _ in range(report.options.repeat):
         for row, entry in runners:
             seconds, counts[row.name] = whole.run(entry, folder)
             row.process_s.append(seconds)
-            progress("whole processes", 1, report.options.repeat * len(runners))
+            progress(stage, 1)
     if len(set(counts.values())) > 1:  # an end token came, and not for all at the same place
         for row, _ in runners:
             row.process_s.clear()

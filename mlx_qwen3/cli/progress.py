@@ -7,6 +7,7 @@ import time
 import click
 
 from .. import interrupt
+from ..progress import BYTES, Stage
 from .terminal import dumb
 
 WIDEST = 100  # columns of a bar with its text
@@ -14,13 +15,13 @@ FEWEST = 10  # columns of the bar itself; a narrower terminal gets the text alon
 
 
 class Bar:
-    """Progress on stderr, one bar for each stage: bytes and rate, or steps. If it is not a terminal: lines."""
+    """Progress on stderr, one bar for each stage, with what it counts. If stderr is not a terminal: lines."""
 
     def __init__(self, wanted: bool | None) -> None:
         self._terminal = sys.stderr.isatty() and not dumb()
         self._on = sys.stderr.isatty() if wanted is None else wanted
-        self._stage = ""
-        self._done = self._total = self._tenths = 0
+        self._stage: Stage | None = None
+        self._done = self._tenths = 0
         self._began = 0.0
         self._shown = ""  # the line that the cursor is in
 
@@ -32,32 +33,32 @@ class Bar:
         interrupt.unregister(self._leave_line)
         self._close()
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
+    def __call__(self, stage: Stage, done: int) -> None:
         if not self._on:
             return
         if stage != self._stage:
             self._close()
-            self._stage, self._done, self._total, self._tenths = stage, 0, total, 0
+            self._stage, self._done, self._tenths = stage, 0, 0
             self._began = time.monotonic()
-        self._done = min(self._done + done, total)  # mixed measures some parts again
+        self._done = min(self._done + done, stage.total)  # mixed measures some parts again
         if self._terminal:
-            self._draw()
-        elif self._done * 10 // total > self._tenths:
-            self._tenths = self._done * 10 // total
-            click.echo(f"{stage} {10 * self._tenths}%  {self._rate()}", err=True)
+            self._draw(stage)
+        elif self._done * 10 // stage.total > self._tenths:
+            self._tenths = self._done * 10 // stage.total
+            click.echo(f"{stage.name} {10 * self._tenths}%  {self._rate(stage)}", err=True)
 
-    def _draw(self) -> None:
+    def _draw(self, stage: Stage) -> None:
         columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80  # some pseudo-terminals say 0
-        line = bar_line(self._stage, self._done / self._total, self._rate(), columns)
+        line = bar_line(stage.name, self._done / stage.total, self._rate(stage), columns)
         if line != self._shown:
             click.echo("\r" + line.ljust(len(self._shown)), nl=False, err=True)
             self._shown = line
 
-    def _rate(self) -> str:
+    def _rate(self, stage: Stage) -> str:
+        if stage.unit != BYTES:
+            return f"{self._done} of {stage.total} {stage.unit}"
         seconds = max(time.monotonic() - self._began, 1e-6)
-        if self._total < 10**4:  # steps
-            return f"{self._done} of {self._total}"
-        return f"{self._done / 1e9:.3f} of {self._total / 1e9:.3f} GB, {self._done / seconds / 1e6:,.0f} MB/s"
+        return f"{self._done / 1e9:.3f} of {stage.total / 1e9:.3f} GB, {self._done / seconds / 1e6:,.0f} MB/s"
 
     def _close(self) -> None:
         if self._shown:

@@ -24,6 +24,7 @@ from ..files.values import Floats, read_rows, to_mlx
 from ..model.cache import NoCache
 from ..model.qwen3 import Block
 from ..model.rope import RoPE
+from ..progress import Progress, Stage, silent
 from ..text.tokenizer import Tokenizer
 
 FIXED_IDS = 64
@@ -172,14 +173,12 @@ def compare(
     result: Checkpoint,
     sequences: Sequence[Sequence[int]],
     text: str | None,
-    tick: Tick = lambda: None,
+    progress: Progress = silent,
 ) -> Divergence:
-    """What `result` computes for `sequences`, against `source`; they are read one after another.
-
-    `tick` is called twice for every layer and once for every run of rows of the output matrix.
-    """
+    """What `result` computes for `sequences`, against `source`; they are read one after another."""
     models = Streamed(source), Streamed(result)
-    hidden = [model.hidden(sequences, tick) for model in models]
+    stage = Stage("comparing", _steps(result.config, sum(len(ids) for ids in sequences)), "steps")
+    hidden = [model.hidden(sequences, lambda: progress(stage, 1)) for model in models]
     sums = _Sums(np.concatenate([[*ids[1:], -1] for ids in sequences]))
     vocabulary = models[0].config.vocab_size
     step = head_rows(len(hidden[0]), vocabulary)
@@ -187,7 +186,7 @@ def compare(
         count = min(step, vocabulary - first)
         logits = [states @ model.head(first, count).T for states, model in zip(hidden, models, strict=True)]
         sums.add(first, *logits)
-        tick()
+        progress(stage, 1)
     return sums.divergence(sequences, text)
 
 
@@ -196,8 +195,8 @@ def head_rows(tokens: int, vocabulary: int) -> int:
     return min(vocabulary, max(256, HEAD_VALUES // tokens))
 
 
-def ticks(config: Qwen3Config, tokens: int) -> int:
-    """How often `compare` calls its `tick`."""
+def _steps(config: Qwen3Config, tokens: int) -> int:
+    """How many steps `compare` reports: a layer of each model, and a run of rows of the output matrices."""
     return 2 * config.num_hidden_layers + -(-config.vocab_size // head_rows(tokens, config.vocab_size))
 
 

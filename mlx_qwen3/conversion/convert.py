@@ -9,14 +9,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..compare.divergence import Divergence, compare, sequences_for, ticks
+from ..compare.divergence import Divergence, compare, sequences_for
 from ..errors import CheckpointError, UsageError, VerificationError
 from ..files.checkpoint import Checkpoint, Stamp
 from ..files.hub import resolve
 from ..files.members import CARRIED, CONFIG, INDEX, members
+from ..progress import BYTES, Progress, Stage, silent
 from ..report import replace_file
 from .certificate import Certificate, tensor_record
-from .plan import SHARD_BYTES, Options, Plan, Progress, make_plan
+from .plan import SHARD_BYTES, Options, Plan, make_plan
 from .shards import FileRecord, SourceDigests, TensorRecord, write_shard
 from .staging import Staging, check_apart, check_free, staging
 
@@ -36,7 +37,7 @@ def convert(
     text: str | Path | None = None,
     max_kl: float | None = None,
     overwrite: bool = False,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> Certificate:
     """Write the checkpoint `source` (any SOURCE) to the folder `out`, with a certificate of what was done.
 
@@ -82,7 +83,7 @@ def dry_plan(
     out: str | Path,
     *,
     overwrite: bool = False,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
     **choices: Any,
 ) -> Plan:
     """What `convert` would do with the same arguments, after the same checks; writes nothing."""
@@ -117,15 +118,15 @@ def _write_tensors(plan: Plan, stage: Staging, progress: Progress) -> tuple[dict
     """Every shard that an earlier run has not finished."""
     files: dict[str, FileRecord] = {}
     tensors: list[TensorRecord] = []
-    total = plan.bytes
+    writing = Stage("writing", plan.bytes, BYTES)
     format_name = "mlx" if plan.options.layout == "native" else "pt"
     for shard in plan.shards:
         if done := stage.finished(shard.file):
             files[shard.file] = FileRecord(**done["file"])
             tensors += [tensor_record(record) for record in done["tensors"]]
-            progress("writing", shard.nbytes, total)
+            progress(writing, shard.nbytes)
             continue
-        file, records = write_shard(stage.folder, shard, format_name, lambda n: progress("writing", n, total))
+        file, records = write_shard(stage.folder, shard, format_name, progress, writing)
         stage.finish(shard.file, {"file": asdict(file), "tensors": [asdict(record) for record in records]})
         files[shard.file] = file
         tensors += records
@@ -154,8 +155,7 @@ def _measure(plan: Plan, result: Path, sequences: TokenIds | None, progress: Pro
     if sequences is None:
         return None
     ids, text = sequences
-    total = ticks(plan.config, sum(len(sequence) for sequence in ids))
-    return compare(plan.source, Checkpoint(result), ids, text, lambda: progress("comparing", 1, total))
+    return compare(plan.source, Checkpoint(result), ids, text, progress)
 
 
 def _certify(

@@ -1,6 +1,6 @@
 """What `verify --transformers` asks: does this package compute what transformers computes, layer by layer?"""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -14,6 +14,7 @@ from ..files.checkpoint import Checkpoint
 from ..files.dtypes import FLOATS, dtype_name
 from ..files.layout import Part
 from ..model.load import load_model
+from ..progress import Progress, Stage, silent
 
 OPTION = "--transformers"
 
@@ -35,7 +36,7 @@ def check_transformers() -> None:
 def compare_with_transformers(
     result: Checkpoint,
     source: Checkpoint | None = None,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> Iterator[StateDifference]:
     """Compare the embedding, every layer and the logits, in this order, both sides in float32.
 
@@ -47,13 +48,14 @@ def compare_with_transformers(
     theirs, bound = result, SAME_WEIGHTS.limit
     if source is not None and not any(part.quantization for part in result.parts.values()):
         theirs, bound = source, _bound(result.parts, source.parts)
+    stage = Stage("comparing with transformers", result.config.num_hidden_layers + 2, "states")
     ids = mx.array([fixed_ids(result.config)])
     ours = model_steps(load_model(result, "fp32"), ids)
     for difference in differences(ours, transformers_steps(theirs, ids), bound, only=STATES):
         if difference.step == "input" and difference.layer:  # it is the output of the layer before
             continue
         yield _checked(difference)
-        progress("comparing with transformers", 1, result.config.num_hidden_layers + 2)
+        progress(stage, 1)
 
 
 def _checked(difference: Difference) -> StateDifference:

@@ -1,7 +1,7 @@
 """A conversion before it is run: every tensor, every file, and the sizes before and after."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import Any
@@ -13,6 +13,7 @@ from ..files.checkpoint import Checkpoint
 from ..files.config import FORMAT, Quantization, Qwen3Config
 from ..files.dtypes import FLOATS, NAMES, dtype_name, parse_dtype
 from ..files.layout import Part, is_ignored, part_shapes
+from ..progress import Progress, silent
 from ..report import Table
 from .quantize import DEFAULT_BITS, MIXED, NONE, fits, mixed, parse
 from .shards import Shard, plan_shards
@@ -21,8 +22,6 @@ from .transform import Recipe, float_dtype, jobs, modules, refuse_packed
 LAYOUTS = ("native", "hf")
 SHARD_BYTES = 5 * 10**9
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-# What is going on ("measuring", "writing" in bytes; "comparing" in steps), what was just done of it, the total
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ class Plan:
         )
 
 
-def make_plan(source: Checkpoint, options: Options, progress: Progress = lambda stage, done, total: None) -> Plan:
+def make_plan(source: Checkpoint, options: Options, progress: Progress = silent) -> Plan:
     """Decide from the headers of a checkpoint what becomes of every tensor.
 
     Weights are read for two things: the comparison of a repeated lm_head with the embedding, and what fewer bits cost
@@ -179,13 +178,11 @@ def _packings(
         return {name: recipe.asked for name, shape in shapes.items() if fits(shape, recipe.asked)}
     if options.quantize != MIXED:
         return {}
-    stacked = modules(parts, config, recipe)
-    total = sum(part.leaves["weight"].nbytes for part in parts.values())
     return mixed(
-        stacked,
+        modules(parts, config, recipe),
         lambda module: float_dtype(module.parts[0], recipe.dtype),
         DEFAULT_BITS if options.bits is None else options.bits,
-        lambda done: progress("measuring", done, total),
+        progress,
     )
 
 

@@ -19,6 +19,7 @@ from ..files.config import QUANTIZATION_MODES, Quantization
 from ..files.headers import StoredTensor
 from ..files.layout import Module, packed_leaves
 from ..files.values import bits_of, cast, dequantize_bits, float32_of, stored, to_float32
+from ..progress import BYTES, Progress, Stage, silent
 from .tally import Tally
 
 NONE, MIXED = "none", "mixed"
@@ -93,13 +94,13 @@ def mixed(
     modules: Sequence[Module],
     dtype_of: Callable[[Module], mx.Dtype],
     budget: float,
-    measured: Callable[[int], None] = lambda _: None,
+    progress: Progress = silent,
 ) -> dict[str, Quantization]:
     """A packing by part name for all modules, with at most `budget` bits per weight over the whole checkpoint.
 
     Starts one level below what fits everywhere, and gives the next level to the module with the largest relative
     error, measured, for as long as one can be paid for. A module is what stays fused: q, k, v share a packing.
-    Raises UsageError for a budget that 2 bits everywhere would exceed. `measured` is told the bytes of each part.
+    Raises UsageError for a budget that 2 bits everywhere would exceed.
     """
     # sizes[module][level] in bits
     sizes = [[_module_bits(module, packing, dtype_of(module)) for packing in LEVELS] for module in modules]
@@ -111,9 +112,14 @@ def mixed(
     left = budget * weights - totals[start]
     levels = {i: start for i, m in enumerate(modules) if fits(m.parts[0].leaves["weight"].shape, LEVELS[0])}
 
+    # Some modules are measured again, at their next level: how many is known at the end.
+    stage = Stage("measuring", sum(_stored_bytes(modules[index]) for index in levels), BYTES)
+
     def entry(index: int) -> tuple[float, int]:  # the largest error first, then the order of the forward pass
         module = modules[index]
-        return -_relative_error(module, LEVELS[levels[index]], dtype_of(module), measured), index
+        error = _relative_error(module, LEVELS[levels[index]], dtype_of(module))
+        progress(stage, _stored_bytes(module))
+        return -error, index
 
     worst = [entry(index) for index in levels]
     heapq.heapify(worst)
@@ -131,7 +137,11 @@ def _module_bits(module: Module, packing: Quantization, dtype: mx.Dtype) -> int:
     return sum(packed_bits(part.leaves["weight"].shape, packing, dtype) for part in module.parts)
 
 
-def _relative_error(module: Module, packing: Quantization, dtype: mx.Dtype, measured: Callable[[int], None]) -> float:
+def _stored_bytes(module: Module) -> int:
+    return sum(part.leaves["weight"].nbytes for part in module.parts)
+
+
+def _relative_error(module: Module, packing: Quantization, dtype: mx.Dtype) -> float:
     """Of the part that loses most: the outputs of q, k and v go separate ways."""
     errors = []
     for part in module.parts:
@@ -139,7 +149,6 @@ def _relative_error(module: Module, packing: Quantization, dtype: mx.Dtype, meas
         for _ in packed_blocks((part.leaves["weight"],), packing, dtype, tally):
             pass
         errors.append(tally.error.relative)
-        measured(part.leaves["weight"].nbytes)
     return max(errors)
 
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,12 @@ from typing import Any
 from ..files.dtypes import NAMES
 from ..files.headers import TensorFile
 from ..files.values import Buffer
+from ..progress import Progress, Stage
 from .tally import Tally, TensorError
 from .transform import Job, OutputTensor
 
 READ_BYTES = 1 << 22
 PENDING = 4  # blocks that wait to be hashed
-Progress = Callable[[int], None]  # is told the bytes that were written
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ def plan_shards(jobs: Sequence[Job], limit: int) -> list[Shard]:
 
 
 def write_shard(
-    folder: Path, shard: Shard, format_name: str, progress: Progress
+    folder: Path, shard: Shard, format_name: str, progress: Progress, stage: Stage
 ) -> tuple[FileRecord, list[TensorRecord]]:
-    """Write and fsync one file; its digests are computed beside the writing, in a thread."""
+    """Write and fsync one file of a `stage` in bytes; a thread computes its digests meanwhile."""
     header, starts = _header(shard.tensors, format_name)
     digests: dict[str, str] = {}
     errors: dict[str, TensorError | None] = {}
@@ -97,7 +97,7 @@ def write_shard(
                 if tensor.name in wanted:
                     file.write(raw)
                     hasher.add(raw, tensor.name)
-                    progress(len(raw))
+                    progress(stage, len(raw))
             errors[job.tensors[0].name] = tally.error if tally.used else None  # of the weight, not of its scales
         file.flush()
         os.fsync(file.fileno())

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from ..compare.bounds import KL_NOISE, KL_SHARE, PERPLEXITY_SHARE, TOP1_SHARE
-from ..compare.divergence import Divergence, compare, sequences_for, ticks
+from ..compare.divergence import Divergence, compare, sequences_for
 from ..errors import VerificationError
 from ..files.checkpoint import Checkpoint
 from ..files.dtypes import NAMES
 from ..files.hub import resolve
 from ..files.members import INDEX
+from ..progress import BYTES, Progress, Stage, silent
 from .certificate import FILE, Certificate, divergence_figures, divergence_lines
 from .parity import StateDifference, check_transformers, compare_with_transformers
-from .plan import Progress
 from .shards import FileRecord, sha256
 
 
@@ -50,7 +50,7 @@ def verify(
     source: str | Path | None = None,
     *,
     transformers: bool = False,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> Verification:
     """Check a folder that `convert` wrote against its certificate, and against its source if that is given.
 
@@ -81,12 +81,12 @@ def verify(
 
 def _check_files(result: Checkpoint, certificate: Certificate, progress: Progress) -> None:
     folder = result.folder
-    total = sum(record.bytes for record in certificate.files.values())
+    stage = Stage("hashing", sum(record.bytes for record in certificate.files.values()), BYTES)
     for name, record in certificate.files.items():
         if damage := _damage(folder / name, record):
             inside = _damaged_part(folder, name, certificate) if name.endswith(".safetensors") else ""
             raise VerificationError(f"{inside}{folder / name} {damage}; restore it from a copy, or convert again")
-        progress("hashing", record.bytes, total)
+        progress(stage, record.bytes)
     listed = certificate.files.keys()
     weights = [path.name for path in sorted(folder.iterdir()) if path.suffix == ".safetensors" or path.name == INDEX]
     if extra := [name for name in weights if name not in listed]:
@@ -128,11 +128,11 @@ def _check_tensors(result: Checkpoint, certificate: Certificate) -> None:
 
 
 def _check_source(source: Checkpoint, certificate: Certificate, progress: Progress) -> None:
-    total = sum(record.bytes for record in certificate.source_files.values())
+    stage = Stage("hashing the source", sum(record.bytes for record in certificate.source_files.values()), BYTES)
     for name, record in certificate.source_files.items():
         if damage := _damage(source.folder / name, record):
             raise VerificationError(f"{source.folder / name} {damage}; it is not the source that was converted")
-        progress("hashing the source", record.bytes, total)
+        progress(stage, record.bytes)
     source.check_repeated_head()
 
 
@@ -147,8 +147,7 @@ def _check_divergence(
         sequences, text = sequences_for(result, None)
     else:
         sequences, text = [list(ids) for ids in recorded.sequences], recorded.text
-    total = ticks(result.config, sum(len(ids) for ids in sequences))
-    measured = compare(source or result, result, sequences, text, lambda: progress("comparing", 1, total))
+    measured = compare(source or result, result, sequences, text, progress)
     if recorded is not None:
         _same_divergence(measured, recorded, against_source=source is not None)
     return measured if source is not None else None

@@ -4,24 +4,13 @@ import re
 from pathlib import Path
 
 from ..errors import SourceError
+from .members import MEMBERS
 
 DEMO = Path(__file__).parent.parent / "demo"
 DEFAULT = "Qwen/Qwen3-0.6B"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-# What loading and converting read; repositories also hold pictures, other formats and second copies of the weights.
-NEEDED = (
-    "config.json",
-    "generation_config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-)
+# A checkpoint has one of each
+REQUIRED = (("config.json",), ("model*.safetensors",), ("tokenizer.json", "vocab.json"))
 
 
 def resolve(source: str | Path) -> Path:
@@ -66,7 +55,7 @@ def _download(repository: str) -> Path:
 
     local = f"download it elsewhere with `hf download {repository}` and give its folder, or use --model demo"
     try:
-        folder = Path(snapshot_download(repository, allow_patterns=list(NEEDED)))
+        folder = Path(snapshot_download(repository, allow_patterns=list(MEMBERS)))
     except HFValidationError as error:
         raise SourceError(f"there is no folder {repository}, and the Hub has no such name ({error})") from None
     except GatedRepoError:
@@ -79,6 +68,7 @@ def _download(repository: str) -> Path:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SourceError(f"{repository} could not be downloaded ({reason}); try again, or {local}") from None
     # A cache that another program began has no list of files by which huggingface_hub could tell.
-    if missing := [n for n in ("config.json", "model*.safetensors", "tokenizer.json") if not any(folder.glob(n))]:
-        raise SourceError(f"{repository} has no {missing[0]} on the Hub or in the offline cache; {local}")
+    for names in REQUIRED:
+        if not any(path for name in names for path in folder.glob(name)):
+            raise SourceError(f"{repository} has no {names[0]} on the Hub or in the offline cache; {local}")
     return folder

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import mlx.core as mx
@@ -19,6 +20,7 @@ from mlx_qwen3.conversion.convert import convert
 from mlx_qwen3.conversion.plan import parse_size
 from mlx_qwen3.errors import CheckpointError, OutputError, Qwen3Error, SourceError, UsageError
 from mlx_qwen3.model.load import load_model
+from mlx_qwen3.progress import Stage
 
 
 def in_dtype(folder: Path, dtype: mx.Dtype, **changes) -> Path:
@@ -307,13 +309,14 @@ def test_sizes_that_are_none(text):
 
 
 def test_progress_counts_every_byte_once(tiny, tmp_path):
-    calls: list[tuple[str, int, int]] = []
+    calls: list[tuple[Stage, int]] = []
     certificate = convert(tiny, tmp_path / "out", progress=lambda *call: calls.append(call))
-    written = [(done, total) for stage, done, total in calls if stage == "writing"]
-    assert sum(done for done, _ in written) == certificate.bytes
-    assert {total for _, total in written} == {certificate.bytes}
-    steps = [(done, total) for stage, done, total in calls if stage == "comparing"]
-    assert {total for _, total in steps} == {sum(done for done, _ in steps)}
+    done: Counter[Stage] = Counter()
+    for stage, count in calls:
+        done[stage] += count
+    writing, comparing = done
+    assert (writing, done[writing]) == (Stage("writing", certificate.bytes, "bytes"), certificate.bytes)
+    assert (comparing.name, comparing.unit, comparing.total) == ("comparing", "steps", done[comparing])
 
 
 def test_an_existing_folder_is_told_before_a_download(tmp_path):

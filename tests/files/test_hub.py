@@ -34,6 +34,11 @@ NEEDED = {
     "model.safetensors.index.json": b'{"weight_map": {}}',
     "tokenizer.json": b'{"version": "1.0"}',
     "tokenizer_config.json": b'{"eos_token": "<|im_end|>"}',
+    "vocab.json": b"{}",
+    "merges.txt": b"#version: 0.2",
+    "added_tokens.json": b"{}",
+    "special_tokens_map.json": b"{}",
+    "additional_chat_templates/tool_use.jinja": b"{{ tools }}",
     "chat_template.jinja": "{{ '你好' }}".encode(),
 }
 OTHERS = {
