@@ -12,7 +12,7 @@ from .flow import AFTER_LAYERS, EVENTS, Step
 
 
 class Visitor(Protocol):
-    """What looks at the steps. Layer None is behind the last one. Must not change or keep what it does not need."""
+    """Looks at the steps; layer None means after the last layer. It must not change an array, or keep one for nothing."""
 
     def step(self, layer: int | None, step: Step, array: mx.array) -> None: ...
 
@@ -23,7 +23,7 @@ ScoreBlock = tuple[int, mx.array, mx.array, mx.array | None]  # first query, sco
 
 
 class Probe:
-    """A listener of the model's passes with one cache. It counts the layers; its visitor may be exchanged meanwhile."""
+    """A listener of the model's passes with one cache. It counts the layers; its visitor may be replaced at any time."""
 
     def __init__(self, model: Qwen3, cache: KVCache, visitor: Visitor):
         self._model, self._cache = model, cache
@@ -45,7 +45,7 @@ class Probe:
             self._scores(arrays[0])
 
     def _filled(self, *arrays: mx.array) -> tuple[mx.array, ...]:
-        """A decode step reads the whole capacity of the cache and masks what is not filled: that is left out here."""
+        """Keys or values without the empty end of the cache, which a decode step reads too and masks."""
         assert self._q is not None, "the model shows q before the cache"
         end = self._cache.end + self._q.shape[2]
         return tuple(array[:, :, :end] for array in arrays)
