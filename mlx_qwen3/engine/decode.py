@@ -12,6 +12,7 @@ from ..model.qwen3 import Qwen3
 from .runner import decode_step, prefill
 from .sampling import Sampler, SamplingParams
 from .speculative import Drafter, make_drafter
+from .threads import any_thread
 
 
 class _Replies:
@@ -62,6 +63,7 @@ class _Replies:
         self.running -= {row for row in self.running if tokens[row] in self._stop_ids}
 
 
+@any_thread
 def decode(
     model: Qwen3,
     prompts: Sequence[Sequence[int]],

@@ -1,0 +1,69 @@
+"""A reply may be read in any thread, and several threads may run models at once.
+
+Each thread has a default stream of its own in MLX, and no other thread can evaluate what was put on it. So the steps of
+a reply run on one stream that belongs to no thread. Two threads must not use it at once: one step at a time holds it.
+"""
+
+import atexit
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import cache, wraps
+from typing import ParamSpec, TypeVar
+
+import mlx.core as mx
+
+Arguments = ParamSpec("Arguments")
+Item = TypeVar("Item")
+
+LAST_WAIT = 1.0  # seconds, at the end of the process
+_step = threading.Lock()
+_visitors: set[threading.Thread] = set()  # the threads that ran a step, without the main thread
+
+
+def any_thread(steps: Callable[Arguments, Iterator[Item]]) -> Callable[Arguments, Iterator[Item]]:
+    """A generator function each of whose steps may run in another thread."""
+
+    @wraps(steps)
+    def wrapped(*args: Arguments.args, **options: Arguments.kwargs) -> Iterator[Item]:
+        iterator = steps(*args, **options)
+        while True:
+            with _step, mx.stream(_stream(mx.default_device().type)):
+                _note_thread()
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    return
+            yield item
+
+    return wrapped
+
+
+@cache
+def _stream(device: mx.DeviceType) -> mx.Stream:
+    return mx.new_thread_unsafe_stream(device)
+
+
+def _note_thread() -> None:
+    thread = threading.current_thread()
+    if thread is threading.main_thread() or thread in _visitors:
+        return
+    _visitors.difference_update([old for old in _visitors if not _runs(old.native_id)])
+    _visitors.add(thread)
+
+
+@atexit.register
+def _wait_for_ends() -> None:
+    """Wait until the threads that Python has joined have ended for the system too.
+
+    Until then they free MLX's memory of their traces. If the process ends meanwhile, MLX aborts it (exit code 134).
+    """
+    deadline = time.monotonic() + LAST_WAIT
+    for thread in _visitors:
+        while not thread.is_alive() and _runs(thread.native_id) and time.monotonic() < deadline:
+            time.sleep(0.002)
+
+
+def _runs(native_id: int | None) -> bool:
+    return os.path.exists(f"/proc/self/task/{native_id}")
