@@ -131,8 +131,8 @@ def _read_merges(folder: Path) -> models.BPE:
     vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
     if missing := [path.name for path in (vocabulary, merges) if not path.is_file()]:
         raise CheckpointError(
-            f"{folder / 'tokenizer.json'} does not exist, and of its older form {' and '.join(missing)} "
-            "is missing; copy the model's tokenizer files into the folder"
+            f"{folder / 'tokenizer.json'} does not exist, and its older form lacks {' and '.join(missing)}; "
+            "copy the model's tokenizer files into the folder"
         )
     try:
         return models.BPE.from_file(str(vocabulary), str(merges))

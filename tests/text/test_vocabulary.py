@@ -204,7 +204,7 @@ def test_a_named_token_past_the_rows_of_the_model_is_never_said(tmp_path: Path) 
 @pytest.mark.parametrize(("there", "missing"), [("vocab.json", "merges.txt"), ("merges.txt", "vocab.json")])
 def test_half_of_the_older_form_names_the_other_half(tmp_path: Path, there: str, missing: str) -> None:
     (write_two_files(tmp_path) / missing).unlink()
-    with pytest.raises(CheckpointError, match=rf"tokenizer\.json does not exist.*form {missing} is missing"):
+    with pytest.raises(CheckpointError, match=rf"tokenizer\.json does not exist.*form lacks {missing};"):
         Tokenizer(tmp_path)
 
 
