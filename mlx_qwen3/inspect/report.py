@@ -210,7 +210,8 @@ def _tokens(checkpoint: Checkpoint, options: Options) -> tuple[mx.array, str]:
     """Token ids (B, L), and a few words that say where they come from."""
     config = checkpoint.config
     if options.prompt is None:
-        size = Tokenizer(checkpoint).size if "tokenizer.json" in checkpoint else config.vocab_size
+        has_tokenizer = any(name in checkpoint for name in ("tokenizer.json", "vocab.json"))
+        size = Tokenizer(checkpoint).size if has_tokenizer else config.vocab_size
         shape = (options.batch or 1, options.length or LENGTH)
         ids = np.random.default_rng(SEED).integers(0, min(size, config.vocab_size), shape)
         return to_mlx(ids), f"random tokens [{shape[0]}, {shape[1]}], seed {SEED}"
