@@ -104,7 +104,7 @@ def run(
 ) -> Iterator[Chunk]:
     """The reply to a prepared request, step by step; `draft` and `lookup` are those of `make_drafter`."""
     drafter = make_drafter(model, [request.ids], draft, lookup, tokenizer.size)
-    text = ReplyText(tokenizer, request.stop, request.opens_thinking)
+    text = ReplyText(tokenizer, request.stop, request.opens_thinking, request.begun)
     steps = decode(
         model,
         [request.ids],

@@ -78,7 +78,8 @@ class Request:
     sampling: SamplingParams
     max_tokens: int
     stop: tuple[str, ...]
-    opens_thinking: bool
+    opens_thinking: bool  # the reply begins inside a think block
+    begun: bool = False  # it continues a text, of its thinking or its answer
 
 
 def prepare(config: Qwen3Config, tokenizer: Tokenizer, prompt: Prompt, options: ReplyOptions | None = None) -> Request:
@@ -94,7 +95,7 @@ def prepare(config: Qwen3Config, tokenizer: Tokenizer, prompt: Prompt, options: 
         raise PromptError(
             f"the tokenizer has {tokenizer.size} ids, the model {config.vocab_size}; one is of another model"
         )
-    ids, opens = _encode(tokenizer, prompt, options)
+    ids, opens, begun = _encode(tokenizer, prompt, options)
     if (thinks := options.thinks) is not None and thinks != opens:
         template = tokenizer.chat_template(options.chat_template, options.tools)
         if not template.can_switch_thinking:
@@ -104,7 +105,7 @@ def prepare(config: Qwen3Config, tokenizer: Tokenizer, prompt: Prompt, options: 
         max_tokens = token_limit(tokenizer.generation_config, len(ids), config.context_length)
     check_prompt(ids, max_tokens, config)
     sampling = options.sampling or default_sampling(tokenizer, thinks)
-    return Request(ids, sampling, max_tokens, options.stops, opens)
+    return Request(ids, sampling, max_tokens, options.stops, opens, begun)
 
 
 def check_draft(draft: Checkpoint, tokenizer: Tokenizer) -> None:
@@ -120,8 +121,8 @@ def default_sampling(tokenizer: Tokenizer, thinking: bool | None = None, **chang
     return replace(SamplingParams.from_generation_config(tokenizer.generation_config, thinking is not False), **chosen)
 
 
-def _encode(tokenizer: Tokenizer, prompt: Prompt, options: ReplyOptions) -> tuple[list[int], bool]:
-    """(token ids, whether the reply begins inside a think block)"""
+def _encode(tokenizer: Tokenizer, prompt: Prompt, options: ReplyOptions) -> tuple[list[int], bool, bool]:
+    """(token ids, whether the reply begins inside a think block, whether it continues a text)"""
     if isinstance(prompt, str):
         if options.continue_final_message:
             raise UsageError("continue_final_message needs a list of messages; text is one user message, not a reply")
@@ -131,7 +132,7 @@ def _encode(tokenizer: Tokenizer, prompt: Prompt, options: ReplyOptions) -> tupl
         if names := options.of_template():
             raise UsageError(f"{names[0]} is a setting of the chat template, which a raw prompt does not pass")
         ids = [int(item) for item in items]
-        return ids, tokenizer.opens_thinking(ids)
+        return ids, tokenizer.opens_thinking(ids), False
     if wrong := [item for item in items if item is None or isinstance(item, str | int | float | list)]:
         raise PromptError(f"the prompt holds a {type(wrong[0]).__name__}; {KINDS}")
     return _render(tokenizer, items, options)
@@ -152,7 +153,7 @@ def _items(prompt: Any) -> list[Any]:
     return items
 
 
-def _render(tokenizer: Tokenizer, messages: list[Any], options: ReplyOptions) -> tuple[list[int], bool]:
+def _render(tokenizer: Tokenizer, messages: list[Any], options: ReplyOptions) -> tuple[list[int], bool, bool]:
     template = tokenizer.chat_template(options.chat_template, options.tools)
     rendered = template.render(
         messages,
@@ -162,4 +163,4 @@ def _render(tokenizer: Tokenizer, messages: list[Any], options: ReplyOptions) ->
         template_args=options.template_args,
         control_tokens=tokenizer.control_tokens(template) if options.literal_content else None,
     )
-    return tokenizer.encode(rendered.text), rendered.opens_thinking
+    return tokenizer.encode(rendered.text), rendered.opens_thinking, rendered.begun

@@ -1,5 +1,6 @@
 """A conversation as prompt text, by a chat template."""
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,10 +35,15 @@ Tool = Mapping[str, Any] | Callable[..., Any]
 
 @dataclass(frozen=True)
 class RenderedPrompt:
-    """A conversation as text. `opens_thinking`: the reply begins inside a think block, whatever the messages say."""
+    """A conversation as text.
+
+    opens_thinking: the reply begins inside a think block, whatever the messages say.
+    begun: it continues a text, of its thinking or its answer, and does not begin one.
+    """
 
     text: str
     opens_thinking: bool
+    begun: bool
 
 
 class ChatTemplate:
@@ -94,12 +100,20 @@ class ChatTemplate:
             text = self._prompt(conversation, values, continue_final_message)
         else:
             text = render_literal(render, control_tokens, self.source)
-        return RenderedPrompt(text, self._opens_thinking(text, conversation, values, continue_final_message))
+        opens = self._opens_thinking(text, conversation, values, continue_final_message)
+        return RenderedPrompt(text, opens, self._begins(conversation, continue_final_message))
+
+    def _begins(self, messages: list[Message], continued: bool | str) -> bool:
+        """Whether the continued message, if there is one, holds a text that goes on: one after its last tag."""
+        if not continued:
+            return False
+        text, _ = self._tagged(messages, continued)
+        return re.split(f"{THINK}|{END_THINK}", text)[-1].strip() != ""
 
     def _prompt(self, messages: list[Message], values: Mapping[str, Any], continued: bool | str) -> str:
         if not continued:
             return self._rendered(messages, values)
-        text, tagged = self._tagged(messages, continued if isinstance(continued, str) else "content")
+        text, tagged = self._tagged(messages, continued)
         return _cut(self._rendered(tagged, values), self._mark(text + TAG).removesuffix(TAG), messages)
 
     def _marked(self, mark: Callable[[Any], Any]) -> "ChatTemplate":
@@ -186,8 +200,9 @@ class ChatTemplate:
         quoted = [f"{quote}{PROBE}{quote}" for quote in "'\""]
         return all(found.count(text) == plain_text.count(text) for text in quoted)
 
-    def _tagged(self, messages: list[Message], field: str) -> tuple[str, list[Message]]:
+    def _tagged(self, messages: list[Message], continued: bool | str) -> tuple[str, list[Message]]:
         """The text of the last message that is to be continued, and the conversation with a tag after it."""
+        field = continued if isinstance(continued, str) else "content"
         where, last = describe(len(messages) - 1, messages[-1]["role"]), dict(messages[-1])
         content = last.get(field)
         if content is None:

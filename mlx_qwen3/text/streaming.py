@@ -73,12 +73,13 @@ class ThinkingSplitter:
 
     A reply thinks if it begins with `<think>`, or if the prompt ended inside a think block (`opened`). Only the first
     block counts: an answer may write about tags. `<think>` inside the block is a tag again, not text. A tag may be a
-    special token or text; other special tokens are dropped.
+    special token or text; other special tokens are dropped. A reply that continues a text (`begun`) goes on with its
+    thinking or its answer as they are.
     """
 
-    def __init__(self, opened: bool = False):
-        self._part = "thinking" if opened else "beginning"
-        self._at_start = opened  # of a part, where line breaks belong to the tag
+    def __init__(self, opened: bool = False, begun: bool = False):
+        self._part = "thinking" if opened else "answer" if begun else "beginning"
+        self._at_start = opened and not begun  # of a part, where line breaks belong to the tag
         self._held = ""
         self._tags = MarkerScanner([END_THINK, THINK])
 
@@ -142,11 +143,13 @@ class ReplyText:
     `skip_special_tokens` drops them. Each row of a batch has its own.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), opens_thinking: bool = False):
+    def __init__(
+        self, tokenizer: Tokenizer, stop: Sequence[str] = (), opens_thinking: bool = False, begun: bool = False
+    ):
         self._tokenizer = tokenizer
         self._decoder = StreamDecoder(tokenizer)
         self._stops = StopScanner(stop)
-        self._splitter = ThinkingSplitter(opens_thinking)
+        self._splitter = ThinkingSplitter(opens_thinking, begun)
         self.stopped = False  # whether a stop string ended the reply
 
     def add(self, token: int, last: bool = False) -> tuple[str, str]:

@@ -423,9 +423,25 @@ def test_every_option_reaches_the_request(chat, monkeypatch):
     assert seen == [ReplyOptions(**given)] * 2
 
 
-def test_a_continued_reply_holds_the_continuation_alone(chat, monkeypatch):
-    scripted(monkeypatch, chat[1], " are two.")
-    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "There"}]
+@pytest.mark.parametrize(
+    ("begun", "said", "thinking", "text"),
+    [
+        ("There", " are two.", "", " are two."),
+        ("There\n", "\n\nare two.", "", "\n\nare two."),
+        ("The tag", " <think> opens", "", " <think> opens"),
+        ("It is", "<think>a</think>", "", "<think>a</think>"),  # no reply begins here
+        ("<think>\nSo", " a.\n</think>\n\nTwo.", " a.", "Two."),
+        ("<think>\n", "\nSo\n</think>\n\nTwo.", "So", "Two."),
+        ("<think>\nSo\n</think>\n\n", "Two.", "", "Two."),
+        ("", "<think>\na\n</think>\n\nb", "a", "b"),
+    ],
+)
+def test_a_continued_reply_holds_the_continuation_alone(chat, monkeypatch, begun, said, thinking, text):
+    scripted(monkeypatch, chat[1], said)
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": begun}]
     result = generate(*chat, messages, continue_final_message=True)
-    assert (result.text, result.thinking) == (" are two.", "")
-    assert result.prompt_tokens == len(chat[1].encode("<|im_start|>user\n?<|im_end|>\n<|im_start|>assistant\nThere"))
+    assert (result.thinking, result.text) == (thinking, text)
+    expected = f"<|im_start|>user\n?<|im_end|>\n<|im_start|>assistant\n{begun}"
+    assert result.prompt_tokens == len(chat[1].encode(expected))
+    joined = list(stream(*chat, messages, continue_final_message=True))
+    assert "".join(step.text for step in joined) == text
