@@ -8,6 +8,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache, wraps
 from typing import Any, NoReturn
@@ -34,37 +35,27 @@ CHECK, COUNT = "a value", "a round"  # filters that no template can write, since
 @lru_cache(maxsize=32)
 def compile_template(source: str) -> jinja2.Template:
     """The template of a source text. Raises CheckpointError if it is not Jinja, too long or nested too deeply."""
-    environment = _Environment()
-    tree = _parse(environment, source)
-    try:
-        with _budget:
-            code = environment.compile(_Limits(environment).visit(tree))
-    except jinja2.TemplateError as error:
-        raise _not_jinja(error) from None
-    except (RecursionError, MemoryError, SyntaxError):  # of Python, which compiles what Jinja made of the source
-        raise CheckpointError(TOO_DEEP) from None
+    tree = _tree(source)
+    environment: jinja2.Environment = tree.environment  # type: ignore[assignment]  # that of every parsed node
+    with _budget, _refused():
+        code = environment.compile(tree)
     return jinja2.Template.from_code(environment, code, environment.make_globals(None))
 
 
 @lru_cache(maxsize=32)
 def variables(source: str) -> frozenset[str]:
     """The names that a template reads and does not set itself."""
-    try:
-        return frozenset(meta.find_undeclared_variables(_parse(_Environment(), source)))
-    except RecursionError:
-        raise CheckpointError(TOO_DEEP) from None
+    with _refused():
+        return frozenset(meta.find_undeclared_variables(_tree(source)))
 
 
 @lru_cache(maxsize=32)
 def written_text(source: str) -> str:
     """The texts that a template writes itself or compares with, apart from each other."""
-    tree = _parse(_Environment(), source)
-    try:
-        texts = [node.data for node in tree.find_all(nodes.TemplateData)]
-        texts += [node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]
-    except RecursionError:
-        raise CheckpointError(TOO_DEEP) from None
-    return "\0".join(texts)
+    with _refused():
+        texts = [node.data for node in _tree(source).find_all(nodes.TemplateData)]
+        constants = [node.value for node in _tree(source).find_all(nodes.Const)]
+    return "\0".join(texts + [value for value in constants if isinstance(value, str)])
 
 
 def render(template: jinja2.Template, values: Mapping[str, Any]) -> str:
@@ -73,19 +64,27 @@ def render(template: jinja2.Template, values: Mapping[str, Any]) -> str:
         return template.render(values)
 
 
-def _parse(environment: jinja2.Environment, source: str) -> nodes.Template:
+@lru_cache(maxsize=32)
+def _tree(source: str) -> nodes.Template:
+    """The parsed template, with its limits."""
     if len(source) > MAX_SOURCE:
         raise CheckpointError(f"the chat template has {len(source):,} characters; at most {MAX_SOURCE:,} are read")
+    environment = _Environment()
+    with _budget, _refused():
+        tree: nodes.Template = _Limits(environment).visit(environment.parse(source))
+    return tree
+
+
+@contextmanager
+def _refused() -> Iterator[None]:
+    """What Jinja and Python raise about the source of a template, as CheckpointError."""
     try:
-        return environment.parse(source)
-    except (RecursionError, MemoryError):
-        raise CheckpointError(TOO_DEEP) from None
+        yield
     except (jinja2.TemplateError, ValueError) as error:  # ValueError: a number of 5,000 digits
-        raise _not_jinja(error) from None
-
-
-def _not_jinja(error: Exception) -> CheckpointError:
-    return CheckpointError(f"the chat template is not valid Jinja: {' '.join(str(error).split())[:300]}")
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"the chat template is not valid Jinja: {reason}") from None
+    except (RecursionError, MemoryError, SyntaxError):  # of Python, which compiles what Jinja made of the source
+        raise CheckpointError(TOO_DEEP) from None
 
 
 class _Budget(threading.local):

@@ -413,6 +413,7 @@ def test_every_option_reaches_the_request(chat, monkeypatch):
         "chat_template": "default",
         "template_args": {"x": 1},
         "continue_final_message": True,
+        "literal_content": True,
     }
     assert set(given) == set(ReplyOptions.__dataclass_fields__)
     seen = []
