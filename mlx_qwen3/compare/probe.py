@@ -12,7 +12,7 @@ from .flow import AFTER_LAYERS, EVENTS, Step
 
 
 class Visitor(Protocol):
-    """Looks at the steps; layer None means after the last layer. It must not change an array, or keep one for nothing."""
+    """Looks at the steps, and changes no array. A layer of None means after the last layer."""
 
     def step(self, layer: int | None, step: Step, array: mx.array) -> None: ...
 
@@ -23,7 +23,7 @@ ScoreBlock = tuple[int, mx.array, mx.array, mx.array | None]  # first query, sco
 
 
 class Probe:
-    """A listener of the model's passes with one cache. It counts the layers; its visitor may be replaced at any time."""
+    """A listener of a model's passes with one cache. It counts the layers; its visitor may be replaced at any time."""
 
     def __init__(self, model: Qwen3, cache: KVCache, visitor: Visitor):
         self._model, self._cache = model, cache
