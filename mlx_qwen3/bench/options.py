@@ -8,8 +8,8 @@ from .. import blas
 from ..errors import UsageError
 from ..files.checkpoint import Checkpoint
 from ..files.config import Qwen3Config
+from ..files.dtypes import DTYPES, dtype_name
 
-DTYPES = ("bf16", "fp16", "fp32")
 DEFAULT = "default"  # every contestant has its own default dtype, as its users get it
 
 
@@ -74,6 +74,11 @@ class Contestant:
     kind: Kind
     dtype: str | None  # None: its own default
     blas: str = ""  # a library to load first
+
+    @property
+    def dtype_name(self) -> str | None:
+        """Its dtype by the name that MLX and torch have for it, such as bfloat16."""
+        return dtype_name(DTYPES[self.dtype]) if self.dtype else None
 
 
 def contestants(options: Options, checkpoint: Checkpoint) -> list[Contestant]:

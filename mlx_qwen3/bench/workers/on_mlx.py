@@ -8,8 +8,6 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-DTYPES = {"bf16": mx.bfloat16, "fp16": mx.float16, "fp32": mx.float32}
-
 
 class OnMlx:
     host_time = True

@@ -28,7 +28,7 @@ class Engine(OnMlx):
         self.blas = blas.in_use or self.blas
 
     def load(self, folder: str, dtype: str | None) -> dict[str, Any]:
-        self._model = load_model(folder, dtype)
+        self._model = load_model(folder, getattr(mx, dtype) if dtype else None)
         self._dtype = self._model.norm.weight.dtype
         c = self._model.config
         values = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim

@@ -11,7 +11,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.sample_utils import make_sampler
 from mlx_lm.utils import load_model
 
-from .on_mlx import DTYPES, OnMlx, as_numpy
+from .on_mlx import OnMlx, as_numpy
 from .serve import Emit
 
 
@@ -22,7 +22,7 @@ class Engine(OnMlx):
     def load(self, folder: str, dtype: str | None) -> dict[str, Any]:
         self._model, _ = load_model(Path(folder))
         if dtype:
-            self._model.set_dtype(DTYPES[dtype])
+            self._model.set_dtype(getattr(mx, dtype))
             mx.eval(self._model.parameters())
         self._dtype = self._model.model.norm.weight.dtype
         args = self._model.args

@@ -17,7 +17,6 @@ from transformers.generation.streamers import BaseStreamer
 
 from .serve import Emit
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 transformers.utils.logging.disable_progress_bar()
 
 
@@ -32,7 +31,7 @@ class Engine:
         self.host_time = self._device == "mps"
 
     def load(self, folder: str, dtype: str | None) -> dict[str, Any]:
-        options = {"dtype": DTYPES[dtype]} if dtype else {}
+        options = {"dtype": getattr(torch, dtype)} if dtype else {}
         read: Any = Qwen3ForCausalLM.from_pretrained
         self._model = read(folder, **options).to(self._device).eval()
         self._model.generation_config = GenerationConfig(

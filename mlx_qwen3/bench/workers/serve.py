@@ -30,7 +30,10 @@ class Engine(Protocol):
     host_time: bool  # whether the calling thread only prepares work and hands it over, see `generate`
 
     def load(self, folder: str, dtype: str | None) -> dict[str, Any]:
-        """Read a checkpoint. Returns dtype, device, and bytes that decode reads: of weights, of cache per token."""
+        """Read a checkpoint, as `dtype` (such as bfloat16) or by default.
+
+        Returns dtype, device, and the bytes that decode reads: weight_bytes, and cache_bytes per token of context.
+        """
 
     def generate(self, ids: list[int], count: int, emit: Emit) -> None:
         """Greedy, by the loop that users run. `emit` gets every token at once. Returns when all threads are idle."""
