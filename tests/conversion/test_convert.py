@@ -106,17 +106,21 @@ def test_dtype_casts_every_tensor_once(tiny, option, dtype, layout, tmp_path):
 def test_config_and_text_files_are_carried_over(tmp_path):
     source = write_checkpoint(tmp_path / "source", rope_scaling=YARN)
     files = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "merges.txt")
-    for name in files:
+    templates = ("additional_chat_templates/rag.jinja", "additional_chat_templates/tool_use.jinja")
+    (source / "additional_chat_templates").mkdir()
+    for name in (*files, *templates):
         (source / name).write_text(f"content of {name}")
     (source / "pytorch_model.bin").write_text("not this")
-    convert(source, tmp_path / "native")
-    assert {path.name for path in (tmp_path / "native").iterdir()} == {
+    out = tmp_path / "native"
+    convert(source, out)
+    assert {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} == {
         *files,
+        *templates,
         "config.json",
         "model.safetensors",
         "certificate.json",
     }
-    assert all((tmp_path / "native" / name).read_text() == f"content of {name}" for name in files)
+    assert all((out / name).read_text() == f"content of {name}" for name in (*files, *templates))
     before, after = (json.loads((f / "config.json").read_text()) for f in (source, tmp_path / "native"))
     note = {"format": 1, "layout": "native", "dtype": "float32", "quantization": None}
     assert after == {**before, "mlx_qwen3": note}
