@@ -10,7 +10,7 @@ import click
 
 from .. import interrupt
 from ..errors import UsageError
-from .terminal import Printer, read_stdin, say, show_json, statistics
+from .terminal import Printer, read_stdin, say, show_json, statistics, warnings_afterwards
 
 
 @click.command("generate")
@@ -149,7 +149,7 @@ def _reply(
     from ..engine import reply as generation
 
     collector = generation.Collector(model, request)
-    with printer or nullcontext():
+    with warnings_afterwards(), printer or nullcontext():
         for step in generation.run(model, tokenizer, request, *drafts):
             collector.add(step)
             if printer:

@@ -5,6 +5,9 @@ import json
 import os
 import re
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -82,6 +85,18 @@ def read_stdin() -> str:
     if not text.strip():
         raise UsageError("standard input is empty; write the prompt to it, or give --prompt TEXT")
     return text
+
+
+@contextmanager
+def warnings_afterwards() -> Iterator[None]:
+    """Keep warnings until the end of the block, so that they do not stand in the middle of a reply."""
+    caught: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            yield
+    finally:
+        for warning in caught:
+            warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 class Printer:

@@ -52,7 +52,7 @@ class DecodeStep:
         """Logits (B, V) of the tokens (B,) that follow the prompt in the cache. A watched step is built anew."""
         arrays = cache.arrays(1)
         if watch is None:
-            if self._eager == 0:
+            if self._eager == 0 and kernels.can_compile():
                 self._step = mx.compile(self._step)
             self._eager -= 1
             logits, *buffers = self._step(tokens, *arrays)

@@ -3,12 +3,18 @@
 B batch, L new tokens, T = B * L, H query heads, K key/value heads, D head_dim, S keys
 """
 
+import os
 from functools import cache
 from typing import Any
 
 import mlx.core as mx
 
+from ..errors import warn
 from .rope import rotate
+
+TEMPORARY = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")  # the order in which C++ looks for the folder
+KERNEL_BYTES = 4_000_000  # that must be free to compile; a step's kernels take 0.3 MB, g++ more while it runs
+REASON = 200  # characters of an error that a warning quotes
 
 
 def on_gpu() -> bool:
@@ -131,6 +137,31 @@ def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
 
 # One kernel in place of three. Not on a CPU, where mx.compile waits for g++.
 _fused_swiglu = mx.compile(_swiglu, shapeless=True)
+
+
+@cache
+def can_compile() -> bool:
+    """Whether MLX can compile kernels. If not, a warning says why: a reply needs none, but is faster with them."""
+    if on_gpu():
+        return True
+    # On a CPU MLX runs g++ in a folder in TMPDIR, and keeps the results there. The folder may be another user's,
+    # missing, full, or forbid programs. The trial is a kernel that every step needs anyway.
+    reason = ""
+    folder = next((os.environ[name] for name in TEMPORARY if name in os.environ), "/tmp")
+    try:
+        free = os.statvfs(folder)
+        if free.f_bavail * free.f_frsize < KERNEL_BYTES:
+            reason = f"no space left in {folder}"
+        else:
+            mx.eval(mx.compile(_swiglu)(mx.ones((2,)), mx.ones((2,))))
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:REASON]
+    if reason:
+        warn(
+            f"MLX cannot compile its kernels ({reason}), so long replies are slower; set TMPDIR to a folder that can "
+            "be written and has room"
+        )
+    return not reason
 
 
 def replay_after() -> int:

@@ -1,13 +1,17 @@
 """Every kernel of our own against its plain form: on Metal where there is one, and as C++ on any machine."""
 
 import ctypes
+import os
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_qwen3.errors import Qwen3Warning
 from mlx_qwen3.model import kernels
 
 # B, L, H, K, D: one token of each row, and prompts of several rows
@@ -145,3 +149,56 @@ def test_attention_of_one_query(heads):
     for mask in (padded, None):
         expected = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.3, mask=mask)
         assert worst([kernels.attend(q, k, v, 0.3, mask)], [expected]) < 1e-6
+
+
+ON_A_CPU = pytest.mark.skipif(mx.default_device().type == mx.gpu, reason="a GPU compiles without TMPDIR")
+REPLY = """
+import sys, mlx_qwen3
+from mlx_qwen3.model import kernels
+kernels.replay_after = lambda: 2
+options = {"max_tokens": 12, "sampling": mlx_qwen3.SamplingParams(temperature=0), "lookup": False}
+print(mlx_qwen3.generate(*mlx_qwen3.load("demo"), "Hello", **options).tokens)
+"""
+
+
+def reply(folder):
+    environment = {**os.environ, "TMPDIR": str(folder), "MLX_QWEN3_BLAS": "none"}
+    root = Path(__file__).parents[2]
+    return subprocess.run([sys.executable, "-c", REPLY], capture_output=True, env=environment, cwd=root, text=True)
+
+
+@ON_A_CPU
+def test_a_reply_needs_no_place_to_compile(tmp_path):
+    """Of another user is tested with a file in place of the folder, since root may write everywhere."""
+    expected = reply(tmp_path)
+    assert (expected.returncode, expected.stderr) == (0, "")
+    assert list(tmp_path.rglob("*.so"))  # it did compile
+    (tmp_path / "file").touch()
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mlx").touch()
+    for place, reason in (("file", "Not a directory"), ("missing", "No such file"), ("taken", "cannot create")):
+        result = reply(tmp_path / place)
+        assert (result.returncode, result.stdout) == (0, expected.stdout)
+        assert result.stderr.count("Qwen3Warning") == 1
+        assert "set TMPDIR to a folder" in result.stderr
+        assert reason in result.stderr
+
+
+@ON_A_CPU
+@pytest.mark.parametrize(("option", "reason"), [("size=64k", "no space left in"), ("noexec", "")])
+def test_a_full_folder_and_one_without_programs(option, reason, tmp_path):
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", option, "tmpfs", tmp_path], capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        result = reply(tmp_path)
+        assert result.returncode == 0
+        assert f"MLX cannot compile its kernels ({reason}" in result.stderr
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+@ON_A_CPU
+def test_the_warning_comes_when_the_step_is_to_be_replayed(monkeypatch):
+    monkeypatch.setenv("TMPDIR", "/nowhere")
+    with pytest.warns(Qwen3Warning, match=r"cannot compile its kernels \(.*/nowhere"):
+        assert not kernels.can_compile.__wrapped__()
