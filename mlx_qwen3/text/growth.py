@@ -70,7 +70,7 @@ def _times(left: Any, right: Any) -> int:
     if isinstance(left, int) and isinstance(right, int):
         return (left.bit_length() + right.bit_length()) // 4
     value, count = (right, left) if isinstance(left, int) else (left, right)
-    return (size(value) + 1) * count if isinstance(count, int) else 0
+    return (size(value) + 1) * count if isinstance(value, str | bytes | list | tuple) else 0
 
 
 def _power(base: Any, exponent: Any) -> int:

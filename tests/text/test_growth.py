@@ -70,6 +70,12 @@ def test_widths_of_brace_formats(text: str, arguments: tuple[object, ...], width
     assert METHODS["format"](text, *arguments) == width
 
 
+def test_numbers_do_not_grow() -> None:
+    for left, right in ((1.5, 10**9), (10**9, 1.5), (2.0, 0.5), (10**12, 10**12)):
+        check_growth(OPERATORS["*"], left, right)
+    check_growth(OPERATORS["**"], 2.0, 10**9)
+
+
 def test_what_a_value_holds_twice_counts_twice() -> None:
     inner = ["ab"] * 3
     assert size(inner) == 3 * 8 + 3 * 2
