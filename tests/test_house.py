@@ -41,6 +41,10 @@ def exported(folder: str) -> set[str]:
     return set(ast.literal_eval(lists[0])) if lists else set()
 
 
+# Files are written by report.py. Others write no output file: the tensor stream, a lock, and pipes of bench's workers.
+WRITERS = {"report.py", "conversion/shards.py", "conversion/staging.py", "bench/workers/serve.py"}
+
+
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_a_folder_imports_only_from_folders_below(folder):
     below = FOLDERS[FOLDERS.index(folder) :]
@@ -93,3 +97,18 @@ def test_a_library_is_imported_in_its_place(library):
 def test_every_folder_has_a_place():
     folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     assert folders <= set(FOLDERS)
+
+
+def writes(call: ast.Call) -> bool:
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    modes = [a.value for a in (*call.args, *(k.value for k in call.keywords)) if isinstance(a, ast.Constant)]
+    texts = [m for m in modes if isinstance(m, str) and set(m) <= set("rwaxbt+")]
+    opens = name in ("open", "fdopen") and any(set(text) & set("wax+") for text in texts)
+    return name in ("write_text", "write_bytes", "NamedTemporaryFile") or opens
+
+
+def test_one_place_writes_output_files():
+    for path in PACKAGE.rglob("*.py"):
+        place = path.relative_to(PACKAGE).as_posix()
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call) and writes(node)]
+        assert not calls or place in WRITERS, f"{place}:{calls[0].lineno} writes a file; use report.py"

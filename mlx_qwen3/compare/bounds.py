@@ -23,7 +23,9 @@ DEMO = "the demo, MLX's CPU back end"
 
 # `verify --transformers`: both sides in float32
 STATE = "relative norm of the difference from transformers: a state after a layer, or the logits"
-SAME_WEIGHTS = Bound(1e-4, f"{STATE}, same weights", 1.5e-6, f"{DEMO}; 28 layers of Qwen3-0.6B's shape have 9e-7")
+SAME_WEIGHTS = Bound(
+    1e-4, f"{STATE}, same weights", 1.7e-6, f"{DEMO}, affine4; 28 layers of Qwen3-0.6B's shape have 9e-7"
+)
 # Each weight is off by half a unit in the last place at most. This adds up over the layers.
 ROUNDED = {
     "float32": SAME_WEIGHTS,
