@@ -12,7 +12,7 @@ from typing import Any
 from ..compare.divergence import Divergence, compare, sequences_for
 from ..errors import CheckpointError, UsageError, VerificationError
 from ..files.checkpoint import Checkpoint, Stamp
-from ..files.hub import resolve
+from ..files.hub import check_text, resolve
 from ..files.members import CARRIED, CONFIG, INDEX, members
 from ..progress import BYTES, Progress, Stage, silent
 from ..report import replace_file
@@ -95,6 +95,7 @@ def dry_plan(
 
 def _places(source: str | Path, out: str | Path, overwrite: bool) -> tuple[Checkpoint, Path]:
     """The source and the folder of the result, which is checked to be free before anything is downloaded."""
+    check_text(str(out))
     out = Path(out).expanduser()
     check_free(out, overwrite)
     folder = resolve(source)

@@ -61,7 +61,7 @@ def verify(
     """
     if transformers:
         check_transformers()
-    result = Checkpoint(resolve(folder))
+    result = Checkpoint(resolve(folder, "the folder that `convert` wrote"))
     certificate = Certificate.read(result.folder)
     _check_files(result, certificate, progress)
     original = Checkpoint(resolve(source)) if source is not None else None

@@ -1,35 +1,62 @@
 """From a SOURCE, which is a folder, a Hub id or `demo`, to a local folder."""
 
 import re
+from difflib import get_close_matches
 from pathlib import Path
 
 from ..errors import SourceError
 from .members import MEMBERS
+from .reading import short
 
 DEMO = Path(__file__).parent.parent / "demo"
 DEFAULT = "Qwen/Qwen3-0.6B"
+SOURCE = f"a folder, a Hub id such as {DEFAULT}, or 'demo'"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # A checkpoint has one of each
 REQUIRED = (("config.json",), ("model*.safetensors",), ("tokenizer.json", "vocab.json"))
 
 
-def resolve(source: str | Path) -> Path:
+def resolve(source: str | Path, expected: str = SOURCE) -> Path:
     """The local folder of a SOURCE; downloads a Hub id into huggingface_hub's cache, with its progress bar.
 
-    Raises SourceError where there is no such folder or the Hub does not give the files.
+    `expected` says in messages what may be given. Raises SourceError if there is no such folder, or the Hub does not
+    give the files.
     """
+    name = str(source)
+    if not name.strip():  # an empty path would be the current folder
+        raise SourceError(f"SOURCE is empty; give {expected}")
+    check_text(name)
     try:
         folder = DEMO if source == "demo" else Path(source).expanduser()
         is_folder, exists = folder.is_dir(), folder.exists()
     except (OSError, RuntimeError, ValueError):  # a name too long, a home that is unknown, a null byte
         is_folder = exists = False
-    if is_folder and source != "":  # an empty path would be the current folder
+    if is_folder:
         return folder
-    if exists and source != "":
-        raise SourceError(f"{source} is a file; give the folder that holds config.json and the weights")
-    if not HUB_ID.fullmatch(str(source)):
-        raise SourceError(f"there is no folder {str(source)!r}; give a folder, a Hub id such as {DEFAULT}, or 'demo'")
-    return _download(str(source))
+    if exists:
+        raise SourceError(f"{name} is a file; give the folder that holds config.json and the weights")
+    if not HUB_ID.fullmatch(name):
+        raise SourceError(f"there is no folder {short(name)!r}{_similar(name)}; give {expected}")
+    return _download(name)
+
+
+def check_text(name: str) -> None:
+    """Raises SourceError for a path whose bytes are not UTF-8, which JSON and other libraries cannot hold."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise SourceError(f"the name {short(name)!r} has bytes that are not UTF-8; give or make another name") from None
+
+
+def _similar(name: str) -> str:
+    """The folders of a similar name that are there, for a message."""
+    path = Path(name)
+    try:
+        found = [entry.name for entry in path.expanduser().parent.iterdir() if entry.is_dir()]
+    except (OSError, RuntimeError, ValueError):
+        return ""
+    close = get_close_matches(path.name, found)
+    return f" ({path.parent} has {', '.join(close)})" if close else ""
 
 
 def default_source() -> str:
@@ -53,17 +80,20 @@ def _download(repository: str) -> Path:
         RepositoryNotFoundError,
     )
 
-    local = f"download it elsewhere with `hf download {repository}` and give its folder, or use --model demo"
+    neither = f"there is no folder {repository}{_similar(repository)}, and"
+    local = f"download it elsewhere with `hf download {repository}` and give its folder"
     try:
         folder = Path(snapshot_download(repository, allow_patterns=list(MEMBERS)))
     except HFValidationError as error:
-        raise SourceError(f"there is no folder {repository}, and the Hub has no such name ({error})") from None
+        raise SourceError(f"{neither} the Hub can have no such name ({error})") from None
     except GatedRepoError:
         raise SourceError(f"{repository} is gated; accept its terms on the Hub, then run `hf auth login`") from None
     except RepositoryNotFoundError:
-        raise SourceError(f"the Hub has no public model {repository}; check the name, or run `hf auth login`") from None
+        raise SourceError(
+            f"{neither} the Hub has no public model of this name; check it, or run `hf auth login`"
+        ) from None
     except LocalEntryNotFoundError:
-        raise SourceError(f"{repository} is not in the local cache and the Hub cannot be reached; {local}") from None
+        raise SourceError(f"{neither} it is not in the local cache and the Hub cannot be reached; {local}") from None
     except Exception as error:  # not all are OSError: a connection that breaks is an error of the HTTP library
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SourceError(f"{repository} could not be downloaded ({reason}); try again, or {local}") from None

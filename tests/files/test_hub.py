@@ -23,6 +23,7 @@ import pytest
 from mlx_qwen3.errors import SourceError
 from mlx_qwen3.files import hub
 
+ROOT = Path(__file__).parents[2]
 MODEL = "Qwen/Qwen3-0.6B"
 COMMIT = "c1899de289a04d12100db370d81485cdf75e47ca"
 WEIGHTS = "model-00002-of-00002.safetensors"
@@ -205,13 +206,13 @@ def nowhere() -> str:
         return f"http://127.0.0.1:{free.getsockname()[1]}"
 
 
-def run(endpoint: str, home: Path, *source: str, **env: str) -> subprocess.CompletedProcess[str]:
+def run(endpoint: str, home: Path, *source: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
     """`resolve(source)`, or `default_source()`, with an empty cache or what earlier runs left in it."""
     meddling = ("HF_", "HUGGINGFACE", "TRANSFORMERS_", "TQDM_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
     kept = {key: value for key, value in os.environ.items() if not key.upper().startswith(meddling)}
-    env = {**kept, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), **env}
+    env = {**kept, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "PYTHONPATH": str(ROOT), **env}
     command = [sys.executable, "-c", RUN, *source]
-    return subprocess.run(command, env=env, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=60)
 
 
 def resolved(endpoint: str, home: Path, **env: str) -> Path:
@@ -280,7 +281,7 @@ def test_hub_out_of_reach_says_what_to_do(nowhere: str, tmp_path: Path, env: dic
     message = refused(nowhere, tmp_path, **env)
     assert "cannot be reached" in message
     assert f"hf download {MODEL}" in message
-    assert "demo" in message
+    assert f"there is no folder {MODEL}, and" in message
 
 
 def test_hub_that_is_down_says_what_to_do(server: Hub, tmp_path: Path) -> None:
@@ -384,6 +385,47 @@ def test_file_is_refused(tmp_path: Path) -> None:
 def test_source_that_is_neither_is_refused(source: str) -> None:
     with pytest.raises(SourceError, match=r"there is no folder.*a Hub id such as Qwen/Qwen3-0\.6B, or 'demo'"):
         hub.resolve(source)
+
+
+@pytest.mark.parametrize("source", ["", " ", "\n"])
+def test_an_empty_source_is_refused(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Path("") is the current folder."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceError, match=r"SOURCE is empty; give a folder"):
+        hub.resolve(source)
+
+
+def test_a_name_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    with pytest.raises(SourceError, match=r"caf\\udce9' has bytes that are not UTF-8"):
+        hub.resolve(folder)
+
+
+@pytest.mark.parametrize("source", ["./qwen3-0.6b", "models/qwen3-0.6b/", "qwen3-0.6b", "~/models/qwen3-0.6b"])
+def test_folders_of_a_similar_name_are_told(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    folder = Path(source).expanduser().parent
+    for name in ("Qwen3-0.6B", "qwen3-0.6b-4bit", "photos"):
+        (folder / name).mkdir(parents=True)
+    (folder / "qwen3-0.6b.txt").touch()
+    with pytest.raises(SourceError, match=r"there is no folder '.*' \(.* has (qwen3-0.6b-4bit|Qwen3-0.6B).*\); give"):
+        hub.resolve(source)
+
+
+def test_a_missing_folder_is_told_from_a_hub_id(nowhere: str, tmp_path: Path) -> None:
+    """models/qwen3 could be either, so the message says what is wrong with both."""
+    (tmp_path / "models" / "qwen3-4bit").mkdir(parents=True)
+    message = run(nowhere, tmp_path, "models/qwen3", cwd=tmp_path, HF_HUB_OFFLINE="1").stdout
+    assert message.startswith(
+        "there is no folder models/qwen3 (models has qwen3-4bit), and it is not in the local cache"
+    )
+
+
+def test_the_remedy_is_that_of_the_caller() -> None:
+    with pytest.raises(SourceError, match=r"there is no folder '/nowhere'; give the folder that `convert` wrote$"):
+        hub.resolve("/nowhere", "the folder that `convert` wrote")
 
 
 @pytest.mark.skipif(not any(hub.DEMO.glob("*.safetensors")), reason="the demo is not trained yet")
