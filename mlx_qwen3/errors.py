@@ -7,6 +7,7 @@ Qwen3Error              exit code 1
 |- PromptError          a prompt or conversation that this model cannot take
 |- OutputError          a place that cannot be written
 |- HealthError          a model computes NaN or infinity, or `inspect --strict` found a fault in it
+|- EngineError          the engine is closed, or was closed before a reply was complete
 |- BenchError           `bench`: a contestant failed, or ours is worse than the baseline allows
 |- VerificationError    a conversion that is not what it should be: damaged, or further from its source than allowed
 `- UsageError           options that contradict each other or the model; exit code 2
@@ -44,6 +45,10 @@ class OutputError(Qwen3Error):
 
 
 class HealthError(Qwen3Error):
+    pass
+
+
+class EngineError(Qwen3Error):
     pass
 
 

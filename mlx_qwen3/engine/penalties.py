@@ -32,14 +32,23 @@ class Penalties:
     Arrays are replaced and never written, so that a shallow copy goes on by itself.
     """
 
-    def __init__(self, params: Sequence[Params], prompts: Sequence[Sequence[int]], vocabulary: int):
-        """`params` has one element per row, or a single one for all rows."""
+    def __init__(
+        self,
+        params: Sequence[Params],
+        prompts: Sequence[Sequence[int]],
+        vocabulary: int,
+        replies: Sequence[Sequence[int]] | None = None,
+    ):
+        """`params` has one element per row, or a single one for all rows; `replies` are the tokens said so far."""
         self._repetition, self._presence, self._frequency = (
             _column([getattr(row, f"{name}_penalty") for row in params], off)
             for name, off in (("repetition", 1), ("presence", 0), ("frequency", 0))
         )
         self._prompted = _prompted(prompts, vocabulary)  # (B, V) bool
-        self._counts = mx.zeros(self._prompted.shape, mx.int32)  # of the generated tokens
+        counts = np.zeros(self._prompted.shape, np.int32)
+        for row, reply in zip(counts, replies or (), strict=False):
+            np.add.at(row, [token for token in reply if token < vocabulary], 1)
+        self._counts = mx.array(counts)  # of the generated tokens
 
     def __call__(self, logits: mx.array) -> mx.array:
         """The logits (B, V) after the penalties, in float32."""

@@ -13,10 +13,11 @@ from ..model.qwen3 import Qwen3
 from ..text.chat_template import Tool
 from ..text.streaming import ReplyText
 from ..text.tokenizer import Tokenizer
-from .decode import decode
 from .request import Prompt, ReplyOptions, Request, prepare
+from .rows import Row
 from .sampling import SamplingParams
-from .speculative import make_drafter
+from .scheduler import Scheduler
+from .speculative import Drafter, make_drafter
 
 
 @dataclass(frozen=True)
@@ -99,29 +100,40 @@ class Collector:
         )
 
 
+class Speaker:
+    """Turns the tokens of one row into chunks."""
+
+    def __init__(self, tokenizer: Tokenizer, request: Request, drafter: Drafter | None = None):
+        self.row = Row(request.ids, request.sampling, request.max_tokens, tokenizer.stop_ids, drafter=drafter)
+        self._text = ReplyText(tokenizer, request.stop, request.opens_thinking, request.begun)
+        self._count = 0
+        self.finished = False  # drafts may bring tokens after the one that ended the reply
+
+    def say(self, token: int) -> Chunk:
+        """The chunk of the next token. The row ends if a stop string is complete."""
+        self._count += 1
+        ended = token in self.row.stop_ids
+        last = ended or self._count == self.row.max_tokens
+        thinking, answer = self._text.add(token, last)
+        reason = "stop" if ended or self._text.stopped else "length" if last else None
+        self.finished = reason is not None
+        self.row.ended = self.row.ended or self.finished
+        drafter = self.row.drafter
+        return Chunk(token, answer, thinking, reason, *((drafter.drafted, drafter.accepted) if drafter else (0, 0)))
+
+
 def run(
     model: Qwen3, tokenizer: Tokenizer, request: Request, draft: Qwen3 | None = None, lookup: bool | None = None
 ) -> Iterator[Chunk]:
     """The reply to a prepared request, step by step; `draft` and `lookup` are those of `make_drafter`."""
-    drafter = make_drafter(model, [request.ids], draft, lookup, tokenizer.size)
-    text = ReplyText(tokenizer, request.stop, request.opens_thinking, request.begun)
-    steps = decode(
-        model,
-        [request.ids],
-        request.sampling,
-        tokenizer.size,
-        max_tokens=request.max_tokens,
-        stop_ids=tokenizer.stop_ids,
-        drafter=drafter,
-    )
-    for count, [token] in enumerate(steps, 1):
-        ended = token in tokenizer.stop_ids
-        last = ended or count == request.max_tokens
-        thinking, answer = text.add(token, last)
-        reason = "stop" if ended or text.stopped else "length" if last else None
-        drafts = (drafter.drafted, drafter.accepted) if drafter else (0, 0)
-        yield Chunk(token, answer, thinking, reason, *drafts)
-        if reason:
+    speaker = Speaker(tokenizer, request, make_drafter(model, [request.ids], draft, lookup, tokenizer.size))
+    scheduler = Scheduler(model, tokenizer.size)
+    scheduler.add(speaker.row)
+    for _, event in scheduler.run():
+        if isinstance(event, Exception):
+            raise event
+        yield (chunk := speaker.say(event))
+        if chunk.finish_reason:
             return
 
 

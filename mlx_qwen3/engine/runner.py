@@ -4,7 +4,7 @@ B batch, L tokens, V vocabulary
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -89,3 +89,27 @@ def decode_step(model: Qwen3) -> DecodeStep:
 
 def _weights(model: Qwen3) -> list[Any]:
     return list(dict(tree_flatten(model.parameters())).values())
+
+
+class Prefill:
+    """The prompt of one row on its way into a cache, chunk by chunk."""
+
+    def __init__(self, model: Qwen3, prompt: Sequence[int], cache: KVCache | None = None):
+        """`cache` holds the first tokens of the prompt already, but not all of them."""
+        self._model = model
+        self.cache = model.make_cache() if cache is None else cache
+        self._ids = mx.array([prompt])
+        self.logits: mx.array | None = None  # (1, V), once the whole prompt is computed
+
+    @property
+    def left(self) -> int:
+        """Tokens that are not computed yet."""
+        return self._ids.shape[1] - self.cache.end
+
+    def run(self, tokens: int) -> None:
+        """Compute the next `tokens` tokens, or all that are left."""
+        first, last = self.cache.end, self.left <= tokens
+        hidden = self._model.hidden(self._ids[:, first : first + tokens], self.cache)
+        if last:
+            self.logits = self._model.logits(hidden[:, -1])
+        mx.eval(self.cache.buffers if self.logits is None else self.logits)

@@ -90,10 +90,12 @@ class Sampler:
         prompts: Sequence[Sequence[int]],
         vocabulary: int,
         numbers: Sequence[int] | None = None,
+        replies: Sequence[Sequence[int]] | None = None,
     ):
         """`params` for all rows or for each of them; ids from `vocabulary` up are never chosen.
 
-        `numbers` tells rows of one seed apart; the default counts them from 0.
+        `numbers` tells rows of one seed apart; the default counts them from 0. `replies` are the tokens that each row
+        has said so far.
         """
         rows = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         numbers = range(len(prompts)) if numbers is None else numbers
@@ -105,7 +107,7 @@ class Sampler:
         self._random = not all(row.greedy for row in rows)
         self._params = distinct
         self._chooser = Chooser(distinct, vocabulary)
-        self._penalties = Penalties(distinct, prompts, vocabulary) if any(map(has_penalty, rows)) else None
+        self._penalties = Penalties(distinct, prompts, vocabulary, replies) if any(map(has_penalty, rows)) else None
 
     def next(self, logits: mx.array, position: int | Sequence[int]) -> mx.array:
         """The token of every row, (B,) int32, at its position in the reply, from logits (B, V); see `known`."""
@@ -123,7 +125,7 @@ class Sampler:
         found: list[int] = tokens.tolist()  # type: ignore[assignment]
         for row, token in enumerate(found):
             if token == BROKEN and (rows is None or row in rows):
-                raise self._broken(row, position if isinstance(position, int) else position[row])
+                raise self.broken(row, position if isinstance(position, int) else position[row])
         return found
 
     def check(self, logits: mx.array, position: int, fed: Sequence[int]) -> list[int]:
@@ -137,7 +139,7 @@ class Sampler:
         chosen: list[int] = self._choose(logits, self._along(fed), places).tolist()  # type: ignore[assignment]
         right = next((i for i, guess in enumerate(fed[1:]) if chosen[i] != guess), len(fed) - 1)
         if BROKEN in chosen[: right + 1]:
-            raise self._broken(0, position + chosen.index(BROKEN))
+            raise self.broken(0, position + chosen.index(BROKEN))
         self._note(mx.array([chosen[: right + 1]]))
         return chosen[: right + 1]
 
@@ -166,7 +168,7 @@ class Sampler:
             logits = penalties(logits)
         return self._chooser(logits, random_keys(places) if self._random else None)
 
-    def _broken(self, row: int, position: int) -> HealthError:
+    def broken(self, row: int, position: int) -> HealthError:
         reply = "the reply" if len(self._streams) == 1 else f"reply {row + 1}"
         return HealthError(
             f"{self._model} has NaN or infinity in its logits for token {position + 1} of {reply}, after "

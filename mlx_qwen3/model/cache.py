@@ -114,6 +114,10 @@ class KVCache:
     def batch(self) -> int:
         return len(self.starts)
 
+    @property
+    def nbytes(self) -> int:
+        return sum(buffer.nbytes for buffer in self.buffers)
+
     def view(self, length: int, watch: Listener | None = None) -> EagerView:
         """The view of a pass over `length` new tokens; `commit` its buffers afterwards."""
         return EagerView(self, length, watch)
@@ -150,10 +154,73 @@ class KVCache:
         # every later layer through the values.
         return visible | (keys == queries)
 
+    # --- rows come and go
+
+    def admit(self, slot: int, row: "KVCache") -> None:
+        """Copy a cache of one row without padding to a free slot, so that it ends where the others do.
+
+        Only one layer at a time is in memory twice, and only if the new row is the longest.
+        """
+        if row.end > self.end:
+            self._copy(list(range(self.batch)), self.batch, 0, row.end - self.end)
+        first = self.end - row.end
+        for layer, source in enumerate(row.buffers):
+            self.buffers[layer][:, slot : slot + 1, :, first : self.end] = source[:, :, :, : row.end]
+            mx.eval(self.buffers[layer])
+        self._set_starts([first if row_ == slot else start for row_, start in enumerate(self.starts)])
+
+    def retire(self, slot: int) -> None:
+        """Empty a slot. What a step computes in it sees the tokens of that step and later ones only."""
+        self._set_starts([self.end if row == slot else start for row, start in enumerate(self.starts)])
+
+    def extract(self, slot: int, length: int | None = None) -> "KVCache":
+        """A copy of one row without padding, of all its tokens or the first `length`."""
+        row, start = KVCache(), self.starts[slot]
+        row.end = self.end - start if length is None else length
+        for buffer in self.buffers:
+            row.buffers.append(mx.contiguous(buffer[:, slot : slot + 1, :, start : start + row.end]))
+            mx.eval(row.buffers[-1])
+        return row
+
+    def copy(self, length: int) -> "KVCache":
+        """A cache of the first `length` tokens of the only row, which leaves this one as it is."""
+        return self.extract(0, length)
+
+    def resize(self, size: int, rows: Sequence[int]) -> None:
+        """Keep these rows, in this order, in the first of `size` slots; drop the padding that they share."""
+        self._copy(rows, size, min(self.starts[row] for row in rows), 0)
+
+    def compact(self, rows: Sequence[int]) -> None:
+        """Drop the padding that these rows, all that count, share, if it is more than half of the buffer."""
+        if 2 * (spare := min(self.starts[row] for row in rows)) > max(self.end, STEP):
+            self._copy(list(range(self.batch)), self.batch, spare, 0)
+
+    def _copy(self, rows: Sequence[int], size: int, first: int, lead: int) -> None:
+        """Move the slots from `first` on of these rows to new buffers of `size` rows, after `lead` empty slots."""
+        end = lead + self.end - first
+        for layer, buffer in enumerate(self.buffers):
+            _, _, K, _, D = buffer.shape
+            moved = mx.zeros((2, size, K, _rounded(end + 1), D), buffer.dtype)
+            kept = buffer if list(rows) == list(range(self.batch)) else buffer[:, mx.array(list(rows))]
+            moved[:, : len(rows), :, lead:end] = kept[:, :, :, first : self.end]
+            mx.eval(moved)  # one layer at a time, or all would be in memory twice
+            self.buffers[layer] = moved
+        starts = [min(max(self.starts[row] - first, 0) + lead, end) for row in rows]
+        self.end = end
+        self._set_starts([*starts, *[end] * (size - len(rows))])
+
+    def _set_starts(self, starts: list[int]) -> None:
+        self.starts, self.start = starts, mx.array(starts)
+
 
 def _with_capacity(buffer: mx.array, needed: int) -> mx.array:
     filled = buffer.shape[3]
     if filled >= needed:
         return buffer
-    extra = mx.zeros((*buffer.shape[:3], -(-needed // STEP) * STEP - filled, buffer.shape[4]), buffer.dtype)
+    extra = mx.zeros((*buffer.shape[:3], _rounded(needed) - filled, buffer.shape[4]), buffer.dtype)
     return mx.concatenate([buffer, extra], axis=3) if filled else extra
+
+
+def _rounded(tokens: int) -> int:
+    """The capacity that a buffer has for so many tokens."""
+    return -(-tokens // STEP) * STEP

@@ -3,6 +3,7 @@
 import inspect
 import json
 import shutil
+from types import SimpleNamespace
 
 import mlx.core as mx
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from arrays import as_numpy
 from checkpoints import TINY, VOCABULARY, YARN, random_weights, write_checkpoint, write_tokenizer
 
-from mlx_qwen3.engine import decode as decoding
+from mlx_qwen3.engine import batch
 from mlx_qwen3.engine import reply as generation
 from mlx_qwen3.engine.decode import decode, generate_batch
 from mlx_qwen3.engine.reply import generate, stream
@@ -122,7 +123,7 @@ def test_far_positions_after_a_long_past_equal_transformers(past, lively, transf
 
 def test_every_step_draws_anew(chat, monkeypatch):
     model, _ = chat
-    monkeypatch.setattr(decoding, "decode_step", lambda _: lambda tokens, cache: mx.zeros((1, VOCABULARY)))
+    monkeypatch.setattr(batch, "decode_step", lambda _: lambda tokens, cache: mx.zeros((1, VOCABULARY)))
     flat = SamplingParams(1.0, 0, 1.0, seed=1)
     [reply] = generate_batch(model, prompts(3), max_tokens=50, sampling=flat, lookup=False)
     assert len(set(reply)) > 30
@@ -196,20 +197,26 @@ def test_a_seed_repeats_a_reply_and_another_changes_it(chat, sampling):
 
 def test_decode_without_a_limit_goes_on_to_the_end_of_the_context(tmp_path):
     model = load_model(write_checkpoint(tmp_path, max_position_embeddings=20), "fp32")
-    steps = list(decode(model, prompts(4, 6), GREEDY))
-    assert [len(tokens) for tokens in steps] == [2] * 14
+    assert len(list(decode(model, prompts(6)[0], GREEDY))) == 14
 
 
-def test_nothing_is_computed_behind_an_end_token(chat, monkeypatch):
-    """And a batch goes on until each of its replies has ended."""
+def test_nothing_is_computed_after_an_end_token(chat, monkeypatch):
+    """The first token comes with the prompt, each other one by a step."""
+    model, [prompt] = chat[0], prompts(9)
+    tokens = list(decode(model, prompt, GREEDY, max_tokens=20))
+    end = max(i for i in range(20) if tokens[i] not in tokens[:i])
+    steps, hand_over = [], mx.async_eval
+    monkeypatch.setattr(mx, "async_eval", lambda array: steps.append(array) or hand_over(array))
+    assert list(decode(model, prompt, GREEDY, max_tokens=20, stop_ids={tokens[end]})) == tokens[: end + 1]
+    assert len(steps) == end
+
+
+def test_each_row_of_a_batch_ends_by_itself(chat):
     model, rows = chat[0], prompts(9, 30)
     replies = generate_batch(model, rows, max_tokens=20)
     stop = {replies[0][4], replies[1][6]}
     expected = [next(i for i, token in enumerate(reply) if token in stop) for reply in replies]
-    evaluated, hand_over = [], mx.async_eval
-    monkeypatch.setattr(mx, "async_eval", lambda *arrays: evaluated.append(arrays) or hand_over(*arrays))
     assert [len(reply) for reply in generate_batch(model, rows, max_tokens=20, stop_ids=stop)] == expected
-    assert len({id(array) for arrays in evaluated for array in arrays}) == max(expected) + 1
 
 
 def attend(tokens, cache):
@@ -222,7 +229,7 @@ def attend(tokens, cache):
 
 
 @pytest.mark.parametrize("replay_after", [0, 64], ids=["compiled", "eager"])
-@pytest.mark.parametrize("make_step", [decoding.decode_step, lambda _: attend], ids=["Qwen3", "attention"])
+@pytest.mark.parametrize("make_step", [batch.decode_step, lambda _: attend], ids=["Qwen3", "attention"])
 def test_decode_holds_the_cache_once(make_step, replay_after, tmp_path, monkeypatch):
     """A step that is handed over while the one before it is unfinished copies the cache."""
     wide = {"num_hidden_layers": 1, "num_key_value_heads": 8, "num_attention_heads": 8, "head_dim": 128}
@@ -232,9 +239,9 @@ def test_decode_holds_the_cache_once(make_step, replay_after, tmp_path, monkeypa
     fill(cache, 0, mx.zeros((2, 1, 8, tokens, 128)))
     cache.end = tokens
     monkeypatch.setattr(model, "make_cache", lambda *_: cache)
-    monkeypatch.setattr(decoding, "decode_step", make_step)
+    monkeypatch.setattr(batch, "decode_step", make_step)
     monkeypatch.setattr(kernels, "replay_after", lambda: replay_after)
-    steps = decode(model, [[5]], GREEDY, max_tokens=6)
+    steps = decode(model, [5] * (tokens + 1), GREEDY, max_tokens=6)
     next(steps)
     mx.clear_cache()
     mx.reset_peak_memory()
@@ -247,10 +254,16 @@ def test_decode_holds_the_cache_once(make_step, replay_after, tmp_path, monkeypa
 # Replies
 
 
+def say(monkeypatch, tokens):
+    """Let the model say these tokens."""
+    events = SimpleNamespace(add=lambda row: None, run=lambda: ((None, token) for token in tokens))
+    monkeypatch.setattr(generation, "Scheduler", lambda *_: events)
+
+
 def scripted(monkeypatch, tokenizer, text, end=True):
     """Let the model say `text`, then its end token."""
     tokens = tokenizer.encode(text) + ([258] if end else [])
-    monkeypatch.setattr(generation, "decode", lambda *_, **__: iter([[token] for token in tokens]))
+    say(monkeypatch, tokens)
     return tokens
 
 
@@ -290,7 +303,7 @@ def test_steps_join_to_the_result(chat, monkeypatch, thinking):
 
 def test_an_incomplete_character_is_shown_at_the_end_only(chat, monkeypatch):
     tokens = chat[1].encode("né")[:-1]
-    monkeypatch.setattr(generation, "decode", lambda *_, **__: iter([[token] for token in tokens]))
+    say(monkeypatch, tokens)
     texts = [step.text for step in stream(*chat, "?", max_tokens=len(tokens))]
     assert texts == ["n", "\ufffd"]
 
@@ -360,7 +373,7 @@ def test_a_stop_string_is_never_shown_in_part(chat, monkeypatch):
 @pytest.mark.parametrize("end", [258, 256])
 def test_every_end_token_stops(chat, monkeypatch, end):
     [letter] = chat[1].encode("A")
-    monkeypatch.setattr(generation, "decode", lambda *_, **__: iter([[letter], [end], [letter]]))
+    say(monkeypatch, [letter, end, letter])
     result = generate(*chat, "?")
     assert (result.text, result.tokens, result.finish_reason) == ("A", [letter, end], "stop")
 

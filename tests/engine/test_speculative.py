@@ -10,8 +10,7 @@ import pytest
 from arrays import as_numpy
 from checkpoints import AFFINE_4, TINY, YARN, write_checkpoint, write_packed
 
-from mlx_qwen3.engine import decode as decoding
-from mlx_qwen3.engine import speculative
+from mlx_qwen3.engine import batch, speculative
 from mlx_qwen3.engine.decode import decode, generate_batch
 from mlx_qwen3.engine.runner import DecodeStep
 from mlx_qwen3.engine.sampling import Sampler, SamplingParams
@@ -58,7 +57,7 @@ def wanderer(tmp_path_factory):
 
 
 def reply(model, sampling, prompt=PROMPT, drafter=None, **limits):
-    return [token for [token] in decode(model, [prompt], sampling, drafter=drafter, **{"max_tokens": 60, **limits})]
+    return list(decode(model, prompt, sampling, drafter=drafter, **{"max_tokens": 60, **limits}))
 
 
 class Scripted(Drafter):
@@ -199,7 +198,7 @@ class Guesses(Drafter):
 
 
 def test_the_distribution_is_the_models(monkeypatch):
-    monkeypatch.setattr(decoding, "decode_step", lambda model: lambda ids, cache: model(ids[:, None], cache)[:, 0])
+    monkeypatch.setattr(batch, "decode_step", lambda model: lambda ids, cache: model(ids[:, None], cache)[:, 0])
     model, draws = Chain(4), 4000
     counts = np.zeros((4, 4, 4))
     accepted = drafted = 0
@@ -372,7 +371,7 @@ def test_a_draft_model_of_a_shorter_context_stops_at_its_end(wanderer):
     short = load_model_like(wanderer)
     short.config = replace(wanderer.config, max_position_embeddings=40)
     farthest, drafter = 0, Fresh(short, PROMPT, Pace(FREE))
-    for _ in decode(wanderer, [PROMPT], GREEDY, max_tokens=30, drafter=drafter):
+    for _ in decode(wanderer, PROMPT, GREEDY, max_tokens=30, drafter=drafter):
         farthest = max(farthest, drafter._cache.end)
     assert 35 < farthest <= 40
 
@@ -428,8 +427,7 @@ def test_a_draft_model_with_another_number_of_padding_rows(wanderer, sampling, r
     drafter = make_drafter(wanderer, [prompt], draft=like(wanderer, rows), vocabulary=120)
     drafter._pace = Pace(FREE)
     replies = [
-        [token for [token] in decode(wanderer, [prompt], sampling, 120, max_tokens=60, drafter=drafts)]
-        for drafts in (None, drafter)
+        list(decode(wanderer, prompt, sampling, 120, max_tokens=60, drafter=drafts)) for drafts in (None, drafter)
     ]
     assert replies[0] == replies[1]
     assert max(replies[0]) < 120
@@ -478,7 +476,7 @@ def broken(wanderer):
 def test_one_nan_weight_ends_the_reply_with_an_error(broken, sampling):
     with pytest.raises(HealthError, match=r"the model has NaN .* token 1 of the reply, after 30 prompt tokens"):
         reply(broken, sampling)
-    with pytest.raises(HealthError, match="token 1 of reply 1, after 30 prompt tokens"):
+    with pytest.raises(HealthError, match=r"prompt 1: .* token 1 of the reply, after 30 prompt tokens"):
         generate_batch(broken, [PROMPT, PROMPT[:9]], max_tokens=5, sampling=sampling)
 
 
@@ -486,7 +484,7 @@ def until_error(steps):
     """(The tokens of a reply, the message of the error that ended it)."""
     said = []
     try:
-        for [token] in steps:
+        for token in steps:
             said.append(token)
     except HealthError as error:
         return said, str(error)
@@ -507,7 +505,7 @@ def test_nan_in_the_middle_of_a_reply_names_the_token(wanderer):
     unread = next(token for token in truth[5:] if token not in PROMPT)
     count = truth.index(unread) + 1
     for drafter in (None, Lookup(PROMPT, Pace(FREE))):
-        steps = decode(cannot_read(wanderer, unread), [PROMPT], GREEDY, max_tokens=60, drafter=drafter)
+        steps = decode(cannot_read(wanderer, unread), PROMPT, GREEDY, max_tokens=60, drafter=drafter)
         said, message = until_error(steps)
         assert f"for token {count + 1} of the reply" in message
         assert said == truth[:count]
@@ -519,7 +517,7 @@ def test_nan_in_a_pass_that_checks_drafts(wanderer, monkeypatch):
     model = cannot_read(wanderer, unread)
     monkeypatch.setattr(model, "make_cache", model.make_cache)
     drafter = Scripted(model, truth, wrong=0)
-    said, message = until_error(decode(model, [PROMPT], GREEDY, max_tokens=60, drafter=drafter))
+    said, message = until_error(decode(model, PROMPT, GREEDY, max_tokens=60, drafter=drafter))
     # NaN of a guess reaches the positions of its pass before it, whatever their mask: 0 times NaN is NaN.
     assert f"for token {len(said) + 1} of the reply" in message
     assert said == truth[: len(said)]
@@ -527,7 +525,7 @@ def test_nan_in_a_pass_that_checks_drafts(wanderer, monkeypatch):
 
 
 def test_nan_of_a_draft_model_is_its_own_error(wanderer, broken):
-    said, message = until_error(decode(wanderer, [PROMPT], GREEDY, drafter=DraftModel(broken, PROMPT, Pace(FREE))))
+    said, message = until_error(decode(wanderer, PROMPT, GREEDY, drafter=DraftModel(broken, PROMPT, Pace(FREE))))
     assert message.startswith("the draft model has NaN")
     assert len(said) == 1
 

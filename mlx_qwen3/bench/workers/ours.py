@@ -35,7 +35,7 @@ class Engine(OnMlx):
         return self.describe(self._model, self._dtype, c.tie_word_embeddings, values)
 
     def generate(self, ids: list[int], count: int, emit: Emit) -> None:
-        for [token] in decode(self._model, [ids], SamplingParams(temperature=0), max_tokens=count):
+        for token in decode(self._model, ids, SamplingParams(temperature=0), max_tokens=count):
             emit(token)
 
     def logits(self, ids: list[int], last: int) -> np.ndarray:

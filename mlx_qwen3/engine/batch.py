@@ -1,0 +1,246 @@
+"""A batch: rows that decode together, one token each per step, in a cache whose rows end together.
+
+A row may join or leave between two steps. The number of slots is one of SIZES, so that steps of few shapes are
+compiled; a slot without a row computes something that nobody reads.
+
+B slots, V vocabulary
+"""
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import numpy as np
+
+from ..errors import HealthError
+from ..model import kernels
+from ..model.cache import KVCache
+from ..model.qwen3 import Qwen3
+from .filters import BROKEN
+from .rows import Row
+from .runner import decode_step
+from .sampling import Sampler, SamplingParams
+
+SIZES = (1, 2, 4, 8, 16, 32)
+IDLE = Row((0,), SamplingParams(temperature=0), 0)  # stands in a free slot
+News = list[tuple[Row, int | Exception]]  # tokens in the order in which they were chosen, or what went wrong
+
+
+class Batch:
+    def __init__(self, model: Qwen3, row: Row, cache: KVCache, vocabulary: int):
+        """`cache` holds the prompt of the row; its first token is known. Ids from `vocabulary` up are never chosen."""
+        self._model, self._step, self._vocabulary = model, decode_step(model), vocabulary
+        self._cache = cache
+        self.slots: list[Row | None] = [row]
+        self._coming: mx.array | None = None  # (B,) the tokens of a step that was built before it was needed
+        self._before: tuple[list[mx.array], int] | None = None  # the cache without that step, until it is handed over
+        self._ready: News = []
+        self._sampler = self._new_sampler()
+
+    @property
+    def rows(self) -> list[Row]:
+        return [row for row in self.slots if row is not None]
+
+    @property
+    def end(self) -> int:
+        """The length of the longest row, or more: what each row of the cache takes."""
+        return self._cache.end
+
+    @property
+    def nbytes(self) -> int:
+        return self._cache.nbytes
+
+    # --- rows come and go
+
+    def join(self, row: Row, cache: KVCache) -> None:
+        """Take in a row whose prompt is in `cache` and whose first token is known."""
+        self._settle()
+        if None not in self.slots:
+            self._resize(next(size for size in SIZES if size > len(self.slots)))
+        slot = self.slots.index(None)
+        self._cache.admit(slot, cache)
+        self.slots[slot] = row
+        self._sampler = self._new_sampler()
+
+    def leave(self, row: Row) -> None:
+        """Let a row go, and drop what it has in the cache."""
+        self._settle()
+        slot = self.slots.index(row)
+        self.slots[slot] = None
+        self._cache.retire(slot)
+        rows = len(self.rows)
+        if rows and 4 * rows <= len(self.slots):
+            self._resize(next(size for size in SIZES if size >= rows))
+        elif rows:
+            self._cache.compact([slot for slot, row in enumerate(self.slots) if row])
+        self._sampler = self._new_sampler()
+
+    def take_out(self, row: Row) -> KVCache:
+        """Let a row go. Returns its keys and values, of all its tokens but the last, which was not fed."""
+        self._settle()
+        if self.slots == [row]:
+            self.slots, cache = [None], self._cache
+        else:
+            cache = self._cache.extract(self.slots.index(row))
+            self.leave(row)
+        cache.trim(cache.end - (row.length - 1))
+        return cache
+
+    def known(self, row: Row) -> np.ndarray:
+        """The tokens of a row of which the cache has keys and values."""
+        return np.array([*row.prompt, *row.tokens[:-1]], np.int32)
+
+    def copy_of(self, row: Row, length: int) -> KVCache:
+        """A cache with the first `length` tokens of a row."""
+        self._settle()
+        return self._cache.extract(self.slots.index(row), length)
+
+    def _resize(self, size: int) -> None:
+        """Change the number of slots; the rows move to the first of them."""
+        self._cache.resize(size, [slot for slot, row in enumerate(self.slots) if row])
+        self.slots = [*self.rows, *[None] * (size - len(self.rows))]
+
+    def _settle(self) -> None:
+        """Bring the cache to the last known tokens: forget a step that was only built, wait for one under way."""
+        if self._before is not None:
+            self._cache.buffers, self._cache.end = self._before
+            self._before = None
+        elif self._coming is not None:
+            self._ready += self._receive(self._coming)
+        self._coming = None
+
+    # --- tokens
+
+    def step(self) -> News:
+        """The next token of every row, or several of a single row whose drafts are right."""
+        if self._ready:
+            ready, self._ready = self._ready, []
+            return ready
+        drafts = self._drafts()
+        return self._check(drafts) if drafts else self._plain_step()
+
+    def _plain_step(self) -> News:
+        coming = self._coming
+        if coming is None:
+            coming = self._following(mx.array([row.tokens[-1] if row else 0 for row in self.slots]), 0)
+        self._hand_over(coming)
+        self._coming = None
+        if self._goes_on():
+            # Python builds the next step while the device computes this one, and hands it over when that is done: the
+            # cache is written in place only if no unfinished work holds its buffers, and is copied otherwise.
+            self._before = self._cache.buffers, self._cache.end
+            self._coming = self._following(coming, 1)
+        news = self._receive(coming)
+        if self._coming is not None and kernels.on_gpu() and not all(row.ended for row in self.rows):
+            self._hand_over(self._coming)  # on a CPU this waits for most of the step, and the rows for this token
+        return news
+
+    def _hand_over(self, tokens: mx.array) -> None:
+        self._before = None  # nothing else may hold the buffers that the step writes to
+        mx.async_eval(tokens)
+
+    def _goes_on(self) -> bool:
+        """Whether to build the step after the one under way before its tokens are known."""
+        rows = self.rows
+        drafter = rows[0].drafter if len(self.slots) == 1 else None
+        return (
+            any(row.left > 1 for row in rows)
+            and not any(row.waits() for row in rows)
+            and not (drafter and drafter.expects())
+        )
+
+    def _following(self, tokens: mx.array, unknown: int) -> mx.array:
+        """The tokens (B,) after `tokens` (B,), of which the last `unknown` of each row are not in its list yet."""
+        logits = self._step(tokens, self._cache)
+        if any(row.steering for row in self.rows):
+            logits = self._allowed(logits)
+        positions = [len(row.tokens) + unknown if row else 0 for row in self.slots]
+        return self._sampler.next(logits, positions)
+
+    def _allowed(self, logits: mx.array) -> mx.array:
+        """The logits (B, V) without the ids that the steering of a row excludes."""
+        mx.async_eval(logits)  # the device computes while the host makes masks
+        masks = [self._mask(row) if row else None for row in self.slots]
+        if all(mask is None for mask in masks):
+            return logits
+        everything = np.ones(logits.shape[-1], bool)
+        return mx.where(mx.array(np.stack([everything if mask is None else mask for mask in masks])), logits, -mx.inf)
+
+    def _mask(self, row: Row) -> np.ndarray | None:
+        try:
+            return row.allowed()
+        except Exception as error:
+            row.ended = True
+            self._ready.append((row, error))
+            return None
+
+    def _receive(self, coming: mx.array) -> News:
+        """Wait for the tokens (B,) of a step, and note them."""
+        tokens: list[int] = coming.tolist()  # type: ignore[assignment]
+        news: News = []
+        for slot, (row, token) in enumerate(zip(self.slots, tokens, strict=True)):
+            if row is None or row.ended:
+                continue
+            if token == BROKEN:
+                row.ended = True
+                news.append((row, self._sampler.broken(slot, len(row.tokens))))
+                continue
+            try:
+                news.append((row, self._take(row, token)))
+            except Exception as error:  # of the row's steering: the other rows go on
+                row.ended = True
+                news.append((row, error))
+        return news
+
+    def _take(self, row: Row, token: int) -> int:
+        taken = row.take(token)
+        if row.drafter:
+            row.drafter.add(taken)
+        if taken != token:
+            self._sampler = self._new_sampler()  # it has noted the other token
+        return taken
+
+    # --- drafts
+
+    def _drafts(self) -> list[int]:
+        row = self.slots[0]
+        if len(self.slots) > 1 or row is None or row.drafter is None or self._coming is not None or row.waits():
+            return []
+        return row.drafter.propose(row.left - 1, self._sampler)
+
+    def _check(self, drafts: Sequence[int]) -> News:
+        """The next tokens of the only row, from one pass over its last token and drafts of what follows."""
+        [row] = self.rows
+        assert row.drafter is not None
+        fed = [row.tokens[-1], *drafts]
+        logits = self._model(mx.array([fed]), self._cache)[0]
+        try:
+            tokens = self._sampler.check(logits, len(row.tokens), fed)
+        except HealthError as error:
+            row.ended = True
+            return [(row, error)]
+        taken: list[int] = []
+        for token in tokens:
+            try:
+                taken.append(row.take(token))
+            except Exception as error:
+                row.ended = True
+                return [*((row, token) for token in taken), (row, error)]
+            if row.ended or taken[-1] != token:
+                break
+        self._cache.trim(len(fed) - len(taken))
+        row.drafter.checked(len(drafts), len(taken) - 1)
+        for token in taken:
+            row.drafter.add(token)
+        if taken != tokens:
+            self._sampler = self._new_sampler()
+        return [(row, token) for token in taken]
+
+    def _new_sampler(self) -> Sampler:
+        rows = [row or IDLE for row in self.slots]
+        return Sampler(
+            [row.sampling for row in rows],
+            [row.prompt for row in rows],
+            self._vocabulary,
+            [row.number for row in rows],
+            [row.tokens for row in rows],
+        )

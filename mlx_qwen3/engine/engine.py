@@ -1,0 +1,177 @@
+"""The engine: many requests at once, on one thread that owns every MLX object."""
+
+import atexit
+import queue
+import threading
+import weakref
+from collections.abc import Iterator
+from types import TracebackType
+
+from ..errors import EngineError
+from ..model.qwen3 import Qwen3
+from ..text.tokenizer import Tokenizer
+from .prefix import PrefixStore
+from .reply import Chunk, Speaker
+from .request import Request
+from .rows import Row
+from .scheduler import MAX_GAP, Scheduler
+from .speculative import make_drafter
+
+PREFIX_BYTES = 1 << 30  # of keys and values that are kept for later prompts
+
+
+class Reply:
+    """The reply to one request. Iterate it for its chunks, in any thread and at any pace."""
+
+    def __init__(self, speaker: Speaker, wake: threading.Condition):
+        self._speaker, self._wake = speaker, wake
+        self._events: queue.SimpleQueue[Chunk | Exception | None] = queue.SimpleQueue()
+        self._over = False
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return self
+
+    def __next__(self) -> Chunk:
+        """The next chunk, once it is made. Raises the error that ended the reply, if one did."""
+        event = None if self._over else self._events.get()
+        self._over = not isinstance(event, Chunk) or event.finish_reason is not None
+        if event is None:
+            raise StopIteration
+        if isinstance(event, Exception):
+            raise event
+        return event
+
+    def cancel(self) -> None:
+        """End the reply: its iteration at once, its row at the next step."""
+        with self._wake:
+            self._speaker.row.ended = True
+            self._events.put(None)
+            self._wake.notify()
+
+
+class Engine:
+    """Runs requests on one model, up to `max_rows` at once:
+
+        with Engine(model, tokenizer) as engine:
+            replies = [engine.submit(prepare(model.config, tokenizer, text)) for text in texts]
+            for chunk in replies[0]: ...
+
+    max_gap: seconds for which a long prompt may hold up the replies that run, beside one step of their own.
+    prefix_bytes: keys and values of earlier prompts and replies to keep, for prompts that begin alike; 0 keeps none.
+
+    Every method may be called from any thread. No other thread may use the model while the engine runs.
+    """
+
+    def __init__(
+        self,
+        model: Qwen3,
+        tokenizer: Tokenizer,
+        *,
+        max_rows: int = 8,
+        max_gap: float = MAX_GAP,
+        prefix_bytes: int = PREFIX_BYTES,
+    ):
+        self._model, self._tokenizer = model, tokenizer
+        self._max_rows, self._max_gap, self._prefix_bytes = max_rows, max_gap, prefix_bytes
+        self._scheduler = self._new_scheduler()
+        self._replies: dict[Row, Reply] = {}
+        self._wake = threading.Condition()  # guards the two below
+        self._new: list[Reply] = []
+        self._closing: EngineError | None = None
+        self._thread = threading.Thread(target=_loop, args=(self,), name="mlx-qwen3 engine", daemon=True)
+        self._thread.start()
+        atexit.register(_close, weakref.ref(self))
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engine takes requests."""
+        return self._thread.is_alive() and self._closing is None
+
+    def submit(self, request: Request) -> Reply:
+        """Begin a reply. Raises EngineError if the engine is closed."""
+        drafter = make_drafter(self._model, [request.ids], vocabulary=self._tokenizer.size)
+        reply = Reply(Speaker(self._tokenizer, request, drafter), self._wake)
+        with self._wake:
+            if not self.alive:
+                raise self._closing or EngineError("the thread of the engine has ended; make a new engine")
+            self._new.append(reply)
+            self._wake.notify()
+        return reply
+
+    def close(self, reason: str = "the engine was closed") -> None:
+        """End every reply that is under way with an EngineError of this reason, and wait for the thread."""
+        with self._wake:
+            self._closing = self._closing or EngineError(reason)
+            self._wake.notify()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    # --- in the engine's thread
+
+    def step(self) -> None:
+        """Take in new requests, then make one token for each running row and compute one chunk of a prompt."""
+        with self._wake:
+            new, self._new = self._new, []
+        for reply in new:
+            self._replies[reply._speaker.row] = reply
+            self._scheduler.add(reply._speaker.row)
+        try:
+            for row, event in self._scheduler.step():
+                self._tell(row, event)
+        except Exception as error:  # the scheduler's own: the replies under way are lost, the engine is not
+            self._end_all(error)
+            self._scheduler = self._new_scheduler()
+        self._replies = {row: reply for row, reply in self._replies.items() if not row.ended}
+
+    def _tell(self, row: Row, event: int | Exception) -> None:
+        if (reply := self._replies.get(row)) is None or reply._speaker.finished:
+            return
+        try:
+            reply._events.put(event if isinstance(event, Exception) else reply._speaker.say(event))
+        except Exception as error:  # of the reply's own text
+            row.ended = True
+            reply._events.put(error)
+
+    def _wait(self) -> bool:
+        """Wait for work. False once the engine is to close."""
+        with self._wake:
+            while not (self._closing or self._new or self._scheduler.busy):
+                self._wake.wait()
+            return self._closing is None
+
+    def _end_all(self, error: Exception) -> None:
+        with self._wake:
+            replies = [*self._replies.values(), *self._new]
+            self._new = []
+        for reply in replies:
+            reply._speaker.row.ended = True
+            reply._events.put(error)
+
+    def _new_scheduler(self) -> Scheduler:
+        prefixes = PrefixStore(self._prefix_bytes) if self._prefix_bytes else None
+        return Scheduler(
+            self._model,
+            self._tokenizer.size,
+            max_rows=self._max_rows,
+            max_gap=self._max_gap,
+            prefixes=prefixes,
+        )
+
+
+def _loop(engine: Engine) -> None:
+    while engine._wait():
+        engine.step()
+    assert engine._closing
+    engine._end_all(engine._closing)
+
+
+def _close(engine: "weakref.ref[Engine]") -> None:
+    # A thread that still computes while the interpreter ends would abort the process.
+    if alive := engine():
+        alive.close()

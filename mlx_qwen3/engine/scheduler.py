@@ -1,0 +1,186 @@
+"""The scheduler: which rows run when.
+
+A row waits, its prompt is prefilled alone, chunk by chunk, then it joins a batch, and it leaves when it has ended.
+Between two chunks of a prompt every running row gets its next token.
+"""
+
+import math
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+import mlx.core as mx
+import numpy as np
+
+from ..model.cache import KVCache
+from ..model.qwen3 import Qwen3
+from .batch import SIZES, Batch
+from .filters import BROKEN
+from .prefix import PrefixStore, shared_length
+from .rows import Row
+from .runner import Prefill, prefill_chunk
+from .sampling import Sampler
+from .threads import any_thread
+
+MAX_GAP = 0.25  # seconds for which a chunk of a prompt may hold up the rows that run
+SMALLEST_CHUNK = 16  # tokens
+# All rows of a batch attend to as many slots as its longest. So a row joins a batch only if one of the two is at most
+# SLACK tokens or SPREAD times longer; otherwise it begins a batch of its own.
+SLACK, SPREAD = 512, 4
+WORTH_SHARING = 32  # tokens in common with a running row from which copying is faster than computing them
+
+Event = tuple[Row, int | Exception]  # the next token of a row, or the error that ended it
+
+
+class Scheduler:
+    def __init__(
+        self,
+        model: Qwen3,
+        vocabulary: int,
+        *,
+        max_rows: int = 1,
+        max_gap: float = MAX_GAP,
+        prefixes: PrefixStore | None = None,
+    ):
+        """At most `max_rows` run together. Ids from `vocabulary` up are never chosen."""
+        self._model, self._vocabulary = model, vocabulary
+        self._max_rows, self._max_gap = max_rows, max_gap
+        self._prefixes = prefixes
+        self._waiting: deque[Row] = deque()
+        self._prompt: tuple[Row, Prefill] | None = None
+        self._batches: list[Batch] = []
+        self._pace = 0.0  # seconds of prefill for a token, measured
+
+    def add(self, row: Row) -> None:
+        self._waiting.append(row)
+
+    @property
+    def running(self) -> list[Row]:
+        return [row for batch in self._batches for row in batch.rows]
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._batches or self._prompt or self._waiting)
+
+    @any_thread
+    def step(self) -> Iterator[Event]:
+        """One token for every running row, then one chunk of a prompt.
+
+        Set `ended` of a row to end it: what it holds is freed by the end of the next step.
+        """
+        for batch in list(self._batches):
+            yield from self._decode(batch)
+        yield from self._prefill()
+
+    def run(self) -> Iterator[Event]:
+        """Step until all rows have ended."""
+        while self.busy:
+            yield from self.step()
+
+    # --- decode
+
+    def _decode(self, batch: Batch) -> Iterator[Event]:
+        try:
+            if not all(row.ended for row in batch.rows):
+                yield from batch.step()
+        except Exception as error:  # the step of all rows has failed, and with it their cache
+            self._batches.remove(batch)
+            for row in batch.rows:
+                yield from fail(row, error)
+        else:
+            for row in batch.rows:
+                if row.ended:
+                    self._remove(batch, row)
+
+    def _remove(self, batch: Batch, row: Row) -> None:
+        if self._prefixes is None:
+            batch.leave(row)
+        else:
+            self._prefixes.put([*row.prompt, *row.tokens[:-1]], batch.take_out(row))
+        if not batch.rows:
+            self._batches.remove(batch)
+
+    # --- prefill
+
+    def _prefill(self) -> Iterator[Event]:
+        """Compute one chunk of a prompt. After its last chunk the row has its first token, and joins a batch."""
+        self._prompt = self._prompt or self._next_prompt()
+        if self._prompt is None:
+            return
+        row, prompt = self._prompt
+        try:
+            if not row.ended:
+                self._run(prompt)
+            if row.ended or prompt.logits is None:
+                return
+            yield row, self._first_token(row, prompt.logits)
+            self._place(row, prompt.cache)
+        except Exception as error:
+            yield from fail(row, error)
+        finally:
+            if row.ended or prompt.logits is not None:
+                self._prompt = None
+
+    def _next_prompt(self) -> tuple[Row, Prefill] | None:
+        while self._waiting and len(self.running) < self._max_rows:
+            if not (row := self._waiting.popleft()).ended:
+                return row, Prefill(self._model, row.prompt, self._known_part(row.prompt))
+        return None
+
+    def _known_part(self, prompt: Sequence[int]) -> KVCache | None:
+        """A cache with the longest beginning of the prompt that is known. It leaves a token to compute."""
+        ids = np.array(prompt[:-1], np.int32)
+        kept = self._prefixes.longest(ids) if self._prefixes else 0
+        shared = [(shared_length(ids, batch.known(row)), row, batch) for batch in self._batches for row in batch.rows]
+        length, row, batch = max(shared, key=lambda entry: entry[0], default=(0, None, None))
+        if row and batch and length > kept and length >= WORTH_SHARING:
+            return batch.copy_of(row, length)
+        return self._prefixes.take(ids) if self._prefixes and kept else None
+
+    def _run(self, prompt: Prefill) -> None:
+        tokens, start = min(self._chunk(), prompt.left), time.perf_counter()
+        prompt.run(tokens)
+        self._pace = (time.perf_counter() - start) / tokens
+
+    def _chunk(self) -> int:
+        """Tokens of the next chunk: what one pass may have, or what running rows can wait for."""
+        if not self._batches:
+            return prefill_chunk()
+        tokens = self._max_gap / self._pace if self._pace else 1
+        return min(prefill_chunk(), max(SMALLEST_CHUNK, 1 << int(math.log2(max(tokens, 1)))))
+
+    def _first_token(self, row: Row, logits: mx.array) -> int:
+        if (mask := row.allowed()) is not None:
+            logits = mx.where(mx.array(mask), logits, -mx.inf)
+        sampler = Sampler([row.sampling], [row.prompt], self._vocabulary, [row.number])
+        token: int = sampler.next(logits, 0).item()  # type: ignore[assignment]
+        if token == BROKEN:
+            raise sampler.broken(0, 0)
+        token = row.take(token)
+        if row.drafter:
+            row.drafter.add(token)
+        return token
+
+    def _place(self, row: Row, cache: KVCache) -> None:
+        """Let a row whose prompt is computed join a batch of rows about as long, or begin one."""
+        if row.ended:
+            if self._prefixes is not None:
+                self._prefixes.put(row.prompt, cache)
+            return
+        fitting = [batch for batch in self._batches if len(batch.rows) < SIZES[-1] and alike(batch.end, row.length)]
+        if fitting:
+            min(fitting, key=lambda batch: abs(batch.end - row.length)).join(row, cache)
+        else:
+            self._batches.append(Batch(self._model, row, cache, self._vocabulary))
+
+
+def alike(a: int, b: int) -> bool:
+    """Whether rows of these lengths share a batch."""
+    return abs(a - b) <= SLACK or max(a, b) <= SPREAD * min(a, b)
+
+
+def fail(row: Row, error: Exception) -> Iterator[Event]:
+    """End a row by an error, unless it has ended already."""
+    if not row.ended:
+        row.ended = True
+        yield row, error

@@ -1,0 +1,119 @@
+"""The engine: requests from any thread, errors of one request, cancelling, closing."""
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from mlx_qwen3 import load
+from mlx_qwen3.engine.engine import Engine
+from mlx_qwen3.engine.reply import generate
+from mlx_qwen3.engine.request import ReplyOptions, prepare
+from mlx_qwen3.engine.sampling import SamplingParams
+from mlx_qwen3.errors import EngineError
+
+TEXTS = ("What is 17 + 25?", "What is the capital of France?", "Reverse: a b c d e", "hello")
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return load("demo", dtype="fp32")
+
+
+def request(demo, text, **options):
+    options.setdefault("sampling", SamplingParams(temperature=0))
+    return prepare(demo[0].config, demo[1], text, ReplyOptions(**options))
+
+
+def said(reply):
+    return [chunk.token for chunk in reply]
+
+
+def test_replies_together_are_those_of_generate(demo):
+    options = [{"sampling": SamplingParams(seed=seed), "max_tokens": 60} for seed in range(4)]
+    alone = [generate(*demo, text, **given) for text, given in zip(TEXTS, options, strict=True)]
+    with Engine(*demo) as engine:
+        replies = [engine.submit(request(demo, text, **given)) for text, given in zip(TEXTS, options, strict=True)]
+        chunks = [list(reply) for reply in replies]
+    for expected, found in zip(alone, chunks, strict=True):
+        assert [chunk.token for chunk in found] == expected.tokens
+        assert "".join(chunk.text for chunk in found) == expected.text
+        assert found[-1].finish_reason == expected.finish_reason
+
+
+def test_requests_from_many_threads(demo):
+    expected = generate(*demo, TEXTS[0], sampling=SamplingParams(temperature=0)).tokens
+    found = {}
+    with Engine(*demo, max_rows=4) as engine:
+
+        def ask(index):
+            found[index] = said(engine.submit(request(demo, TEXTS[0])))
+
+        threads = [threading.Thread(target=ask, args=(index,)) for index in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert found == dict.fromkeys(range(6), expected)
+
+
+def test_a_cancelled_reply_ends_and_the_others_go_on(demo):
+    with Engine(*demo) as engine:
+        first, second = (engine.submit(request(demo, TEXTS[0])) for _ in range(2))
+        next(first)
+        first.cancel()
+        assert len(list(first)) < 60
+        assert said(second) == generate(*demo, TEXTS[0], sampling=SamplingParams(temperature=0)).tokens
+
+
+def test_a_reply_that_nobody_reads_holds_back_nobody(demo):
+    with Engine(*demo) as engine:
+        unread = engine.submit(request(demo, TEXTS[0]))
+        assert said(engine.submit(request(demo, TEXTS[3])))
+        assert said(unread)
+
+
+def test_an_error_in_the_text_of_one_reply_is_its_own(demo, monkeypatch):
+    with Engine(*demo) as engine:
+        broken, whole = (engine.submit(request(demo, text)) for text in TEXTS[:2])
+        monkeypatch.setattr(broken._speaker, "say", lambda token: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            list(broken)
+        assert said(whole)
+        assert engine.alive
+
+
+def test_an_error_of_the_shared_step_ends_the_rows_and_not_the_engine(demo, monkeypatch):
+    with Engine(*demo) as engine:
+        with monkeypatch.context() as patch:
+            patch.setattr(engine._scheduler, "step", lambda: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                list(engine.submit(request(demo, TEXTS[0])))
+        assert engine.alive
+        assert said(engine.submit(request(demo, TEXTS[3])))
+
+
+def test_closing_ends_replies_with_the_reason(demo):
+    engine = Engine(*demo)
+    reply = engine.submit(request(demo, TEXTS[0]))
+    engine.close("the power is off")
+    with pytest.raises(EngineError, match="the power is off"):
+        list(reply)
+    assert not engine.alive
+    with pytest.raises(EngineError, match="the power is off"):
+        engine.submit(request(demo, TEXTS[0]))
+    assert list(reply) == []  # an iterator that has ended stays so
+
+
+def test_a_process_may_end_while_the_engine_runs():
+    program = (
+        "import mlx_qwen3; from mlx_qwen3.engine.engine import Engine; from mlx_qwen3.engine.request import prepare\n"
+        "model, tokenizer = mlx_qwen3.load('demo'); engine = Engine(model, tokenizer)\n"
+        "print(next(engine.submit(prepare(model.config, tokenizer, 'hello'))).token)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,43 @@
+"""Rows that come and go at random get the tokens that they get alone."""
+
+import pytest
+from schedules import QUESTIONS, Alone, Broken, Schedule
+
+from mlx_qwen3 import load
+
+
+@pytest.fixture(scope="module")
+def demo():
+    model, tokenizer = load("demo", dtype="fp32")
+    prompts = [
+        tokenizer.encode(tokenizer.apply_chat_template([{"role": "user", "content": text}])) for text in QUESTIONS
+    ]
+    return (model, tokenizer.size, tokenizer.stop_ids), prompts
+
+
+@pytest.fixture(scope="module")
+def alone(demo):
+    return Alone(*demo[0])
+
+
+def check(schedule: Schedule, alone: Alone) -> None:
+    schedule.run()
+    for job, row in schedule.rows:
+        expected = alone(job)
+        heard = tuple(schedule.heard.get(row, ()))
+        assert heard == expected[: len(heard)], (schedule.seed, job)
+        cut = row in schedule.errors or len(heard) < len(expected)
+        assert not cut or row.ended
+        assert isinstance(schedule.errors.get(row, Broken()), Broken)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_row_gets_the_tokens_that_it_gets_alone(demo, alone, seed):
+    check(Schedule(*demo[0], demo[1], seed), alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("thousand", range(3))
+def test_in_thousands_of_schedules_too(demo, alone, thousand):
+    for seed in range(1000 * (thousand + 1), 1000 * (thousand + 2)):
+        check(Schedule(*demo[0], demo[1], seed), alone)

@@ -1,0 +1,126 @@
+"""Random schedules of the engine's scheduler, and the replies that the rows get alone."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from mlx_qwen3.engine.prefix import PrefixStore
+from mlx_qwen3.engine.rows import Row
+from mlx_qwen3.engine.sampling import SamplingParams
+from mlx_qwen3.engine.scheduler import Scheduler
+from mlx_qwen3.engine.speculative import Lookup, Pace
+
+QUESTIONS = (
+    "What is 17 + 25?",
+    "Sort these words: pear, apple, fig",
+    "What is the capital of France?",
+    "Reverse: a b c d e",
+    "hello",
+    "What is 123 + 456?",
+)
+SETTINGS = (
+    {"temperature": 0},
+    {"temperature": 0.6},
+    {"temperature": 1.3, "top_k": 0},
+    {"temperature": 0, "repetition_penalty": 1.3},
+    {"temperature": 0.8, "frequency_penalty": 0.5},
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a row is made from."""
+
+    prompt: tuple[int, ...]
+    setting: int
+    seed: int
+    max_tokens: int
+    drafts: bool
+
+    def row(self, stop_ids: Any) -> Row:
+        sampling = SamplingParams(**SETTINGS[self.setting], seed=self.seed)
+        drafter = Lookup(self.prompt, Pace((1.0,) * 8)) if self.drafts else None
+        return Row(self.prompt, sampling, self.max_tokens, stop_ids, drafter=drafter)
+
+
+class Broken(Exception):
+    """Stands for an error of one row's own code."""
+
+
+@dataclass
+class Breaks:
+    """Steering that raises after some tokens."""
+
+    after: int
+    seen: int = 0
+
+    def waits(self) -> bool:
+        return False
+
+    def allowed(self) -> None:
+        return None
+
+    def settle(self, token: int) -> int:
+        self.seen += 1
+        if self.seen > self.after:
+            raise Broken
+        return token
+
+
+@dataclass
+class Schedule:
+    """Rows that join, are cancelled and fail at random moments; `rows` are all that were submitted, by their jobs."""
+
+    model: Any
+    vocabulary: int
+    stop_ids: Any
+    prompts: Sequence[Sequence[int]]
+    seed: int
+    rows: list[tuple[Job, Row]] = field(default_factory=list)
+    heard: dict[Row, list[int]] = field(default_factory=dict)
+    errors: dict[Row, Exception] = field(default_factory=dict)
+
+    def run(self) -> None:
+        rng = random.Random(self.seed)
+        prefixes = PrefixStore(rng.choice([10**5, 10**8])) if rng.random() < 0.6 else None
+        scheduler = Scheduler(self.model, self.vocabulary, max_rows=rng.choice([1, 2, 4, 8]), prefixes=prefixes)
+        waiting = [self._job(rng) for _ in range(rng.randint(1, 8))]
+        pace = rng.choice([0.1, 0.5, 1.0])
+        while waiting or scheduler.busy:
+            if waiting and rng.random() < pace:
+                job = waiting.pop()
+                row = job.row(self.stop_ids)
+                if rng.random() < 0.1:
+                    row.steering = [Breaks(rng.randint(0, 8))]
+                self.rows.append((job, row))
+                scheduler.add(row)
+            for row, event in scheduler.step():
+                if isinstance(event, Exception):
+                    self.errors[row] = event
+                else:
+                    self.heard.setdefault(row, []).append(event)
+                if rng.random() < 0.02:
+                    row.ended = True
+
+    def _job(self, rng: random.Random) -> Job:
+        prompt = tuple(rng.choice(self.prompts))
+        if rng.random() < 0.3:  # a beginning of another prompt, one token at the least
+            prompt = prompt[: rng.randint(1, len(prompt))]
+        return Job(prompt, rng.randrange(len(SETTINGS)), rng.randrange(3), rng.randint(1, 40), rng.random() < 0.3)
+
+
+class Alone:
+    """The tokens of jobs that run by themselves, without drafts."""
+
+    def __init__(self, model: Any, vocabulary: int, stop_ids: Any):
+        self._model, self._vocabulary, self._stop_ids = model, vocabulary, stop_ids
+        self._known: dict[Any, tuple[int, ...]] = {}
+
+    def __call__(self, job: Job) -> tuple[int, ...]:
+        key = job.prompt, job.setting, job.seed
+        if key not in self._known:
+            scheduler = Scheduler(self._model, self._vocabulary)
+            scheduler.add(replace(job, max_tokens=40, drafts=False).row(self._stop_ids))
+            self._known[key] = tuple(event for _, event in scheduler.run() if isinstance(event, int))
+        return self._known[key][: job.max_tokens]
