@@ -134,14 +134,14 @@ def _encode(tokenizer: Tokenizer, prompt: Prompt, options: ReplyOptions) -> tupl
         ids = [int(item) for item in items]
         return ids, tokenizer.opens_thinking(ids), False
     if wrong := [item for item in items if item is None or isinstance(item, str | int | float | list)]:
-        raise PromptError(f"the prompt holds a {type(wrong[0]).__name__}; {KINDS}")
+        raise PromptError(f"the prompt holds a value of type {type(wrong[0]).__name__}; {KINDS}")
     return _render(tokenizer, items, options)
 
 
 def _items(prompt: Any) -> list[Any]:
     """The messages or the ids of a prompt; those of an array with one row, as tokenizers return it, are the row's."""
     if isinstance(prompt, bytes | bytearray | Mapping) or not isinstance(prompt, Iterable):
-        raise PromptError(f"the prompt is a {type(prompt).__name__}; {KINDS}")
+        raise PromptError(f"the prompt is of type {type(prompt).__name__}; {KINDS}")
     if not callable(convert := getattr(prompt, "tolist", None)):
         return list(prompt)
     items: list[Any] = convert()

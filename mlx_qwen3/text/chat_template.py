@@ -71,9 +71,9 @@ class ChatTemplate:
     ) -> RenderedPrompt:
         """The conversation as prompt text, byte for byte what transformers renders.
 
-        Two cases are better than there. A template that cannot read a list of text parts gets their joined text. A
-        template that fails on a message without content, or on tool arguments that are JSON text, gets an empty content
-        and an object.
+        It differs in two cases. A template that cannot read a list of text parts gets their joined text. A template
+        that fails on a message without content gets an empty content, and one that fails on tool arguments that are
+        JSON text gets an object.
         add_generation_prompt: begin the reply; by default, unless the last message is continued.
         enable_thinking: None leaves the switch to the template; a template without it is not told.
         continue_final_message: leave the last message open: its `content` if True, else the field of that name.

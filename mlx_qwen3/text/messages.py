@@ -107,7 +107,7 @@ def _plain(value: Any, where: str) -> Any:
         convert: Callable[[], Any] | None = getattr(value, method, None)
         if callable(convert) and not isinstance(value, type):
             return _plain(convert(), where)
-    raise PromptError(f"{where} holds a {type(value).__name__}; expected text, numbers, lists and objects")
+    raise PromptError(f"{where} holds a value of type {type(value).__name__}; expected text, numbers, lists or objects")
 
 
 def _with_reasoning(message: Message) -> Message:

@@ -39,7 +39,7 @@ def tool_schema(function: Any, where: str = "the tool") -> Schema:
     Raises PromptError that names the tool and what is missing.
     """
     if not inspect.isfunction(function) and not inspect.ismethod(function):
-        raise PromptError(f"{where} is a {type(function).__name__}; expected a JSON schema or a Python function")
+        raise PromptError(f"{where} is of type {type(function).__name__}; expected a JSON schema or a Python function")
     where = f"{where} ({function.__name__})"
     docstring = (inspect.getdoc(function) or "").strip()
     if not docstring:

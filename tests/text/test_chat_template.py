@@ -168,7 +168,7 @@ def test_tools_may_be_functions(reference: Any) -> None:
 
 
 def test_a_tool_of_another_kind_is_refused() -> None:
-    with pytest.raises(PromptError, match=r"tools\[1\] is a str; expected a JSON schema or a Python function"):
+    with pytest.raises(PromptError, match=r"tools\[1\] is of type str; expected a JSON schema or a Python function"):
         render(TEMPLATE, HI, tools=[TIME, "now"])
 
 

@@ -120,15 +120,21 @@ class Unknown:
 @pytest.mark.parametrize(
     ("message", "reason"),
     [
-        ({"role": "user", "content": {1, 2}}, r"messages\[1\] \(user\) holds a set; expected text"),
-        ({"role": "user", "content": b"x"}, r"messages\[1\] \(user\) holds a bytes"),
-        ({"role": "tool", "content": "x", "extra": [{"a": Unknown()}]}, r"messages\[1\] \(tool\) holds a Unknown"),
+        ({"role": "user", "content": {1, 2}}, r"messages\[1\] \(user\) holds a value of type set; expected text"),
+        ({"role": "user", "content": b"x"}, r"messages\[1\] \(user\) holds a value of type bytes"),
+        (
+            {"role": "tool", "content": "x", "extra": [{"a": Unknown()}]},
+            r"messages\[1\] \(tool\) .* type Unknown",
+        ),
         ({"role": "user", "content": "a\ud800"}, r"messages\[1\] \(user\) holds a lone surrogate"),
         ({"role": "user", "content": [{"type": "text", "text": 5}]}, r"\(user\) holds a part of text whose text is 5"),
         ({"content": "x"}, r"messages\[1\] has no role"),
         ({"role": None, "content": "x"}, r"messages\[1\] has no role"),
         (5, r"messages\[1\] is 5; expected an object with a role"),
-        ({"role": "r" * 5000, "content": {1}}, r"messages\[1\] \(r{60}\.\.\.r{60} \(5000 characters\)\) holds a set"),
+        (
+            {"role": "r" * 5000, "content": {1}},
+            r"messages\[1\] \(r{60}\.\.\.r{60} \(5000 characters\)\) holds",
+        ),
     ],
 )
 def test_an_error_names_the_message(message: Any, reason: str) -> None:

@@ -266,9 +266,9 @@ REFUSED = {
     unknown_name: r"\(unknown_name\) has a type hint that cannot be read \(name 'Nowhere' is not defined\)",
     bad_choices: r"\(bad_choices\), argument 'x': its choices are 'tea, coffee'; expected a JSON list",
     bad_literal: r"\(bad_literal\), argument 'x': .* has values that are not",
-    "get_weather": r"tools\[0\] is a str; expected a JSON schema or a Python function",
-    Machine: r"tools\[0\] is a type; expected",
-    len: r"tools\[0\] is a builtin_function_or_method; expected",
+    "get_weather": r"tools\[0\] is of type str; expected a JSON schema or a Python function",
+    Machine: r"tools\[0\] is of type type; expected",
+    len: r"tools\[0\] is of type builtin_function_or_method; expected",
 }
 
 
