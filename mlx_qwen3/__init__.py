@@ -1,4 +1,4 @@
-"""Qwen3 on MLX: `load`, `stream`, `generate`, `convert`."""
+"""Qwen3 on MLX: `load`, `stream`, `generate`, `Engine`, `convert`."""
 
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +16,9 @@ blas.preload()  # before the first import of MLX
 if TYPE_CHECKING:
     from .conversion.certificate import Certificate
     from .conversion.convert import convert
+    from .engine.engine import Engine, Reply
     from .engine.reply import Chunk, Result, generate, stream
+    from .engine.request import ReplyOptions, Request
     from .engine.sampling import SamplingParams
     from .errors import Qwen3Error, Qwen3Warning
     from .model.qwen3 import Qwen3
@@ -27,9 +29,13 @@ __version__ = "0.1.0"
 _PLACES = {
     "Certificate": "conversion.certificate",
     "Chunk": "engine.reply",
+    "Engine": "engine.engine",
     "Qwen3": "model.qwen3",
     "Qwen3Error": "errors",
     "Qwen3Warning": "errors",
+    "Reply": "engine.engine",
+    "ReplyOptions": "engine.request",
+    "Request": "engine.request",
     "Result": "engine.reply",
     "SamplingParams": "engine.sampling",
     "Tokenizer": "text.tokenizer",
@@ -40,9 +46,13 @@ _PLACES = {
 __all__ = [
     "Certificate",
     "Chunk",
+    "Engine",
     "Qwen3",
     "Qwen3Error",
     "Qwen3Warning",
+    "Reply",
+    "ReplyOptions",
+    "Request",
     "Result",
     "SamplingParams",
     "Tokenizer",

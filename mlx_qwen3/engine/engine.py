@@ -12,7 +12,7 @@ from ..model.qwen3 import Qwen3
 from ..text.tokenizer import Tokenizer
 from .prefix import PrefixStore
 from .reply import Chunk, Speaker
-from .request import Request
+from .request import Prompt, ReplyOptions, Request, prepare
 from .rows import Row
 from .scheduler import MAX_GAP, Scheduler
 from .speculative import make_drafter
@@ -53,13 +53,13 @@ class Engine:
     """Runs requests on one model, up to `max_rows` at once:
 
         with Engine(model, tokenizer) as engine:
-            replies = [engine.submit(prepare(model.config, tokenizer, text)) for text in texts]
+            replies = [engine.submit(engine.prepare(text)) for text in texts]
             for chunk in replies[0]: ...
 
     max_gap: seconds for which a long prompt may hold up the replies that run, beside one step of their own.
     prefix_bytes: keys and values of earlier prompts and replies to keep, for prompts that begin alike; 0 keeps none.
 
-    Every method may be called from any thread. No other thread may use the model while the engine runs.
+    Every method may be called from any thread.
     """
 
     def __init__(
@@ -86,6 +86,10 @@ class Engine:
     def alive(self) -> bool:
         """Whether the engine takes requests."""
         return self._thread.is_alive() and self._closing is None
+
+    def prepare(self, prompt: Prompt, options: ReplyOptions | None = None) -> Request:
+        """A checked request. Raises PromptError or UsageError for what this model cannot honour."""
+        return prepare(self._model.config, self._tokenizer, prompt, options)
 
     def submit(self, request: Request) -> Reply:
         """Begin a reply. Raises EngineError if the engine is closed."""
