@@ -1,4 +1,9 @@
 import os
+
+# Before MLX, torch and transformers are imported, which read these. Tests run in a process for each core, and threads
+# of several processes that wait for one core are far slower than one thread. No test reaches the network.
+os.environ |= {"MKL_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +15,6 @@ from checkpoints import TINY, write_checkpoint
 from inspecting import four_layers, sick  # noqa: F401
 
 from mlx_qwen3.compare import divergence
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers reads it: no test reaches the network
 
 
 @pytest.fixture(scope="session", autouse=True)
