@@ -16,6 +16,7 @@ from .options import Contestant
 
 PACKAGE = Path(__file__).parent.parent
 WORKERS = Path(__file__).parent / "workers"
+PATIENCE = 10  # seconds that a worker has for its end
 LAST_WORDS = 600  # characters of standard error that an error message quotes
 # Loads workers/ as a package of its own. As a part of mlx_qwen3 it would also run that package's start-up, and load its
 # BLAS, in the processes of the others.
@@ -69,8 +70,12 @@ class Worker:
         self.close()
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        self._process.terminate()  # which a measurement of coverage can answer, unlike a kill
+        try:
+            self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._errors):
             if stream:
                 with suppress(BrokenPipeError):

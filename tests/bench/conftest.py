@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from benching import main
-
-from mlx_qwen3.bench import session
+from benching import hurry, main
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +38,7 @@ def everything(chat, tmp_path_factory) -> Run:
     measured = "--prompt-tokens", "70,5", "--generate", 12, "--repeat", 1, "--roofline"
     out = sys.stdout
     with pytest.MonkeyPatch.context() as patch, open(folder / "out", "w") as sys.stdout:
-        patch.setattr(session, "SETTLE", 0)
+        hurry(patch)
         code = main(chat, "--against", "transformers,mlx-lm", *measured, *files)
     sys.stdout = out
     assert (code, sorted(path.name for path in folder.iterdir())) == (0, ["all.json", "all.png", "out"])

@@ -10,7 +10,8 @@ import numpy as np
 
 COPIED = 1 << 28  # bytes; more than any cache holds
 ROWS = {mx.gpu: 4096, mx.cpu: 1024}  # of the square matrices that are multiplied
-TRIES = 30  # the fastest counts, because nothing disturbed it
+TRIES = 30  # at most; the fastest counts, because nothing disturbed it
+ENOUGH = 2  # seconds of trying, after which 3 tries suffice: a product on a slow BLAS takes most of one
 
 
 def measure(dtype: mx.Dtype) -> dict[str, float]:
@@ -48,8 +49,8 @@ def _copy_on_cpu() -> Callable[[], None]:
 
 
 def _best(work: Callable[[], None]) -> float:
-    seconds = []
-    for _ in range(TRIES):
+    seconds: list[float] = []
+    while len(seconds) < TRIES and (len(seconds) < 3 or sum(seconds) < ENOUGH):
         began = time.perf_counter()
         work()
         seconds.append(time.perf_counter() - began)

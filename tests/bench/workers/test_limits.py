@@ -23,3 +23,11 @@ def test_the_best_of_several_tries_counts(monkeypatch):
     monkeypatch.setattr(limits, "TRIES", 3)
     monkeypatch.setattr(limits.time, "perf_counter", lambda: next(moments))
     assert limits._best(lambda: None) == 1
+
+
+def test_slow_work_is_tried_three_times(monkeypatch):
+    moments = iter(range(0, 100, 5))
+    monkeypatch.setattr(limits.time, "perf_counter", lambda: next(moments))
+    tries = []
+    assert limits._best(lambda: tries.append(1)) == 5
+    assert len(tries) == 3
