@@ -1,11 +1,13 @@
-"""Graph nodes of one decode step, per layer, as Metal dispatches them: ours and mlx-lm's.
+"""Graph nodes of a decode step and of a prompt's pass, per layer, as Metal dispatches them: ours and mlx-lm's.
 
     python benchmarks/nodes.py FOLDER   (a Hugging Face or an MLX folder)
 
 Metal runs each of MLX's `fast` operations, and our own kernel, as one dispatch; a CPU expands them. So each is replaced
-by one operation that no compiler fuses, the step's graph is exported, and the operations that move data are counted:
-views (slices, reshapes, transposes, broadcasts) cost Metal nothing. A slice update at a position that is an array has
-a second, tiny dispatch, which computes the offset (mlx/backend/gpu/primitives.cpp); it is counted beside the nodes.
+by one operation that no compiler fuses, the graph is exported, and the operations that move data are counted: views
+(slices, reshapes, transposes, broadcasts) cost Metal nothing. What Metal copies to make a kernel's input contiguous is
+not in the graph: in a prompt's pass rms_norm copies the slices of a fused q and k, which our kernel does not.
+A slice update at a position that is an array has a second, tiny dispatch, which computes the offset
+(mlx/backend/gpu/primitives.cpp); it is counted beside the nodes.
 """
 
 import re
@@ -40,27 +42,38 @@ STANDINS: tuple[tuple[Any, str, Callable[..., Any]], ...] = (
     (mx.fast, "scaled_dot_product_attention", lambda q, *_, **__: mx.sort(q)),
     (kernels, "norm_rope", one_norm_rope),
     (kernels, "attend", lambda q, *_: mx.sort(q)),
+    (kernels, "on_gpu", lambda: True),
     (kernels, "replay_after", lambda: 0),
 )
+Graphs = dict[str, list[mx.array]]  # the arrays that each graph makes
 
 
-def ours(folder: str) -> tuple[list[mx.array], int]:
-    """The arrays that one decode step makes, and the number of layers."""
+def ours(folder: str) -> tuple[Graphs, int]:
+    """The graphs, and the number of layers."""
     model = load_model(folder)
+    graphs = {}
+    prompted = model.make_cache()
+    graphs["prompt"] = [model(PROMPT, prompted), *prompted.buffers]
     cache = model.make_cache()
     mx.eval(prefill(model, PROMPT, cache), cache.buffers)
-    return [decode_step(model)(PROMPT[0, :1], cache), *cache.buffers], len(model.layers)
+    graphs["decode step"] = [decode_step(model)(PROMPT[0, :1], cache), *cache.buffers]
+    return graphs, len(model.layers)
 
 
-def mlx_lm(folder: str) -> tuple[list[mx.array], int]:
+def mlx_lm(folder: str) -> tuple[Graphs, int]:
     from mlx_lm.models.cache import make_prompt_cache
     from mlx_lm.utils import load_model
 
     model, _ = load_model(Path(folder))
+
+    def graph(tokens: mx.array, cache: list[Any]) -> list[mx.array]:
+        logits = model(tokens, cache=cache)
+        return [logits, *(array for layer in cache for array in (layer.keys, layer.values))]
+
     cache = make_prompt_cache(model)
-    mx.eval(model(PROMPT, cache=cache), [layer.state for layer in cache])
-    logits = model(PROMPT[:, :1], cache=cache)
-    return [logits, *(array for layer in cache for array in (layer.keys, layer.values))], len(model.layers)
+    mx.eval(graph(PROMPT, cache))
+    graphs = {"prompt": graph(PROMPT, make_prompt_cache(model)), "decode step": graph(PROMPT[:, :1], cache)}
+    return graphs, len(model.layers)
 
 
 def count(arrays: list[mx.array]) -> Counter[str]:
@@ -76,12 +89,19 @@ def main() -> None:
     for module, name, standin in STANDINS:
         setattr(module, name, standin)
     for name, build in {"mlx-qwen3": ours, "mlx-lm": mlx_lm}.items():
-        arrays, layers = build(folder)
-        operations = count(arrays)
-        offsets = operations["DynamicSliceUpdate"] / layers
-        per_layer = sum(number // layers for number in operations.values())
-        print(f"{name}: {per_layer} nodes a layer, {per_layer + offsets:g} dispatches; per step {operations.total()}")
-        print("   " + ", ".join(f"{name} {number / layers:.2g}" for name, number in operations.most_common()))
+        graphs, layers = build(folder)
+        for graph, arrays in graphs.items():
+            operations = count(arrays)
+            offsets = operations["DynamicSliceUpdate"] / layers
+            nodes = per_layer(operations, layers)
+            print(
+                f"{name}, {graph}: {nodes} nodes a layer, {nodes + offsets:g} dispatches; in all {operations.total()}"
+            )
+            print("   " + ", ".join(f"{name} {number / layers:.2g}" for name, number in operations.most_common()))
+
+
+def per_layer(operations: Counter[str], layers: int) -> int:
+    return sum(number // layers for number in operations.values())
 
 
 if __name__ == "__main__":

@@ -3,43 +3,36 @@
 T tokens
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
 
 
-class Derived:
-    """A value that is computed from weights: once, and again after one of them has been replaced.
-
-    So that no graph holds the computation. Writing *into* a weight (`weight[0] = 1`) after the first pass is not
-    noticed: assign a new array instead.
-    """
-
-    def __init__(self, make: Callable[..., mx.array]):
-        self._make = make
-        self._of: tuple[mx.array, ...] = ()
-        self._value: mx.array
-
-    def __call__(self, *weights: mx.array) -> mx.array:
-        if tuple(map(id, weights)) != tuple(map(id, self._of)):  # == would compare their values
-            self._value, self._of = self._make(*weights), weights
-        return self._value
-
-
 class Linear(nn.Linear):
-    """(T, inputs) -> (T, outputs)"""
+    """(T, inputs) -> (T, outputs)
+
+    The weight is transposed once, so that no graph holds the transposition. A weight that is replaced is transposed
+    again; one that is written into (`weight[0] = 1`) after the first pass is not.
+    """
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__(inputs, outputs, bias=False)
-        self._transposed = Derived(lambda weight: weight.T)
+        self._columns = None, None  # a weight and its transpose
 
     def __call__(self, x: mx.array) -> mx.array:
-        return x @ self._transposed(self["weight"])
+        return x @ self._transposed()
 
     def add(self, residual: mx.array, x: mx.array) -> mx.array:
         """residual + self(x)"""
-        return mx.addmm(residual, x, self._transposed(self["weight"]))
+        return mx.addmm(residual, x, self._transposed())
+
+    def _transposed(self) -> mx.array:
+        weight, (of, columns) = self["weight"], self["_columns"]
+        if of is not weight:
+            columns = weight.T
+            self["_columns"] = weight, columns
+        return columns
 
     def to_quantized(self, group_size: int, bits: int, mode: str) -> nn.Module:  # type: ignore[override]
         return QuantizedLinear.from_linear(self, group_size, bits, mode)

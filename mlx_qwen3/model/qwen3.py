@@ -1,7 +1,8 @@
 """The Qwen3 decoder: QK-norm, grouped-query attention, SwiGLU, pre-norm residual blocks (arXiv 2505.09388).
 
 One forward pass serves prompts, compiled decode steps, batches and listeners; what they do differently is in the view
-of the cache (cache.py). Products are 2-D, over all tokens: MLX puts two more nodes into the graph of a 3-D one.
+of the cache (cache.py). Products are 2-D, over all tokens: MLX puts two more nodes into the graph of a 3-D one. A
+part is called as self["name"]: nn.Module looks up self.name so slowly that a pass on a small model would notice.
 
 B batch, L new tokens, T = B * L, S cached + new, H query heads, K key/value heads, D head_dim, V vocabulary
 """
@@ -20,7 +21,7 @@ from ..files.dtypes import dtype_name
 from ..files.values import to_mlx
 from . import kernels
 from .cache import KVCache, Listener, NoCache, View
-from .linear import Derived, Linear
+from .linear import Linear
 from .rope import RoPE
 
 Ids = mx.array | np.ndarray | Sequence[Sequence[int]]  # of tokens
@@ -39,15 +40,14 @@ class Attention(nn.Module):
         self.o_proj = Linear(H * D, config.hidden_size)
         self.q_norm = nn.RMSNorm(D, eps=config.rms_norm_eps)
         self.k_norm = nn.RMSNorm(D, eps=config.rms_norm_eps)
-        self._norms = Derived(lambda q, k: mx.stack([q] * H + [k] * K))  # (H + K, D)
+        self._norms = None, None, None  # the weights of both norms, and what _norm_weight makes of them
 
     def __call__(self, x: mx.array, residual: mx.array, turn: Turn, view: View) -> mx.array:
         """residual + attention(x), all (T, hidden)."""
         B, L = view.shape
-        qkv = self.qkv_proj(x)
-        q_norm, k_norm = self.q_norm, self.k_norm
-        weight = self._norms(q_norm["weight"], k_norm["weight"])
-        q, kv = kernels.norm_rope(qkv, weight, *turn, q_norm.eps)  # (B, H, L, D), (2, B, K, L, D)
+        qkv = self["qkv_proj"](x)
+        weight = self._norm_weight()
+        q, kv = kernels.norm_rope(qkv, weight, *turn, self["q_norm"].eps)  # (B, H, L, D), (2, B, K, L, D)
         if view.watch is not None:
             self._show_heads(view.watch, qkv.reshape(B, L, -1), weight)
             view.watch("rope", q, kv[0, :])
@@ -57,7 +57,16 @@ class Attention(nn.Module):
             view.watch("attention", out)
             view.show("merge", merged)
             view.show("o_proj", self.o_proj(merged))
-        return self.o_proj.add(residual, merged)
+        return self["o_proj"].add(residual, merged)
+
+    def _norm_weight(self) -> mx.array:
+        """The weights of q_norm and k_norm for every head, (H + K, D); made again if one has been replaced."""
+        q, k = self["q_norm"]["weight"], self["k_norm"]["weight"]
+        of_q, of_k, weight = self["_norms"]
+        if of_q is not q or of_k is not k:
+            weight = mx.stack([q] * self.heads + [k] * self.kv_heads)
+            self["_norms"] = q, k, weight
+        return weight
 
     def _show_heads(self, watch: Listener, qkv: mx.array, weight: mx.array) -> None:
         """The steps that norm_rope makes as one, made again one by one for the listener; qkv (B, L, any)."""
@@ -80,13 +89,13 @@ class MLP(nn.Module):
 
     def __call__(self, x: mx.array, residual: mx.array, view: View) -> mx.array:
         """residual + mlp(x), all (T, hidden)."""
-        gate_up = self.gate_up_proj(x)
+        gate_up = self["gate_up_proj"](x)
         inner = kernels.swiglu(gate_up)
         if view.watch is not None:
             view.show("gate_up", gate_up)
             view.show("activation", inner)
             view.show("down", self.down_proj(inner))
-        return self.down_proj.add(residual, inner)
+        return self["down_proj"].add(residual, inner)
 
 
 class Block(nn.Module):
@@ -100,13 +109,13 @@ class Block(nn.Module):
     def __call__(self, x: mx.array, turn: Turn, view: View) -> mx.array:
         """The residual stream (T, hidden) before and after this layer."""
         view.show("input", x)
-        y = self.input_layernorm(x)
+        y = self["input_layernorm"](x)
         view.show("input_norm", y)
-        x = self.self_attn(y, x, turn, view)
+        x = self["self_attn"](y, x, turn, view)
         view.show("residual", x)
-        y = self.post_attention_layernorm(x)
+        y = self["post_attention_layernorm"](x)
         view.show("post_norm", y)
-        x = self.mlp(y, x, view)
+        x = self["mlp"](y, x, view)
         view.show("output", x)
         return x
 

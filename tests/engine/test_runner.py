@@ -3,7 +3,10 @@
 import gc
 import runpy
 import weakref
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from pathlib import Path
+from threading import Barrier
 from types import SimpleNamespace
 
 import mlx.core as mx
@@ -135,12 +138,53 @@ def test_one_step_serves_all_replies_until_weights_are_replaced(tiny, ids, repla
 
 
 def test_a_model_that_is_dropped_is_freed(tiny, ids, replay):
+    difference(load_model(tiny, "fp32"), ids[:, :25], [0, 0], ids[:, 25:])  # what MLX keeps for ever is there now
+    gc.collect()
+    before = mx.get_active_memory()
     model = load_model(tiny, "fp32")
     difference(model, ids[:, :25], [0, 0], ids[:, 25:])
-    weight = weakref.ref(model.layers[0].self_attn)
+    attention = weakref.ref(model.layers[0].self_attn)
+    assert mx.get_active_memory() > before
     del model
     gc.collect()
-    assert weight() is None
+    assert attention() is None
+    assert mx.get_active_memory() <= before
+
+
+def test_a_copy_of_a_model_has_a_step_of_its_own(tiny, ids, replay):
+    model = load_model(tiny, "fp32")
+    step = decode_step(model)
+    other = deepcopy(model)
+    other.layers[0].mlp.down_proj.weight = 2 * other.layers[0].mlp.down_proj.weight
+    assert decode_step(other) is not step
+    assert difference(other, ids[:, :25], [0, 0], ids[:, 25:]) < TOLERANCE
+
+
+def test_two_threads_run_two_models(tmp_path, replay):
+    """Layer by layer in turn: the listener of each waits for the other, and sees the steps of its own model only."""
+    models = [load_model(write_checkpoint(tmp_path / f"{hidden}", hidden_size=hidden), "fp32") for hidden in (48, 52)]
+    prompt, barrier = mx.array([[5, 9, 11]]), Barrier(2, timeout=60)
+
+    def run(model, meet):
+        seen = []
+
+        def listener(name, *arrays):
+            if name == "input":
+                meet()
+            seen.append((name, *(array.shape for array in arrays)))
+
+        cache = model.make_cache()
+        logits = [model(prompt, cache, listener)[:, -1]]
+        for watch in (listener, None, None):
+            logits.append(decode_step(model)(mx.argmax(logits[-1], axis=-1), cache, watch))
+        return np.stack([as_numpy(x) for x in logits]), seen
+
+    alone = [run(model, lambda: None) for model in models]
+    with ThreadPoolExecutor(2) as threads:
+        together = list(threads.map(run, models, [barrier.wait] * 2))
+    for (logits, seen), (expected, steps) in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(logits, expected)
+        assert seen == steps
 
 
 def test_a_step_writes_in_place(tmp_path, replay):
@@ -175,7 +219,7 @@ def test_tokens_are_those_of_the_plain_path(tiny, ids, replay):
 
 @pytest.mark.parametrize(("options", "nodes"), [({}, 10), ({"quantize": "affine4"}, 12)], ids=["float", "quantized"])
 def test_nodes_of_a_layer(options, nodes, tmp_path, monkeypatch):
-    """As Metal dispatches them; the script prints mlx-lm's 19 beside them."""
+    """As Metal dispatches them; the script prints mlx-lm's 19 and 21 beside them."""
     script = Path(__file__).parents[2] / "benchmarks" / "nodes.py"
     counting = SimpleNamespace(**runpy.run_path(str(script)))
     folder = write_checkpoint(
@@ -186,5 +230,6 @@ def test_nodes_of_a_layer(options, nodes, tmp_path, monkeypatch):
         folder = tmp_path / "packed"
     for standin in counting.STANDINS:
         monkeypatch.setattr(*standin)
-    arrays, layers = counting.ours(str(folder))
-    assert sum(number // layers for number in counting.count(arrays).values()) == nodes
+    graphs, layers = counting.ours(str(folder))
+    found = {name: counting.per_layer(counting.count(arrays), layers) for name, arrays in graphs.items()}
+    assert found == {"decode step": nodes, "prompt": nodes + 1}  # a prompt makes its buffers

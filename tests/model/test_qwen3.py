@@ -79,6 +79,19 @@ def rounded(weights: dict[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]
     return {name: np.array(mx.array(value).astype(narrow).astype(mx.float32)) for name, value in weights.items()}
 
 
+@pytest.mark.parametrize("path", ["self_attn.q_norm", "self_attn.k_norm", "self_attn.qkv_proj", "mlp.down_proj"])
+def test_a_weight_that_is_replaced_after_a_pass_counts(path, tiny, ids):
+    """The model keeps what it derives from weights: their transposes, the norms of all heads."""
+    used, fresh = load_model(tiny, "fp32"), load_model(tiny, "fp32")
+    before = used(mx.array(ids))
+    for model in (used, fresh):
+        owner, leaf = path.split(".")
+        module = model.layers[1][owner][leaf]
+        module.weight = module.weight[::-1]
+    assert mx.array_equal(used(mx.array(ids)), fresh(mx.array(ids)))
+    assert not mx.allclose(used(mx.array(ids)), before, atol=1e-2)
+
+
 @pytest.mark.parametrize("name", ["tiny", "untied"])
 def test_logits_come_only_for_the_positions_asked_for(name, ids, request):
     model = load_model(request.getfixturevalue(name), "fp32")
