@@ -9,10 +9,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from textwrap import fill
 from typing import Any
 
+from . import interrupt
 from .errors import OutputError, UsageError
 
 WIDTH = 118  # columns of a terminal that notes fill
@@ -126,18 +128,20 @@ def replace_file(path: Path, content: bytes, durable: bool = False) -> None:
         return
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{secrets.token_hex(6)}.partial")
-    try:
-        with _created(temporary) as file:
-            file.write(content)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        with suppress(FileNotFoundError):
-            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    undo = partial(temporary.unlink, missing_ok=True)
+    with interrupt.cleaning(undo):
+        try:
+            with _created(temporary) as file:
+                file.write(content)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            with suppress(FileNotFoundError):
+                temporary.chmod(stat.S_IMODE(target.stat().st_mode))
+            os.replace(temporary, target)
+        except BaseException:
+            undo()
+            raise
     if durable:
         sync(target.parent)
 

@@ -67,9 +67,8 @@ def start(*words):
         stderr=subprocess.PIPE,
         env=ENVIRONMENT,
         cwd=ROOT,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.default_int_handler
-        ),  # a job in the background ignores it
+        preexec_fn=answer_sigint,
+        start_new_session=True,  # a group of its own, in which it must leave nobody
     )
 
 
@@ -93,6 +92,7 @@ def commands(chat, converted, out):
         "overwrite": ("convert.py", chat, out, "--dtype", "bf16", "--overwrite"),
         "verify": ("verify", converted, "--source", chat),
         "inspect": ("inspect", chat, "--json"),
+        "bench": ("bench", chat, "--against", "mlx-qwen3:fp32", *"--prompt-tokens 5 --generate 4 --repeat 1".split()),
         "generate": ("generate.py", "--prompt", "hi", "--model", chat, "--max-tokens", "400", "--seed", "1", "--json"),
     }
 
@@ -107,13 +107,26 @@ def interrupted(command, delay, out):
     process.send_signal(signal.SIGINT)
     sent = time.monotonic()
     stdout, stderr = process.communicate(timeout=60)
-    if process.returncode == 0:  # it came after the end
+    took = time.monotonic() - sent
+    if process.returncode == 0:  # not lost, but too late
+        assert took < 0.1
         return False
     assert (process.returncode, b"Traceback" in stderr, b"error" in stderr) == (130, False, False), stderr
-    assert time.monotonic() - sent < ALLOWED
+    assert took < ALLOWED
     assert stdout == b"" or stdout.endswith(b"\n")
     assert listing(out) == before or complete(out)
+    wait_for_others(process.pid)
     return True
+
+
+def wait_for_others(group):
+    """The processes that a command has started end with it, as soon as they have been told."""
+    deadline = time.monotonic() + ALLOWED
+    with suppress(ProcessLookupError):
+        while True:
+            os.killpg(group, 0)
+            assert time.monotonic() < deadline, "a process is left"
+            time.sleep(0.01)
 
 
 def listing(out):
@@ -129,7 +142,7 @@ def complete(out):
     return [path.name for path in out.parent.iterdir()] == [out.name] and (out / "certificate.json").exists()
 
 
-NAMES = ("convert", "overwrite", "verify", "inspect", "generate")
+NAMES = ("convert", "overwrite", "verify", "inspect", "generate")  # `bench` takes long
 
 
 def strike(name, chat, converted, folder, moments):
@@ -159,7 +172,7 @@ def test_at_random_moments(name, chat, converted, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "bench"])
 def test_at_many_random_moments(name, chat, converted, tmp_path):
     strike(name, chat, converted, tmp_path, 40)
 

@@ -1,6 +1,6 @@
 """Measures this package beside others on the same tokens: `bench(Options(...))` gives a Report."""
 
-from .baseline import check, check_settings, read_baseline
+from .baseline import check, read_baseline
 from .files import as_json, check_files, write_files
 from .options import Options, parse
 from .report import Report
@@ -14,7 +14,6 @@ __all__ = [
     "bench",
     "check",
     "check_files",
-    "check_settings",
     "limits_table",
     "parse",
     "read_baseline",

@@ -4,16 +4,26 @@ Ratios are compared and not times, because they change less from day to day and 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..errors import BenchError, UsageError
-from .files import FORMAT, as_json
+from ..files.config import Qwen3Config
+from . import machine
+from .files import FORMAT, as_json, shape
+from .options import Options
 from .report import PER_LENGTH, PER_PROCESS, Metric, Report
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in (*PER_LENGTH, *PER_PROCESS)}
-SETTINGS = ("prompt_tokens", "generate", "same_blas")
+# The settings that change a ratio, and their options
+SETTINGS = {
+    "prompt_tokens": "--prompt-tokens",
+    "generate": "--generate",
+    "dtype": "--dtype",
+    "same_blas": "--same-blas",
+}
 
 
 def read_baseline(path: Path, margin: float) -> dict[str, Any]:
@@ -26,20 +36,32 @@ def read_baseline(path: Path, margin: float) -> dict[str, Any]:
         raise UsageError(f"--check {path} cannot be read ({error.strerror}); give what --json wrote") from None
     except ValueError:
         raise UsageError(f"--check {path} is not JSON; give what --json wrote") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UsageError(f"--check {path} is not what --json of this version writes; measure a new baseline")
-    return content
+    try:
+        if content["format"] == FORMAT:
+            _planned(content)
+            _found(content)
+            return content
+    except (KeyError, TypeError, AttributeError):
+        pass
+    raise UsageError(f"--check {path} is not what --json of this version writes; measure a new baseline")
+
+
+def check_plan(options: Options, config: Qwen3Config, names: Sequence[str], baseline: dict[str, Any]) -> None:
+    """Raises UsageError, before any contestant starts, for the first setting that is not the baseline's."""
+    planned = {
+        "settings": asdict(options),
+        "shape": shape(config),
+        "machine": machine.describe(),
+        "contestants": [{"name": name} for name in names],
+    }
+    _compare(_planned(baseline), _planned(planned))
 
 
 def check_settings(report: Report, baseline: dict[str, Any]) -> None:
-    """Raises UsageError that names the first setting that differs, and both values."""
-    then, now = _settings(baseline), _settings(as_json(report))
-    for name in now:
-        if now[name] != then.get(name):
-            raise UsageError(
-                f"the baseline has {name} {then.get(name)!r}, this run {now[name]!r}; ratios of different settings "
-                "say nothing: measure the same, or make a new baseline"
-            )
+    """Raises UsageError for what the contestants say of themselves and differs from the baseline: dtype and device."""
+    content = as_json(report)
+    _compare(_planned(baseline), _planned(content))
+    _compare(_found(baseline), _found(content))
 
 
 def check(report: Report, baseline: dict[str, Any], margin: float) -> None:
@@ -60,13 +82,36 @@ def check(report: Report, baseline: dict[str, Any], margin: float) -> None:
         raise BenchError(f"{len(failures)} ratios are worse by more than {margin:.0%}: {'; '.join(failures)}")
 
 
-def _settings(content: dict[str, Any]) -> dict[str, Any]:
+def _compare(then: dict[str, str], now: dict[str, str]) -> None:
+    for name in [*now, *then]:
+        if now.get(name) != then.get(name):
+            raise UsageError(
+                f"the baseline has {name} {then.get(name, 'none')}, this run {now.get(name, 'none')}; ratios of "
+                "different settings say nothing: measure the same, or make a new baseline"
+            )
+
+
+def _planned(content: dict[str, Any]) -> dict[str, str]:
+    """The settings that are known before anything runs, by name and in words."""
     return {
-        "the shape": content["shape"],
+        "the contestants": ", ".join(row["name"] for row in content["contestants"]),
         "the back end": content["machine"]["backend"],
-        "contestants": [(row["name"], row["dtype"], row["device"]) for row in content["contestants"]],
-        **{name: content["settings"][name] for name in SETTINGS},
+        **{option: _words(content["settings"][name]) for name, option in SETTINGS.items()},
+        **{f"{name} of the model": _words(value) for name, value in content["shape"].items()},
     }
+
+
+def _found(content: dict[str, Any]) -> dict[str, str]:
+    """What each contestant turned out to be."""
+    return {row["name"]: f"in {row['dtype']} on {row['device']}" for row in content["contestants"]}
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    if isinstance(value, dict):
+        return " ".join(f"{name} {entry}" for name, entry in value.items())
+    return {True: "on", False: "off", None: "none"}[value] if value is None or isinstance(value, bool) else str(value)
 
 
 def _ratios(content: dict[str, Any]) -> Iterator[tuple[tuple[str, str, str], float]]:

@@ -36,7 +36,7 @@ def as_json(report: Report) -> dict[str, Any]:
     plain = {
         "format": FORMAT,
         "settings": asdict(report.options),
-        "shape": _shape(report.config),
+        "shape": shape(report.config),
         "machine": report.machine,
         "limits": report.limits,
         "contestants": [{**asdict(row), "summary": _summary(report, row)} for row in report.rows],
@@ -44,7 +44,7 @@ def as_json(report: Report) -> dict[str, Any]:
     return {name: finite(value) for name, value in plain.items()}
 
 
-def _shape(config: Qwen3Config) -> dict[str, Any]:
+def shape(config: Qwen3Config) -> dict[str, Any]:
     """The sizes, and how the weights are packed."""
     sizes = {field.name: getattr(config, field.name) for field in fields(config)}
     plain = {name: value for name, value in sizes.items() if isinstance(value, int)}

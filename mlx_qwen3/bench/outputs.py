@@ -1,11 +1,14 @@
 """Do two contestants say the same? If not, no speed is shown."""
 
+import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .. import interrupt
 from ..compare.bounds import OUTPUTS
 from .process import Worker
 from .report import Outputs, Parting
@@ -72,7 +75,10 @@ def sentence(name: str, found: Outputs) -> str:
 
 
 def _logits(worker: Worker, ids: list[int], last: int) -> Any:
-    with tempfile.TemporaryDirectory() as folder:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        interrupt.cleaning(partial(shutil.rmtree, folder, ignore_errors=True)),
+    ):
         file = Path(folder) / "logits.npy"
         worker.ask("logits", ids=ids, last=last, file=str(file))
         return np.load(file)

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from .. import interrupt
 from ..errors import BenchError
 from .options import Contestant
 
@@ -56,6 +57,7 @@ class Worker:
             env=environment(),
             text=True,
         )
+        interrupt.register(self._process.kill)
         try:
             self.greeting = self._reply("starting")
         except BaseException:
@@ -76,6 +78,7 @@ class Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        interrupt.unregister(self._process.kill)
         for stream in (self._process.stdin, self._process.stdout, self._errors):
             if stream:
                 with suppress(BrokenPipeError):

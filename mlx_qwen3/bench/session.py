@@ -14,6 +14,7 @@ from ..files.config import Qwen3Config
 from ..files.hub import resolve
 from ..progress import Progress, Stage, silent
 from . import machine, outputs, whole
+from .baseline import check_plan, check_settings
 from .options import Contestant, Options, contestants, tokens_made
 from .process import Worker
 from .report import Report, Row, Run
@@ -27,18 +28,24 @@ def bench(
     options: Options,
     progress: Progress = silent,
     ready: Callable[[Report], None] = lambda report: None,
+    baseline: dict[str, Any] | None = None,
 ) -> Report:
     """Measure. `ready` gets the report before anything is timed; it holds settings, machine and limits by then.
 
-    Raises UsageError for what cannot be measured, and BenchError if a contestant fails.
+    Raises UsageError for what cannot be measured, or compared with a `baseline` of `read_baseline`, and BenchError if
+    a contestant fails.
     """
     folder = resolve(options.source)
     checkpoint = Checkpoint(folder)
     config = checkpoint.config
     entries = contestants(options, checkpoint)
+    if baseline:
+        check_plan(options, config, [entry.name for entry in entries], baseline)
     with ExitStack() as stack:
         workers, rows = _start(entries, folder, options.repeat, stack, progress)
         report = Report(options, config, machine.describe(), workers[0].ask("limits"), rows)
+        if baseline:
+            check_settings(report, baseline)
         ready(report)
         for length in options.prompt_tokens:
             _measure(report, entries, workers, prompt(config, length), progress)

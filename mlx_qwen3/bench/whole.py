@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from .. import interrupt
 from ..errors import BenchError
 from .options import KINDS, OURS, Contestant
 from .process import environment
@@ -44,4 +45,11 @@ def run(contestant: Contestant, folder: Path) -> tuple[float, int]:
 
 
 def _run(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
+    with (
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+        ) as process,
+        interrupt.cleaning(process.kill),
+    ):
+        stdout, stderr = process.communicate()
+    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)

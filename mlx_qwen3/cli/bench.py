@@ -70,13 +70,11 @@ def command(
     baseline = bench.read_baseline(baseline_file, margin) if baseline_file else None
 
     def ready(report: bench.Report) -> None:
-        if baseline:
-            bench.check_settings(report, baseline)
         if roofline:
             show(bench.limits_table(report) + "\n")
 
     with Bar(progress) as bar:
-        report = bench.bench(options, bar, ready)
+        report = bench.bench(options, bar, ready, baseline)
     show(bench.render(report))
     bench.write_files(report, json_file, plot)
     if baseline:

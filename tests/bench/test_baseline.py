@@ -6,6 +6,7 @@ import pytest
 from benching import TWICE, baseline_of
 
 from mlx_qwen3 import bench
+from mlx_qwen3.bench.baseline import check_settings
 from mlx_qwen3.errors import BenchError, UsageError
 
 
@@ -23,7 +24,7 @@ from mlx_qwen3.errors import BenchError, UsageError
 def test_check_fails_past_the_margin_only(report, metric, worse, fails):
     now = bench.as_json(report)["contestants"][1]["summary"]["5"][metric]["ratio"]["median"]
     baseline = baseline_of(report, metric, now * worse)
-    bench.check_settings(report, baseline)
+    check_settings(report, baseline)
     if not fails:
         return bench.check(report, baseline, margin=0.1)
     with pytest.raises(BenchError, match=rf"^1 ratios are worse by more than 10%: {TWICE}, 5 tokens, \w+, .*ours is"):
@@ -34,15 +35,20 @@ def test_check_fails_past_the_margin_only(report, metric, worse, fails):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda c: c["shape"].update(hidden_size=64), "the shape"),
-        (lambda c: c["settings"].update(generate=5), "generate 5, this run 4"),
-        (lambda c: c["contestants"][1].update(dtype="float16"), "contestants"),
-        (lambda c: c["machine"].update(backend="MLX Metal"), "the back end 'MLX Metal', this run"),
+        (lambda c: c["shape"].update(hidden_size=64), "the baseline has hidden_size of the model 64, this run 48"),
+        (lambda c: c["shape"].update(quantization={"bits": 4}), "quantization of the model bits 4, this run none"),
+        (lambda c: c["settings"].update(generate=5), "the baseline has --generate 5, this run 4;"),
+        (lambda c: c["settings"].update(prompt_tokens=[5, 7]), "has --prompt-tokens 5,7, this run 5;"),
+        (lambda c: c["settings"].update(same_blas=True), "has --same-blas on, this run off;"),
+        (lambda c: c["settings"].update(dtype="bf16"), "has --dtype bf16, this run default;"),
+        (lambda c: c["contestants"].pop(), f"has the contestants mlx-qwen3, this run mlx-qwen3, {TWICE};"),
+        (lambda c: c["machine"].update(backend="MLX Metal"), "has the back end MLX Metal, this run"),
+        (lambda c: c["contestants"][1].update(dtype="float16"), f"has {TWICE} in float16 on"),
     ],
 )
 def test_a_baseline_of_other_settings_is_refused(report, change, named):
     baseline = json.loads(json.dumps(bench.as_json(report)))
-    bench.check_settings(report, baseline)
+    check_settings(report, baseline)
     change(baseline)
     with pytest.raises(UsageError, match=named):
-        bench.check_settings(report, baseline)
+        check_settings(report, baseline)

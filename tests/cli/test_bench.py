@@ -5,6 +5,8 @@ import json
 import pytest
 from benching import TWICE, baseline_of, main
 
+from mlx_qwen3 import bench
+
 pytestmark = pytest.mark.usefixtures("at_once")
 
 
@@ -58,6 +60,29 @@ def test_a_place_that_cannot_be_written_is_told_first(chat, tmp_path, capsys, op
 def test_a_source_that_is_none(capsys):
     assert main("/nowhere", "--against", TWICE) == 1
     assert "there is no folder '/nowhere'" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("nothing_runs")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--generate", 5], "the baseline has --generate 4, this run 5"),
+        (["--prompt-tokens", 6], "the baseline has --prompt-tokens 5, this run 6"),
+        (["--dtype", "fp32"], "the baseline has --dtype default, this run fp32"),
+        (["--against", "mlx-qwen3:fp32"], f"the contestants mlx-qwen3, {TWICE}, this run mlx-qwen3, mlx-qwen3:fp32"),
+    ],
+)
+def test_a_baseline_of_other_settings_is_told_before_anything_runs(
+    chat, tmp_path, bench_report, capsys, options, message
+):
+    (tmp_path / "b.json").write_text(json.dumps(bench.as_json(bench_report)))
+    same = {"--against": TWICE, "--prompt-tokens": 5, "--generate": 4}
+    given = {**same, **dict([options])}
+    arguments = [word for option in given.items() for word in option]
+    assert main(chat, *arguments, "--check", tmp_path / "b.json") == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
 
 
 def test_check_is_an_exit_code(chat, tmp_path, bench_report, capsys):
