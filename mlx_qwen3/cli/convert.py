@@ -16,15 +16,22 @@ from .terminal import say, show_json
 @click.option(
     "--quantize",
     metavar="MODE",
-    help="affine{2,3,4,5,6,8}, with g32, g64 or g128 behind it; mxfp4, mxfp8, nvfp4; mixed; none unpacks.",
+    help="affine{2,3,4,5,6,8}, optionally followed by g32, g64 or g128; mxfp4, mxfp8, nvfp4; mixed; none unpacks.",
 )
-@click.option("--bits", type=float, metavar="X", help="Budget of mixed in bits per weight.  [default: 5]")
-@click.option("--text", type=click.Path(), metavar="FILE", help="Measure the perplexity on it; default: built in.")
-@click.option("--max-kl", type=float, metavar="X", help="Publish nothing, and exit 1, past this mean KL divergence.")
-@click.option("--no-divergence", is_flag=True, help="Do not compare what source and result compute.")
-@click.option("--shard-size", default="5GB", show_default=True, metavar="SIZE", help="Largest file.")
-@click.option("--overwrite", is_flag=True, help="Replace OUT, when the new one is complete.")
-@click.option("--dry-run", is_flag=True, help="Print what would be done, and the sizes before and after.")
+@click.option("--bits", type=float, metavar="X", help="Bits per weight that mixed may spend.  [default: 5]")
+@click.option(
+    "--text", type=click.Path(), metavar="FILE", help="Measure the perplexity on this text. Default: a built-in one."
+)
+@click.option(
+    "--max-kl",
+    type=float,
+    metavar="X",
+    help="Fail, and write no OUT, if the mean KL divergence from SOURCE is above X.",
+)
+@click.option("--no-divergence", is_flag=True, help="Do not compare the outputs of SOURCE and OUT.")
+@click.option("--shard-size", default="5GB", show_default=True, metavar="SIZE", help="The largest size of a file.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT once the new one is complete.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done, and the sizes before and after; write nothing.")
 @click.option("--progress/--no-progress", default=None, help="Default: a bar on a terminal.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def command(
@@ -42,8 +49,10 @@ def command(
 ) -> None:
     """Write the checkpoint SOURCE to the folder OUT, with a certificate of what was done.
 
-    native has fused projections and is what this package loads fastest; hf has Hugging Face's names, for transformers
-    and mlx-lm. Native to hf gives back the source's tensors bit for bit. Killed, the same command goes on where it was.
+    The layout native has fused projections and loads fastest here. The layout hf has Hugging Face's names, for
+    transformers and mlx-lm. Converting native to hf restores the tensors of the source bit for bit.
+
+    If killed, rerun the command to resume.
     """
     from ..conversion import certificate, plan
     from ..conversion.convert import convert, dry_plan

@@ -23,11 +23,21 @@ from .terminal import Printer, read_stdin, say, show_json, statistics, warnings_
 @click.option("--top-k", type=int, metavar="K", help="0 is off. Default: the checkpoint's.")
 @click.option("--top-p", type=float, metavar="P", help="1 is off. Default: the checkpoint's.")
 @click.option("--min-p", type=float, metavar="M", help="0 is off. Default: the checkpoint's.")
-@click.option("--repetition-penalty", type=float, metavar="R", help="On tokens of prompt and reply; 1 is off.")
-@click.option("--presence-penalty", type=float, metavar="P", help="On tokens of the reply, -2 to 2; 0 is off.")
-@click.option("--frequency-penalty", type=float, metavar="F", help="The same, for each time it was said; 0 is off.")
-@click.option("--seed", type=int, metavar="S", help="Repeat a reply. Default: a new one each time.")
-@click.option("--think/--no-think", "thinking", default=None, help="Default: as the template has it, on for Qwen3.")
+@click.option(
+    "--repetition-penalty", type=float, metavar="R", help="Make tokens of prompt and reply less likely; 1 is off."
+)
+@click.option(
+    "--presence-penalty", type=float, metavar="P", help="Make tokens of the reply less likely, -2 to 2; 0 is off."
+)
+@click.option(
+    "--frequency-penalty", type=float, metavar="F", help="The same, once for each time a token was said; 0 is off."
+)
+@click.option(
+    "--seed", type=int, metavar="S", help="The same seed gives the same reply. Default: a new seed each time."
+)
+@click.option(
+    "--think/--no-think", "thinking", default=None, help="Default: as the chat template has it, on for Qwen3."
+)
 @click.option("--prefill", metavar="TEXT", help="Begin the reply with this text; the model continues it.")
 @click.option("--chat-template", metavar="NAME|FILE", help="One of the checkpoint's templates, or a Jinja file.")
 @click.option(
@@ -44,7 +54,7 @@ from .terminal import Printer, read_stdin, say, show_json, statistics, warnings_
 @click.option(
     "--lookup/--no-lookup",
     default=None,
-    help="Check guesses from what was said before. Default: while it pays. Neither changes a token.",
+    help="Guess tokens from the text so far. Default: while that is faster. It changes no token.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of streamed text.")
 def command(

@@ -8,7 +8,7 @@ from .terminal import say, show_json
 
 @click.command("verify")
 @click.argument("folder", metavar="DIR")
-@click.option("--source", metavar="SOURCE", help="What it was converted from: compare with it again.")
+@click.option("--source", metavar="SOURCE", help="The source of the conversion: compare with it again.")
 @click.option("--transformers", is_flag=True, help="Compare with transformers, layer by layer.")
 @click.option("--progress/--no-progress", default=None, help="Default: a bar on a terminal.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")

@@ -1,8 +1,8 @@
-"""Speculative decoding: guesses of the next tokens that one pass of the model checks together.
+"""Speculative decoding: one pass of the model checks several guesses of the next tokens.
 
-A guess counts only where it is the token that the model itself chooses there, drawn with that position's own key. The
-reply is therefore the one without guesses, token for token, and so its distribution is the model's, whoever guessed.
-For a guess x without probabilities of its own this accepts with p(x), which is the most that any exact rule can.
+A guess, or draft, counts only if the model chooses the same token, drawn with the random key of its position. So the
+reply is the one without drafts, token for token, whoever made them. A draft x is accepted with probability p(x); no
+exact rule accepts more.
 
 k drafted tokens of one pass, which feeds k + 1 tokens: the last one known and the drafts
 """
@@ -22,11 +22,11 @@ from ..model.qwen3 import Qwen3
 from .runner import decode_step, prefill
 from .sampling import Sampler
 
-LONGEST = 7  # drafts of one pass; Metal's attention for a few queries takes up to 8
-NGRAMS = (4, 3, 2)  # lengths that lookup compares, the surest first
+LONGEST = 7  # drafts in one pass; Metal's attention for few queries takes up to 8 tokens
+NGRAMS = (4, 3, 2)  # lengths that lookup compares, the longest and surest first
 
-# Cost of a pass over 1 to 8 tokens in passes over one. A table and not a clock: a draft changes the last bits of
-# logits, so that with a clock a seed would not always give the same reply in bf16. dev/LOG.md has the measurements.
+# What a pass over 1 to 8 tokens costs, in passes over one token. It is a table and not a clock: drafts change the last
+# bits of the logits, so with a clock one seed would not always give one reply in bf16. dev/LOG.md has the measurements.
 ROW_BY_ROW = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
 COST_CPU = (1.0, 1.12, 1.19, 2.06, 2.15, 2.23, 2.57, 2.91)  # Qwen3-0.6B, float32, MKL
 COST_GPU = (1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0)  # bf16 on an M3 Ultra: ml-explore/mlx#4265
@@ -35,7 +35,7 @@ COST_GPU_PACKED_OLD = (1.0, 1.83, 2.5, 3.26, 3.9, 4.6, 5.28, 6.12)  # before the
 
 
 def pass_costs(model: Qwen3) -> tuple[float, ...]:
-    """Which of the tables holds for a model on the default device."""
+    """The table that holds for a model on the default device."""
     packed = any(isinstance(module, nn.QuantizedLinear) for module in model.modules())
     if not kernels.on_gpu():
         return ROW_BY_ROW if packed or (model.norm.weight.dtype == mx.float32 and blas.lacking()) else COST_CPU
@@ -46,17 +46,17 @@ def pass_costs(model: Qwen3) -> tuple[float, ...]:
 
 
 class Pace:
-    """How many tokens to draft, by how often drafts were right lately.
+    """Decides how many tokens to draft, by how often recent drafts were right.
 
-    If each of k drafts is right with probability p, a pass makes 1 + p + ... + p^k tokens. k is where that over its
-    cost is largest; where no k makes more than plain decoding, drafting pauses, each time for longer.
+    If each of k drafts is right with probability p, a pass makes 1 + p + ... + p^k tokens. The best k makes the most
+    tokens for its cost. If no k beats plain decoding, drafting pauses, each time for longer.
     """
 
-    PAUSE = 16, 256  # tokens, the first and the longest
-    FADE = 0.8  # of what is known, at each pass: about the last five count
+    PAUSE = 16, 256  # tokens: the first pause and the longest
+    FADE = 0.8  # how much the past counts after each pass: about the last five passes count
 
     def __init__(self, costs: Sequence[float], draft_cost: float = 0.0):
-        """`draft_cost` is that of one draft, in the unit of `costs`."""
+        """`draft_cost` is the cost of making one draft, in the unit of `costs`."""
         self._costs = [cost + k * draft_cost for k, cost in enumerate(costs)]
         self._pause = self.PAUSE[0]
         self._waiting = 0
@@ -66,7 +66,7 @@ class Pace:
         self._right, self._judged = 1.5, 2.0
 
     def length(self) -> int:
-        """k; 0 while drafting does not pay."""
+        """How many tokens to draft now; 0 while drafting does not pay."""
         if self._waiting:
             return 0
         p = self._right / self._judged
@@ -74,7 +74,7 @@ class Pace:
         return max(range(len(speeds)), key=speeds.__getitem__)
 
     def record(self, drafted: int, accepted: int) -> None:
-        """Of `drafted` tokens the first `accepted` were right; of those behind the first wrong one nothing is known."""
+        """Of `drafted` tokens the first `accepted` were right. Nothing is known of those after the first wrong one."""
         self._right = self.FADE * self._right + accepted
         self._judged = self.FADE * self._judged + min(accepted + 1, drafted)
         if self.length():
@@ -90,7 +90,7 @@ class Pace:
 
 
 class Drafter:
-    """Guesses how one reply goes on, and counts how often it was right."""
+    """Guesses the next tokens of one reply, and counts how often it was right."""
 
     def __init__(self, prompt: Sequence[int], pace: Pace):
         self.drafted = self.accepted = 0
@@ -104,33 +104,33 @@ class Drafter:
         self._pace.tick()
 
     def expects(self) -> bool:
-        """Whether to draft as soon as the token under way is known; no step is then built ahead of it."""
+        """Whether to draft once the token under way is known. If so, no step is built ahead of it."""
         return self._pace.length() > 0
 
     def propose(self, room: int, sampler: Sampler) -> list[int]:
-        """Up to `room` drafts of what follows the tokens known; `sampler` chooses the next token of the reply."""
+        """Up to `room` drafts of the tokens after the known ones. `sampler` is the one of the reply."""
         raise NotImplementedError
 
     def checked(self, drafted: int, accepted: int) -> None:
-        """Of the last drafts the first `accepted` were right."""
+        """Of the last `drafted` drafts the first `accepted` were right."""
         self.drafted += drafted
         self.accepted += accepted
         self._pace.record(drafted, accepted)
 
 
 class Lookup(Drafter):
-    """Drafts what followed the last few tokens where they stood before, in the prompt or in the reply."""
+    """Finds the last few tokens earlier in the prompt or the reply, and drafts what followed them there."""
 
     def __init__(self, prompt: Sequence[int], pace: Pace):
         super().__init__([], pace)
-        self._behind: dict[tuple[int, ...], int] = {}  # where the text goes on behind the latest such n-gram
+        self._next: dict[tuple[int, ...], int] = {}  # n-gram -> position after its latest place in the text
         for token in prompt:
             self.add(token)
 
     def add(self, token: int) -> None:
         for n in NGRAMS:
             if len(self._text) >= n:
-                self._behind[tuple(self._text[-n:])] = len(self._text)
+                self._next[tuple(self._text[-n:])] = len(self._text)
         super().add(token)
 
     def expects(self) -> bool:
@@ -140,13 +140,13 @@ class Lookup(Drafter):
         k, start = min(self._pace.length(), room), self._found()
         if start is None:
             return []
-        period = len(self._text) - start  # what reaches the end goes round
+        period = len(self._text) - start  # at the end of the text, start again: the text may repeat itself
         drafts = [self._text[start + i % period] for i in range(k)]
         # A padding row of the embedding may stand in a prompt, and is never chosen.
         return drafts[: next((i for i, token in enumerate(drafts) if token >= sampler.vocabulary), k)]
 
     def _found(self) -> int | None:
-        return next((self._behind[gram] for n in NGRAMS if (gram := tuple(self._text[-n:])) in self._behind), None)
+        return next((self._next[gram] for n in NGRAMS if (gram := tuple(self._text[-n:])) in self._next), None)
 
 
 class DraftModel(Drafter):
