@@ -80,6 +80,7 @@ class Schedule:
     rows: list[tuple[Job, Row]] = field(default_factory=list)
     heard: dict[Row, list[int]] = field(default_factory=dict)
     errors: dict[Row, Exception] = field(default_factory=dict)
+    cancelled: set[Row] = field(default_factory=set)
 
     def run(self) -> None:
         rng = random.Random(self.seed)
@@ -102,6 +103,7 @@ class Schedule:
                     self.heard.setdefault(row, []).append(event)
                 if rng.random() < 0.02:
                     row.ended = True
+                    self.cancelled.add(row)
 
     def _job(self, rng: random.Random) -> Job:
         prompt = tuple(rng.choice(self.prompts))

@@ -115,6 +115,8 @@ class Batch:
         if self._ready:
             ready, self._ready = self._ready, []
             return ready
+        if all(row.ended for row in self.rows):
+            return []
         drafts = self._drafts()
         return self._check(drafts) if drafts else self._plain_step()
 

@@ -26,7 +26,8 @@ class Reply:
     def __init__(self, speaker: Speaker, wake: threading.Condition):
         self._speaker, self._wake = speaker, wake
         self._events: queue.SimpleQueue[Chunk | Exception | None] = queue.SimpleQueue()
-        self._over = False
+        self._complete = False  # the last event is in the queue
+        self._over = False  # and was read
 
     def __iter__(self) -> Iterator[Chunk]:
         return self
@@ -45,8 +46,12 @@ class Reply:
         """End the reply: its iteration at once, its row at the next step."""
         with self._wake:
             self._speaker.row.ended = True
-            self._events.put(None)
+            self._put(None)
             self._wake.notify()
+
+    def _put(self, event: Chunk | Exception | None) -> None:
+        self._complete = self._complete or not isinstance(event, Chunk) or event.finish_reason is not None
+        self._events.put(event)
 
 
 class Engine:
@@ -131,16 +136,17 @@ class Engine:
         except Exception as error:  # the scheduler's own: the replies under way are lost, the engine is not
             self._end_all(error)
             self._scheduler = self._new_scheduler()
-        self._replies = {row: reply for row, reply in self._replies.items() if not row.ended}
+        self._replies = {row: reply for row, reply in self._replies.items() if not reply._complete}
 
     def _tell(self, row: Row, event: int | Exception) -> None:
-        if (reply := self._replies.get(row)) is None or reply._speaker.finished:
+        reply = self._replies[row]
+        if reply._complete:  # it was cancelled, or drafts brought tokens after the one that ended it
             return
         try:
-            reply._events.put(event if isinstance(event, Exception) else reply._speaker.say(event))
+            reply._put(event if isinstance(event, Exception) else reply._speaker.say(event))
         except Exception as error:  # of the reply's own text
             row.ended = True
-            reply._events.put(error)
+            reply._put(error)
 
     def _wait(self) -> bool:
         """Wait for work. False once the engine is to close."""
@@ -155,7 +161,7 @@ class Engine:
             self._new = []
         for reply in replies:
             reply._speaker.row.ended = True
-            reply._events.put(error)
+            reply._put(error)
 
     def _new_scheduler(self) -> Scheduler:
         prefixes = PrefixStore(self._prefix_bytes) if self._prefix_bytes else None

@@ -107,7 +107,6 @@ class Speaker:
         self.row = Row(request.ids, request.sampling, request.max_tokens, tokenizer.stop_ids, drafter=drafter)
         self._text = ReplyText(tokenizer, request.stop, request.opens_thinking, request.begun)
         self._count = 0
-        self.finished = False  # drafts may bring tokens after the one that ended the reply
 
     def say(self, token: int) -> Chunk:
         """The chunk of the next token. The row ends if a stop string is complete."""
@@ -116,8 +115,7 @@ class Speaker:
         last = ended or self._count == self.row.max_tokens
         thinking, answer = self._text.add(token, last)
         reason = "stop" if ended or self._text.stopped else "length" if last else None
-        self.finished = reason is not None
-        self.row.ended = self.row.ended or self.finished
+        self.row.ended = self.row.ended or reason is not None
         drafter = self.row.drafter
         return Chunk(token, answer, thinking, reason, *((drafter.drafted, drafter.accepted) if drafter else (0, 0)))
 

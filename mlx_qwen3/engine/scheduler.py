@@ -81,8 +81,7 @@ class Scheduler:
 
     def _decode(self, batch: Batch) -> Iterator[Event]:
         try:
-            if not all(row.ended for row in batch.rows):
-                yield from batch.step()
+            yield from batch.step()
         except Exception as error:  # the step of all rows has failed, and with it their cache
             self._batches.remove(batch)
             for row in batch.rows:

@@ -1,9 +1,12 @@
 """Rows that come and go at random get the tokens that they get alone."""
 
+from types import SimpleNamespace
+
 import pytest
 from schedules import QUESTIONS, Alone, Broken, Schedule
 
 from mlx_qwen3 import load
+from mlx_qwen3.engine import batch
 
 
 @pytest.fixture(scope="module")
@@ -23,16 +26,20 @@ def alone(demo):
 def check(schedule: Schedule, alone: Alone) -> None:
     schedule.run()
     for job, row in schedule.rows:
+        assert row.ended
         expected = alone(job)
         heard = tuple(schedule.heard.get(row, ()))
         assert heard == expected[: len(heard)], (schedule.seed, job)
-        cut = row in schedule.errors or len(heard) < len(expected)
-        assert not cut or row.ended
+        assert row in schedule.errors or row in schedule.cancelled or heard == expected
         assert isinstance(schedule.errors.get(row, Broken()), Broken)
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_a_row_gets_the_tokens_that_it_gets_alone(demo, alone, seed):
+@pytest.mark.parametrize("ahead", [False, True], ids=["as on a CPU", "as on a GPU"])
+@pytest.mark.parametrize("seed", range(12))
+def test_a_row_gets_the_tokens_that_it_gets_alone(demo, alone, seed, ahead, monkeypatch):
+    """On a GPU a step is handed over before anybody knows whether a row that has ended still needs it."""
+    if ahead:
+        monkeypatch.setattr(batch, "kernels", SimpleNamespace(on_gpu=lambda: True))
     check(Schedule(*demo[0], demo[1], seed), alone)
 
 
