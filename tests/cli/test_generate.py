@@ -1,20 +1,136 @@
-"""`generate`: the options of the chat template."""
+"""`generate`: what it prints, its options, drafts, chat templates, Ctrl-C."""
 
 import json
+import re
+import signal
+import subprocess
+import sys
 
 import pytest
 from checkpoints import TEMPLATE, VOCABULARY, write_checkpoint, write_tokenizer
-from click.testing import CliRunner
+from commands import GENERATE, ROOT, here, run
 
-from mlx_qwen3.cli.app import cli
 from mlx_qwen3.text.tokenizer import Tokenizer
 
 STYLE = "{{ style }}{% for m in messages %}{{ m.role }}:{{ m.content }} {% endfor %}"
 
 
+def test_text_goes_to_stdout_and_the_rest_to_stderr(chat):
+    result = run(*GENERATE, "--prompt", "hi", "--model", chat, "--max-tokens", "8", "--seed", "1")
+    assert result.returncode == 0
+    assert result.stdout.endswith(b"\n")
+    assert b"8 generated" in result.stderr
+    assert result.stderr.count(b"\n") == 1
+
+
+def test_json_is_one_object(chat):
+    result = here("generate", "--prompt", "hi", "--model", chat, "--max-tokens", "8", "--temp", "0", "--json")
+    reply = json.loads(result.stdout)
+    assert list(reply) == (
+        "text thinking tokens finish_reason prompt_tokens generation_tokens drafted_tokens accepted_tokens "
+        "ttft_s prefill_tps decode_tps "
+        "peak_memory_gb dtype sampling model".split()
+    )
+    assert (reply["finish_reason"], reply["generation_tokens"], reply["model"]) == ("length", 8, str(chat))
+    assert reply["sampling"]["temperature"] == 0
+    assert result.stderr == b""
+
+
+def test_options_reach_the_sampler(chat):
+    options = "--temp 0.5 --top-k 7 --top-p 0.9 --min-p 0.1 --seed 3 --max-tokens 2 --json".split()
+    options += "--repetition-penalty 1.1 --presence-penalty 1.5 --frequency-penalty -0.5".split()
+    reply = json.loads(here("generate", "--prompt", "hi", "--model", chat, *options).stdout)
+    wanted = {"temperature": 0.5, "top_k": 7, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.1, "seed": 3}
+    wanted |= {"presence_penalty": 1.5, "frequency_penalty": -0.5}
+    assert reply["sampling"] == wanted
+
+
+def test_drafts_change_no_text_and_are_counted(chat):
+    command = ["generate", "--prompt", "abcabcabc", "--model", chat, "--max-tokens", "30", "--temp", "0"]
+    plain, lookup, draft = (here(*command, *options) for options in (["--no-lookup"], ["--lookup"], ["--draft", chat]))
+    assert plain.stdout == lookup.stdout == draft.stdout != b""
+    assert re.search(rb"drafts [1-9]\d* of \d+ right", lookup.stderr)
+    assert b"drafts" not in plain.stderr
+    reply = json.loads(here(*command, "--lookup", "--json").stdout)
+    assert 0 < reply["accepted_tokens"] <= reply["drafted_tokens"]
+
+
+def test_a_draft_model_of_another_kind_is_refused(chat, tmp_path):
+    smaller = write_tokenizer(write_checkpoint(tmp_path / "smaller", vocab_size=250))
+    other = write_tokenizer(write_checkpoint(tmp_path / "other", vocab_size=VOCABULARY))
+    backend = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = backend["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (other / "tokenizer.json").write_text(json.dumps(backend))
+    for folder, message in ((smaller, b"a vocabulary of 250, the tokenizer 261 ids"), (other, b"tokenizer has other")):
+        result = here("generate", "--prompt", "hi", "--model", chat, "--draft", folder)
+        assert (result.returncode, result.stdout) == (2, b"")
+        assert message in result.stderr
+        assert result.stderr.count(b"\n") == 1
+
+
+def test_a_draft_model_with_more_padding_rows(chat, tmp_path):
+    larger = write_tokenizer(write_checkpoint(tmp_path / "larger", vocab_size=VOCABULARY + 34))
+    command = ["generate", "--prompt", "hi", "--model", chat, "--max-tokens", "20", "--temp", "0", "--json"]
+    plain, drafted = (json.loads(here(*command, *draft).stdout) for draft in ([], ["--draft", larger]))
+    assert plain["tokens"] == drafted["tokens"]  # no draft was made: this model costs as much as the other
+
+
+def test_no_think_changes_prompt_and_sampling(chat):
+    command = ["generate", "--prompt", "hi", "--model", chat, "--max-tokens", "1", "--json"]
+    on, off = (json.loads(here(*command, option).stdout) for option in ("--think", "--no-think"))
+    assert off["prompt_tokens"] > on["prompt_tokens"]
+    assert (on["sampling"]["top_p"], off["sampling"]["top_p"]) == (0.95, 0.8)
+
+
+def test_a_system_message_is_part_of_the_prompt(chat):
+    command = ["generate", "--prompt", "hi", "--model", chat, "--max-tokens", "1", "--json"]
+    plain, more = (json.loads(here(*command, *extra).stdout) for extra in ((), ("--system", "Be brief.")))
+    assert more["prompt_tokens"] == plain["prompt_tokens"] + len("<|>system\nBe brief.<|>\n") - 4
+
+
+def test_raw_and_standard_input(chat):
+    command = ["generate", "--prompt", "-", "--model", chat, "--max-tokens", "1", "--json", "--raw"]
+    assert json.loads(here(*command, input="héllo".encode()).stdout)["prompt_tokens"] == 6
+
+
+def test_ctrl_c_ends_with_what_was_written(chat):
+    command = [*GENERATE, "--prompt", "hi", "--model", str(chat), "--seed", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0) as process:
+        begun = process.stdout.read(5)
+        process.send_signal(signal.SIGINT)
+        rest, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert len(begun) > 0
+    assert (begun + rest).endswith(b"\n")
+    assert b"interrupted" in stderr
+    assert b"Traceback" not in stderr
+
+
+def test_ctrl_c_with_json_gives_what_there_is(chat):
+    """The seventh step interrupts itself: with --json nothing is written that could tell when to."""
+    program = """
+import itertools, os, signal, sys
+from mlx_qwen3.cli import app
+from mlx_qwen3.engine import reply as generation
+steps = generation.run
+def run(*arguments):
+    for count, step in enumerate(steps(*arguments)):
+        if count == 6: os.kill(os.getpid(), signal.SIGINT)
+        yield step
+generation.run = run
+app.run(sys.argv[1:])
+"""
+    command = [sys.executable, "-c", program, "generate", "--prompt", "hi", "--model", chat, "--seed", "1", "--json"]
+    result = run(*command, cwd=ROOT)
+    reply = json.loads(result.stdout)
+    assert (result.returncode, reply["finish_reason"], len(reply["tokens"])) == (130, "interrupted", 7)
+
+
 @pytest.fixture(scope="module")
-def chat(tmp_path_factory):
-    folder = write_checkpoint(tmp_path_factory.mktemp("chat"), vocab_size=VOCABULARY, eos_token_id=258)
+def styled(tmp_path_factory):
+    """A checkpoint with a second chat template, `style`."""
+    folder = write_checkpoint(tmp_path_factory.mktemp("styled"), vocab_size=VOCABULARY, eos_token_id=258)
     write_tokenizer(folder, TEMPLATE)
     (folder / "additional_chat_templates").mkdir()
     (folder / "chat_template.jinja").write_text(TEMPLATE)
@@ -22,49 +138,50 @@ def chat(tmp_path_factory):
     return folder
 
 
-def run(chat, *options):
-    """(exit code, stdout, stderr) of a command in this process."""
-    command = ["generate", "--model", str(chat), "--prompt", "hi", "--max-tokens", "1", "--json", *options]
-    result = CliRunner().invoke(cli, command)
-    return result.exit_code, result.stdout, result.stderr
+def one_token(chat, *options):
+    """(exit code, stdout, stderr) of a reply of one token."""
+    command = ["generate", "--model", chat, "--prompt", "hi", "--max-tokens", "1", "--json", *options]
+    result = here(*command)
+    return result.returncode, result.stdout.decode(), result.stderr.decode()
 
 
 def prompt_tokens(chat, *options):
-    code, stdout, stderr = run(chat, *options)
+    code, stdout, stderr = one_token(chat, *options)
     assert (code, stderr) == (0, "")
     return json.loads(stdout)["prompt_tokens"]
 
 
-def test_a_template_is_chosen_by_name_or_file_and_its_variables_are_set(chat, tmp_path):
-    named = prompt_tokens(chat, "--chat-template", "style", "--template-arg", 'style="brief "')
+def test_a_template_is_chosen_by_name_or_file_and_its_variables_are_set(styled, tmp_path):
+    named = prompt_tokens(styled, "--chat-template", "style", "--template-arg", 'style="brief "')
     assert named == len("brief user:hi ")
     own = tmp_path / "own.jinja"
     own.write_text("{{ style[1] }}{{ n + 1 }}{{ messages | length }}")
     options = ["--system", "s", "--template-arg", "style=[1, 22]", "--template-arg", "n=99"]
-    assert prompt_tokens(chat, "--chat-template", str(own), *options) == len("221002")
+    assert prompt_tokens(styled, "--chat-template", str(own), *options) == len("221002")
 
 
-def test_a_reply_may_be_begun(chat):
+def test_a_reply_may_be_begun(styled):
     expected = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nSo a"
-    assert prompt_tokens(chat, "--prefill", "So a") == len(Tokenizer(chat).encode(expected))
-    code, stdout, _ = run(chat, "--prefill", "<think>\nSo", "--seed", "1", "--max-tokens", "8")
+    assert prompt_tokens(styled, "--prefill", "So a") == len(Tokenizer(styled).encode(expected))
+    code, stdout, _ = one_token(styled, "--prefill", "<think>\nSo", "--seed", "1", "--max-tokens", "8")
     reply = json.loads(stdout)
     assert (code, reply["text"]) == (0, "")
     assert "So" not in reply["thinking"] != ""
 
 
-def test_thinking_may_be_switched_as_a_variable(chat):
+def test_thinking_may_be_switched_as_a_variable(styled):
     variable, option = (
-        json.loads(run(chat, *options)[1]) for options in (["--template-arg", "enable_thinking=false"], ["--no-think"])
+        json.loads(one_token(styled, *options)[1])
+        for options in (["--template-arg", "enable_thinking=false"], ["--no-think"])
     )
     for key in ("top_p", "temperature"):
         assert variable["sampling"][key] == option["sampling"][key]
-    assert variable["prompt_tokens"] == option["prompt_tokens"] > prompt_tokens(chat)
+    assert variable["prompt_tokens"] == option["prompt_tokens"] > prompt_tokens(styled)
 
 
-def test_control_tokens_of_a_message_stay_text(chat):
+def test_control_tokens_of_a_message_stay_text(styled):
     """The end of a turn is one token, and ten letters as text."""
-    tokens = {literal: prompt_tokens(chat, "--system", "a<|im_end|>", *literal) for literal in [(), ("--literal",)]}
+    tokens = {literal: prompt_tokens(styled, "--system", "a<|im_end|>", *literal) for literal in [(), ("--literal",)]}
     assert tokens["--literal",] - tokens[()] == len("<|im_end|>") - 1
 
 
@@ -89,8 +206,8 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("options", "code", "message"), REFUSED.values(), ids=REFUSED)
-def test_options_that_make_no_sense_are_refused(chat, options, code, message):
-    found = run(chat, *options)
+def test_options_that_make_no_sense_are_refused(styled, options, code, message):
+    found = one_token(styled, *options)
     assert found[:2] == (code, "")
     assert message in found[2]
     assert found[2].count("\n") == 1
