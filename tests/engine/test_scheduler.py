@@ -44,7 +44,7 @@ def test_a_row_gets_the_tokens_that_it_gets_alone(demo, alone, seed, ahead, monk
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("thousand", range(3))
+@pytest.mark.parametrize("thousand", range(2))
 def test_in_thousands_of_schedules_too(demo, alone, thousand):
     for seed in range(1000 * (thousand + 1), 1000 * (thousand + 2)):
         check(Schedule(*demo[0], demo[1], seed), alone)
