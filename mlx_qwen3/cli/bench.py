@@ -9,7 +9,7 @@ from .progress import Bar
 from .terminal import show
 
 
-@click.command("bench")
+@click.command("bench", short_help="Measure speed and memory beside other libraries.")
 @click.argument("source")
 @click.option(
     "--against",

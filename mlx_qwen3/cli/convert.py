@@ -8,7 +8,7 @@ from .progress import Bar
 from .terminal import say, show_json
 
 
-@click.command("convert")
+@click.command("convert", short_help="Write a checkpoint in another form.")
 @click.argument("source")
 @click.argument("out", type=click.Path())
 @click.option("--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), help="Default: every tensor keeps its own.")

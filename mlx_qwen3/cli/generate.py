@@ -13,7 +13,7 @@ from ..errors import UsageError
 from .terminal import Printer, read_stdin, say, show_json, statistics, warnings_afterwards
 
 
-@click.command("generate")
+@click.command("generate", short_help="Reply to a prompt.")
 @click.option("--prompt", required=True, metavar="TEXT", help="The user's message; - reads standard input.")
 @click.option("--model", "source", metavar="SOURCE", help="Default: Qwen/Qwen3-0.6B if it is downloaded, else demo.")
 @click.option("--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), help="Default: the checkpoint's; fp32 on a CPU.")
@@ -50,7 +50,11 @@ from .terminal import Printer, read_stdin, say, show_json, statistics, warnings_
 @click.option("--literal", is_flag=True, help="Control tokens in messages, such as <|im_end|>, stay text.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template.")
 @click.option("--stop", multiple=True, metavar="S", help="End before this text; may be given several times.")
-@click.option("--draft", metavar="SOURCE", help="A smaller model of the same tokenizer whose guesses are checked.")
+@click.option(
+    "--draft",
+    metavar="SOURCE",
+    help="A smaller model with the same tokenizer. It guesses tokens, which are then checked.",
+)
 @click.option(
     "--lookup/--no-lookup",
     default=None,

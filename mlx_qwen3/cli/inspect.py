@@ -8,7 +8,7 @@ import click
 from .terminal import read_stdin, show, show_json
 
 
-@click.command("inspect")
+@click.command("inspect", short_help="Show what flows through a model, and its health.")
 @click.argument("source")
 @click.option("--prompt", metavar="TEXT", help="The user's message; - reads standard input. Default: random tokens.")
 @click.option("--batch", type=int, metavar="B", help="Rows of random tokens. Default: 1.")

@@ -4,8 +4,6 @@ import os
 import sys
 import time
 
-import click
-
 from .. import interrupt
 from ..progress import BYTES, Stage
 from .terminal import dumb
@@ -45,13 +43,13 @@ class Bar:
             self._draw(stage)
         elif self._done * 10 // stage.total > self._tenths:
             self._tenths = self._done * 10 // stage.total
-            click.echo(f"{stage.name} {10 * self._tenths}%  {self._rate(stage)}", err=True)
+            _print(f"{stage.name} {10 * self._tenths}%  {self._rate(stage)}\n")
 
     def _draw(self, stage: Stage) -> None:
         columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80  # some pseudo-terminals say 0
         line = bar_line(stage.name, self._done / stage.total, self._rate(stage), columns)
         if line != self._shown:
-            click.echo("\r" + line.ljust(len(self._shown)), nl=False, err=True)
+            _print("\r" + line.ljust(len(self._shown)))
             self._shown = line
 
     def _rate(self, stage: Stage) -> str:
@@ -62,12 +60,17 @@ class Bar:
 
     def _close(self) -> None:
         if self._shown:
-            click.echo(err=True)
+            _print("\n")
             self._shown = ""
 
     def _leave_line(self) -> None:
         if self._shown:
             os.write(sys.stderr.fileno(), b"\n")
+
+
+def _print(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
 
 
 def bar_line(stage: str, share: float, text: str, columns: int) -> str:

@@ -6,7 +6,7 @@ from .progress import Bar
 from .terminal import say, show_json
 
 
-@click.command("verify")
+@click.command("verify", short_help="Check a converted folder.")
 @click.argument("folder", metavar="DIR")
 @click.option("--source", metavar="SOURCE", help="The source of the conversion: compare with it again.")
 @click.option("--transformers", is_flag=True, help="Compare with transformers, layer by layer.")

@@ -1,6 +1,7 @@
 """The group of commands: every failure is one line with its exit code, and starting takes little."""
 
 import json
+import re
 import resource
 import sys
 
@@ -9,6 +10,8 @@ import pytest
 from checkpoints import VOCABULARY, write_checkpoint, write_tokenizer
 from commands import GENERATE, QUIET, ROOT, here, run
 from safetensors.numpy import load_file, save_file
+
+from mlx_qwen3.cli.app import COMMANDS
 
 
 def test_module_and_script_are_one_command(chat):
@@ -128,3 +131,19 @@ def test_a_local_folder_needs_no_slow_imports():
         "print({'torch', 'transformers', 'huggingface_hub'} & set(sys.modules))"
     )
     assert run(sys.executable, "-c", program, cwd=ROOT).stdout == b"set()\n"
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
+def test_help_goes_to_stdout(words):
+    result = here(*words)
+    assert (result.returncode, result.stderr) == (0, b"")
+    lines = result.stdout.decode().splitlines()
+    assert lines[0].startswith("Usage: ")
+    assert not any(line.endswith("...") for line in lines[1:])  # no summary is cut
+    assert [line.split()[0] for line in lines[lines.index("Commands:") + 1 :]] == list(COMMANDS)
+
+
+def test_a_command_that_is_none():
+    result = here("convrt")
+    assert (result.returncode, result.stdout) == (2, b"")
+    assert re.fullmatch(rb"error: No such command 'convrt'.*\n", result.stderr)

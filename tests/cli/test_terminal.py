@@ -1,14 +1,44 @@
 """What reaches a terminal, a pipe, a stream that is closed or full, and what comes from standard input."""
 
+import io
+import json
 import os
 import pty
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from checkpoints import VOCABULARY, write_checkpoint, write_tokenizer
 from commands import GENERATE, QUIET, ROOT, here, run
+
+from mlx_qwen3.cli import terminal
+from mlx_qwen3.cli.app import cli
+from mlx_qwen3.cli.terminal import Printer, escape, one_line
+
+TITLE = "\x1b]0;owned\x07"
+ATTACKS = {
+    "colour": "\x1b[31mred",
+    "title": TITLE,
+    "clipboard": "\x1b]52;c;aGk=\x1b\\",
+    "C1 CSI": "\x9b31mred",
+    "C1 OSC": "\x9d0;owned\x9c",
+    "backspace": "safe\b\b\b\bevil",
+    "return": "safe\revil",
+    "delete": "a\x7f",
+    "shift out": "\x0e\x0f",
+    "null": "a\x00b",
+    "form feed": "\x0b\x0c",
+}
+HARMLESS = (
+    "plain\n\ttext\r\n",
+    "👩‍👩‍👧 🇩🇪 👍🏽",
+    "e\u0301 \u0928\u093f",
+    "\u0645\u0631\u062d\u0628\u0627 \u200f!",
+    "你好",
+    "\ufeff\u00a0\u2028",
+)
 
 
 def test_thinking_stands_in_tags_in_a_pipe_and_is_dimmed_on_a_terminal(chat, tmp_path):
@@ -82,3 +112,104 @@ def test_input_that_is_no_text(chat):
     result = here("generate", "--prompt", "-", "--model", chat, input=b"\xff\xfe")
     assert result.returncode == 2
     assert b"standard input is not UTF-8 text" in result.stderr
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def screen(monkeypatch):
+    """A terminal in place of stdout."""
+    found = Terminal()
+    monkeypatch.setattr(terminal, "sys", SimpleNamespace(stdout=found))
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    return found
+
+
+def control(text):
+    return [
+        character for character in text if (ord(character) < 32 or 127 <= ord(character) < 160) and character != "\n"
+    ]
+
+
+@pytest.mark.parametrize("text", ATTACKS.values(), ids=ATTACKS.keys())
+def test_control_characters_become_visible(text):
+    assert control(escape(text)) == []
+    assert "\\x" in escape(text)
+    assert escape(text).encode("ascii")
+
+
+@pytest.mark.parametrize("text", HARMLESS)
+def test_other_text_stays_as_it_is(text):
+    assert escape(text) == text
+
+
+def test_a_message_is_one_line_in_one_direction():
+    assert one_line(f"a\n b\t{TITLE}\u202eevil\u2066") == "a b \\x1b]0;owned\\x07\\u202eevil\\u2066"
+
+
+def test_a_reply_on_a_terminal_is_escaped_and_its_thinking_dimmed(screen):
+    with Printer() as printer:
+        printer.step("", "hm" + TITLE)
+        printer.step(TITLE, "")
+    assert screen.getvalue() == "\x1b[2mhm\\x1b]0;owned\\x07\n\x1b[0m\n\\x1b]0;owned\\x07\n"
+
+
+@pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_a_terminal_without_colours_gets_tags(screen, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with Printer() as printer:
+        printer.step("", "hm")
+        printer.step("yes", "")
+    assert screen.getvalue() == "<think>\nhm\n</think>\n\nyes\n"
+
+
+def test_no_colour_has_to_be_said(screen, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "")  # https://no-color.org: when not empty
+    with Printer() as printer:
+        printer.step("", "hm")
+    assert "\x1b[2m" in screen.getvalue()
+
+
+def test_a_pipe_gets_the_text_as_it_is(monkeypatch):
+    pipe = io.StringIO()
+    monkeypatch.setattr(terminal, "sys", SimpleNamespace(stdout=pipe))
+    with Printer() as printer:
+        printer.step(TITLE, "")
+    assert pipe.getvalue() == TITLE + "\n"
+
+
+@pytest.mark.parametrize("text", [*ATTACKS.values(), *HARMLESS, "caf\udce9"])
+def test_json_means_the_same_and_is_safe(capsys, text):
+    terminal.show_json({"text": text, "number": float("nan")})
+    printed = capsys.readouterr().out
+    assert control(printed) == []
+    assert json.loads(printed) == {"text": text, "number": None}
+
+
+def test_messages_and_results_are_escaped(screen, capsys):
+    terminal.say(f"note: {TITLE}")
+    terminal.show(f"table {TITLE}")
+    shown = capsys.readouterr()
+    assert control(shown.err + shown.out) == []
+
+
+@pytest.mark.parametrize("arguments", [["inspect", f"/nowhere/{TITLE}"], ["verify", f"x{TITLE}\ny"], [f"--{TITLE}"]])
+def test_an_error_is_one_line_whatever_was_given(capsys, arguments):
+    with pytest.raises(SystemExit):
+        cli.main(arguments)
+    line = capsys.readouterr().err
+    assert (line.count("\n"), control(line)) == (1, [])
+
+
+def test_a_broken_checkpoint_does_not_reach_the_terminal(capsys, tmp_path):
+    config = {"model_type": "qwen3" + TITLE}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SystemExit):
+        cli.main(["inspect", str(tmp_path)])
+    line = capsys.readouterr().err
+    assert "\\x1b]0;owned\\x07" in line
+    assert (line.count("\n"), control(line)) == (1, [])
