@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from ..files.checkpoint import Checkpoint
-from ..files.config import Qwen3Config, Yarn
+from ..files.config import Qwen3Config
+from ..files.rope import Linear, Llama3, LongRope, Scaling, Yarn
 from ..files.values import unpacked
 from .attention import attention_chunk
 
@@ -120,12 +121,27 @@ def rotation(config: Qwen3Config, length: int) -> tuple[torch.Tensor, torch.Tens
     """cos and sin (L, D/2) of the angles of positions 0 to L - 1."""
     D, theta = config.head_dim, config.rope_theta
     inv_freq = theta ** (-torch.arange(0, D, 2, dtype=torch.float64) / D)  # radians per token, (D/2,)
-    if config.yarn:
-        keep = yarn_keep(config.yarn, D, theta)
-        inv_freq = inv_freq * keep + inv_freq / config.yarn.factor * (1 - keep)
+    inv_freq = inv_freq / stretching(inv_freq, config.rope_scaling, theta)
     # Every implementation has float32 angles; at position 40,000 their rounding shows.
     angles = torch.arange(length, dtype=torch.float32)[:, None] * inv_freq.float()
     return angles.cos(), angles.sin()
+
+
+def stretching(inv_freq: torch.Tensor, scaling: Scaling | None, theta: float) -> torch.Tensor | float:
+    """By what the turns of each pair are slowed down, (D/2,) or one number, so that positions reach further."""
+    if isinstance(scaling, Linear):
+        return scaling.factor
+    if isinstance(scaling, LongRope):
+        return torch.tensor(scaling.short_factor, dtype=torch.float64)
+    if isinstance(scaling, Yarn):
+        keep = yarn_keep(scaling, 2 * len(inv_freq), theta)
+    elif isinstance(scaling, Llama3):  # turns within the original context, between the two limits
+        turns = scaling.original_max_position_embeddings * inv_freq / (2 * math.pi)
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        keep = ((turns - low) / (high - low)).clamp(0, 1)
+    else:
+        return 1.0
+    return 1 / (keep + (1 - keep) / scaling.factor)
 
 
 def yarn_keep(yarn: Yarn, D: int, theta: float) -> torch.Tensor:
@@ -144,4 +160,4 @@ def yarn_keep(yarn: Yarn, D: int, theta: float) -> torch.Tensor:
 
 def attention_scale(config: Qwen3Config) -> float:
     """D ** -0.5. YaRN multiplies both q and k by its attention factor; here the scale takes its square instead."""
-    return config.head_dim**-0.5 * (config.yarn.attention_factor**2 if config.yarn else 1.0)
+    return config.head_dim**-0.5 * config.attention_factor**2

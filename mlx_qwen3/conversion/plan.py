@@ -10,9 +10,11 @@ import mlx.core as mx
 
 from ..errors import UsageError
 from ..files.checkpoint import Checkpoint
-from ..files.config import FORMAT, Quantization, Qwen3Config
+from ..files.config import Qwen3Config
+from ..files.config_keys import FORMAT
 from ..files.dtypes import FLOATS, NAMES, dtype_name, parse_dtype
 from ..files.layout import Part, is_ignored, part_shapes
+from ..files.quantization import Quantization
 from ..progress import Progress, silent
 from ..report import Table
 from .quantize import DEFAULT_BITS, MIXED, NONE, fits, mixed, parse

@@ -15,9 +15,9 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import UsageError
-from ..files.config import QUANTIZATION_MODES, Quantization
 from ..files.headers import StoredTensor
 from ..files.layout import Module, packed_leaves
+from ..files.quantization import QUANTIZATION_MODES, Quantization
 from ..files.values import bits_of, cast, dequantize_bits, float32_of, stored, to_float32
 from ..progress import BYTES, Progress, Stage, silent
 from .tally import Tally

@@ -7,10 +7,11 @@ from math import prod
 import mlx.core as mx
 
 from ..errors import UsageError
-from ..files.config import Quantization, Qwen3Config
+from ..files.config import Qwen3Config
 from ..files.dtypes import FLOATS
 from ..files.headers import StoredTensor
 from ..files.layout import Module, Part, native_modules, packed_leaves
+from ..files.quantization import Quantization
 from ..files.values import Buffer, bits_of, cast, float32_of, stored
 from .quantize import NONE, fits, packed_blocks, unpacked_blocks
 from .tally import Tally

@@ -14,9 +14,10 @@ from pathlib import Path
 import mlx.core as mx
 
 from ..errors import CheckpointError, ConfigError
-from .config import Quantization, Qwen3Config
+from .config import Qwen3Config
 from .dtypes import FLOATS, NAMES
 from .headers import StoredTensor, join
+from .quantization import Quantization, inferred
 from .reading import short
 
 # fused module -> the Hugging Face modules whose rows it stacks, in this order
@@ -125,9 +126,10 @@ def locate_parts(folder: Path, tensors: Mapping[str, StoredTensor], config: Qwen
             f"{folder} holds {_some(extra)}, which a Qwen3 with this config.json does not have; "
             "config.json and weights are of different models"
         )
-    parts = {name: Part(name, leaves, _packing(name, leaves, config)) for name, leaves in located.items()}
-    for part in parts.values():
-        _check_leaves(part, shapes[part.name])
+    parts = {}
+    for name, leaves in located.items():
+        parts[name] = Part(name, leaves, _packing(name, leaves, shapes[name][-1], config))
+        _check_leaves(parts[name], shapes[name])
     return parts
 
 
@@ -233,13 +235,17 @@ def _locate(
     return located, claimed
 
 
-def _packing(name: str, leaves: Mapping[str, StoredTensor], config: Qwen3Config) -> Quantization | None:
+def _packing(name: str, leaves: Mapping[str, StoredTensor], columns: int, config: Qwen3Config) -> Quantization | None:
+    """That of config.json if it names the part, else what the shapes say, as in mlx-lm."""
     if "scales" not in leaves:
         return None
-    packing = config.quantization_of(name)
+    packing = config.quantization_overrides.get(name, config.quantization)
     if packing is None:
         raise ConfigError(f"{name}.scales is stored, but config.json has no quantization for {name}")
-    return packing
+    if name in config.quantization_overrides:
+        return packing
+    weight, scales = leaves["weight"], leaves["scales"]
+    return inferred(columns, weight.shape[-1], scales.shape[-1], scales.dtype == mx.uint8) or packing
 
 
 def _check_leaves(part: Part, shape: tuple[int, ...]) -> None:

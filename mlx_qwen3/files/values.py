@@ -12,9 +12,9 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import CheckpointError
-from .config import Quantization
 from .dtypes import FLOATS
 from .headers import StoredTensor
+from .quantization import Quantization
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 Codes = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]

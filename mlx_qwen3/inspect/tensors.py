@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..files.checkpoint import Checkpoint
-from ..files.config import Quantization, Qwen3Config
+from ..files.config import Qwen3Config
 from ..files.dtypes import NAMES
 from ..files.headers import StoredTensor
 from ..files.layout import LEAVES, Part
+from ..files.quantization import Quantization
 from ..files.values import unpacked
 from .rules import Rules
 from .statistics import Statistics, grouped, pooled, summarize

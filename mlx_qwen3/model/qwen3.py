@@ -35,7 +35,7 @@ class Attention(nn.Module):
         H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         self.heads, self.kv_heads, self.head_dim = H, K, D
         # YaRN multiplies q and k by its attention factor each; their product takes its square in the same place.
-        self.scale = D**-0.5 * (config.yarn.attention_factor**2 if config.yarn else 1.0)
+        self.scale = D**-0.5 * config.attention_factor**2
         self.qkv_proj = Linear(config.hidden_size, (H + 2 * K) * D)
         self.o_proj = Linear(H * D, config.hidden_size)
         self.q_norm = nn.RMSNorm(D, eps=config.rms_norm_eps)

@@ -1,4 +1,4 @@
-"""Rotary position embedding (arXiv 2104.09864), rotate-half, with YaRN (arXiv 2309.00071).
+"""Rotary position embedding (arXiv 2104.09864), rotate-half, with the ways to stretch it that transformers has.
 
 B batch, L new tokens, D head_dim
 """
@@ -8,7 +8,8 @@ import math
 import mlx.core as mx
 import numpy as np
 
-from ..files.config import Qwen3Config, Yarn
+from ..files.config import Qwen3Config
+from ..files.rope import Linear, Llama3, LongRope, Scaling, Yarn
 
 
 class RoPE:
@@ -19,7 +20,8 @@ class RoPE:
     """
 
     def __init__(self, config: Qwen3Config):
-        self.inv_freq = mx.array(inverse_frequencies(config.head_dim, config.rope_theta, config.yarn))  # (D / 2,)
+        inv_freq = inverse_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+        self.inv_freq = mx.array(inv_freq)  # (D / 2,)
 
     def __call__(self, positions: mx.array) -> tuple[mx.array, mx.array]:
         """cos and sin for `rotate`, (B, L, 1, D) float32 each, of positions (B, L)."""
@@ -35,19 +37,37 @@ def rotate(x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
     return x * cos + swapped * sin  # the first half of sin is negated
 
 
-def inverse_frequencies(dims: int, theta: float, yarn: Yarn | None) -> np.ndarray:
+def inverse_frequencies(dims: int, theta: float, scaling: Scaling | None) -> np.ndarray:
     """Radians per position, (dims / 2,) float32."""
     exponents = np.arange(0, dims, 2, dtype=np.float32) / np.float32(dims)
     # NumPy's float32 power is one unit off in the last place for a fifth of them.
     periods = (theta ** exponents.astype(np.float64)).astype(np.float32)
-    plain = 1 / periods
-    if yarn is None:
-        return plain
-    # Pairs that turn often within the original context keep their speed, slow ones are stretched by `factor`.
+    if isinstance(scaling, Linear):
+        return 1 / periods / np.float32(scaling.factor)
+    if isinstance(scaling, LongRope):
+        return 1 / (np.array(scaling.short_factor, np.float32) * periods)
+    if isinstance(scaling, Llama3):
+        return _llama3(1 / periods, scaling)
+    return _yarn(periods, theta, scaling) if isinstance(scaling, Yarn) else 1 / periods
+
+
+def _llama3(plain: np.ndarray, scaling: Llama3) -> np.ndarray:
+    """Waves as long as the original context are stretched, short ones are kept; between them it is a mixture."""
+    original, low, high = scaling.original_max_position_embeddings, scaling.low_freq_factor, scaling.high_freq_factor
+    lengths = np.float32(2 * math.pi) / plain  # positions per turn
+    stretched = plain / np.float32(scaling.factor)
+    keep = (np.float32(original) / lengths - np.float32(low)) / np.float32(high - low)
+    between = (1 - keep) * stretched + keep * plain
+    return np.where(lengths > original / low, stretched, np.where(lengths < original / high, plain, between))
+
+
+def _yarn(periods: np.ndarray, theta: float, yarn: Yarn) -> np.ndarray:
+    """Pairs that turn often within the original context keep their speed, slow ones are stretched by `factor`."""
+    dims = 2 * len(periods)
     low, high = _correction_range(dims, theta, yarn)
     ramp = np.clip((np.arange(dims // 2, dtype=np.float32) - np.float32(low)) / np.float32(high - low), 0, 1)
     keep = 1 - ramp
-    return 1 / (np.float32(yarn.factor) * periods) * (1 - keep) + plain * keep
+    return 1 / (np.float32(yarn.factor) * periods) * (1 - keep) + 1 / periods * keep
 
 
 def _correction_range(dims: int, theta: float, yarn: Yarn) -> tuple[float, float]:

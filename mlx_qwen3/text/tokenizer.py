@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import CheckpointError, PromptError
 from ..files.checkpoint import Checkpoint
-from ..files.config import token_ids
+from ..files.settings import token_ids
 from .chat_template import END_THINK as END_THINK
 from .chat_template import THINK as THINK
 from .chat_template import ChatTemplate, Tool
@@ -204,7 +204,8 @@ class Tokenizer:
         """The union of what generation_config, config and the tokenizer call the end."""
         text = self.special_tokens.get("eos_token")
         own = None if text is None or text in self._vocabulary.invented else self._backend.token_to_id(text)
-        ids = token_ids(self.generation_config, "eos_token_id") | token_ids(config, "eos_token_id")
+        ids = token_ids(config, "eos_token_id")
+        ids |= token_ids(self.generation_config, "eos_token_id", "generation_config.json")
         return ids if own is None else ids | {own}
 
 

@@ -16,11 +16,17 @@ from mlx_qwen3.model.load import load_model
 torch = pytest.importorskip("torch")
 reference = pytest.importorskip("mlx_qwen3.compare.reference")
 
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3["original_max_position_embeddings"] = 64
+LONG = {"short_factor": [1.0 + 0.2 * pair for pair in range(10)], "long_factor": [4.0] * 10}
 VARIANTS: dict[str, dict[str, Any]] = {
     "tied": {},
     "untied": {"tie_word_embeddings": False},
     "yarn": {"rope_scaling": YARN},
     "yarn untruncated": {"rope_scaling": {**YARN, "truncate": False, "beta_fast": 16, "attention_factor": 1.3}},
+    "linear": {"rope_scaling": {"rope_type": "linear", "factor": 3.0}},
+    "llama3": {"rope_scaling": LLAMA3},
+    "longrope": {"rope_scaling": {"rope_type": "longrope", **LONG, "factor": 2.0, "attention_factor": 1.2}},
     "one kv head": {"num_key_value_heads": 1},
     "as many kv heads as heads": {"num_key_value_heads": 6},
     "large epsilon": {"rms_norm_eps": 1e-2},

@@ -19,8 +19,8 @@ from mlx_qwen3.conversion.quantize import parse
 from mlx_qwen3.conversion.tally import Tally
 from mlx_qwen3.errors import CheckpointError, UsageError
 from mlx_qwen3.files.checkpoint import Checkpoint
-from mlx_qwen3.files.config import Quantization
 from mlx_qwen3.files.layout import NAME_MAP
+from mlx_qwen3.files.quantization import Quantization
 from mlx_qwen3.files.values import E2M1, E4M3, E8M0, dequantize, read_rows
 from mlx_qwen3.model.load import load_model
 

@@ -109,7 +109,7 @@ def test_far_positions_after_a_long_past_equal_transformers(past, lively, transf
     rng = np.random.default_rng(past)
     cache, theirs = model.make_cache(), cache_class(config=reference.config)
     # transformers caches keys that YaRN has scaled; ours puts its factor into the scores.
-    factor = model.config.yarn.attention_factor if model.config.yarn else 1.0
+    factor = model.config.attention_factor
     for layer in range(3):
         keys, values = rng.normal(size=(2, 1, 2, past, 20)).astype(np.float32)
         fill(cache, layer, mx.stack([mx.array(keys / factor), mx.array(values)]))

@@ -179,7 +179,8 @@ def test_quantized_weights_stay_packed(packed):
 def test_a_packing_that_the_tensors_contradict_is_refused(packed):
     config = json.loads((packed / "config.json").read_text())
     config.pop("quantization_config")
-    config["quantization"] = {"mode": "affine", "bits": 5, "group_size": 128}
+    wrong = {"mode": "affine", "bits": 5, "group_size": 128}
+    config["quantization"] = {**wrong, "model.layers.0.mlp.up_proj": wrong}  # without a name the shapes decide
     (packed / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"config\.json gives|expected"):
         load_model(packed)
