@@ -16,6 +16,7 @@ from .request import Prompt, ReplyOptions, Request, prepare
 from .rows import Row
 from .scheduler import MAX_GAP, Scheduler
 from .speculative import make_drafter
+from .threads import note_thread
 
 PREFIX_BYTES = 1 << 30  # of keys and values that are kept for later prompts
 
@@ -175,6 +176,7 @@ class Engine:
 
 
 def _loop(engine: Engine) -> None:
+    note_thread()
     while engine._wait():
         engine.step()
     assert engine._closing

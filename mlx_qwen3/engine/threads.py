@@ -30,7 +30,7 @@ def any_thread(steps: Callable[Arguments, Iterator[Item]]) -> Callable[Arguments
         iterator = steps(*args, **options)
         while True:
             with _step, mx.stream(_stream(mx.default_device().type)):
-                _note_thread()
+                note_thread()
                 try:
                     item = next(iterator)
                 except StopIteration:
@@ -45,7 +45,8 @@ def _stream(device: mx.DeviceType) -> mx.Stream:
     return mx.new_thread_unsafe_stream(device)
 
 
-def _note_thread() -> None:
+def note_thread() -> None:
+    """Let the end of the process wait for the current thread, which uses MLX and ends before."""
     thread = threading.current_thread()
     if thread is threading.main_thread() or thread in _visitors:
         return
