@@ -12,7 +12,7 @@ from .terminal import say, show_json
 @click.argument("source")
 @click.argument("out", type=click.Path())
 @click.option("--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), help="Default: every tensor keeps its own.")
-@click.option("--layout", type=click.Choice(["native", "hf"]), default="native", show_default=True)
+@click.option("--layout", type=click.Choice(["native", "hf"]), help="Default: native; hf with --quantize.")
 @click.option(
     "--quantize",
     metavar="MODE",
@@ -49,8 +49,8 @@ def command(
 ) -> None:
     """Write the checkpoint SOURCE to the folder OUT, with a certificate of what was done.
 
-    The layout native has fused projections and loads fastest here. The layout hf has Hugging Face's names, for
-    transformers and mlx-lm. Converting native to hf restores the tensors of the source bit for bit.
+    The layout native has fused projections and loads fastest here; only this package reads it. The layout hf has Hugging
+    Face's names, for transformers and mlx-lm. Converting native to hf restores the tensors of the source bit for bit.
 
     If killed, rerun the command to resume.
     """

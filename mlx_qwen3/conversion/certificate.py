@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from ..compare.divergence import Divergence
-from ..errors import VerificationError
-from ..files.reading import read_json
+from ..errors import CheckpointError, VerificationError
+from ..files.members import MEMBERS, is_member
+from ..files.reading import exists, read_json, short
 from ..report import Table, replace_file
+from .records import decode
 from .shards import FileRecord, TensorRecord
-from .tally import TensorError
 
 FILE = "certificate.json"
-FORMAT = 1
+FORMAT = 2
+FORMATS = (1, FORMAT)  # that can be read
 
 
 @dataclass(frozen=True)
@@ -57,40 +59,48 @@ class Certificate:
 
     @classmethod
     def read(cls, folder: Path) -> "Certificate":
-        """Raises VerificationError where the folder has none, or one that was changed."""
+        """Raises VerificationError if the folder has none, or one that is damaged or that this version cannot read."""
         path = folder / FILE
-        if not path.exists():
+        if not exists(path):
             raise VerificationError(f"{folder} has no {FILE}; convert it with mlx-qwen3 to get one")
         try:
             content = read_json(path)
-            found = content.pop("sha256", None)
-        except Exception as error:
+        except CheckpointError as error:
             raise VerificationError(f"{path} is damaged ({error}); restore it or convert again") from None
-        if content.get("format") != FORMAT:
-            raise VerificationError(f"{path} has format {content.get('format')!r}; this version reads {FORMAT}")
+        found = content.pop("sha256", None)
+        if content.get("format") not in FORMATS:
+            version = short(repr(content.get("format")))
+            raise VerificationError(f"{path} has format {version}; this version reads 1 and {FORMAT}")
         if (digest := _digest(content)) != found:
-            raise VerificationError(f"{path} is damaged: its sha256 is {digest}, it says {found}; restore it")
-        return cls._parse(content)
-
-    @classmethod
-    def _parse(cls, content: dict[str, Any]) -> "Certificate":
-        del content["format"]
-        for key in ("source_files", "files"):
-            content[key] = {name: FileRecord(**record) for name, record in content[key].items()}
-        content["tensors"] = tuple(tensor_record(record) for record in content["tensors"])
-        if divergence := content["divergence"]:
-            del divergence["perplexity_ratio"]
-            divergence["sequences"] = tuple(tuple(ids) for ids in divergence["sequences"])
-            divergence["top1"] = tuple(divergence["top1"])
-            content["divergence"] = Divergence(**divergence)
-        return cls(**content)
+            raise VerificationError(
+                f"{path} is damaged: its sha256 is {digest}, it says {short(found)}; restore it or convert again"
+            )
+        try:
+            certificate = decode(cls, _current(content))
+            _check_names(certificate)
+        except ValueError as error:
+            raise VerificationError(f"{path} cannot be read: {error}; convert again") from None
+        return certificate
 
 
-def tensor_record(stored: dict[str, Any]) -> TensorRecord:
-    """A record back from JSON."""
-    error = TensorError(**stored["error"]) if stored["error"] else None
-    lists = {key: tuple(stored[key]) for key in ("sources", "shape")}
-    return TensorRecord(**{**stored, **lists, "error": error})
+def _current(content: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a certificate of any format, as `Certificate` has them."""
+    del content["format"]
+    if "behaviour" in content:  # its name in format 1
+        content["divergence"] = content.pop("behaviour")
+    if isinstance(divergence := content.get("divergence"), dict):
+        divergence.pop("perplexity_ratio", None)  # follows from the others
+    return content
+
+
+def _check_names(certificate: Certificate) -> None:
+    """Raises ValueError for a file that does not belong to a checkpoint: it may lie anywhere."""
+    for name in (*certificate.files, *certificate.source_files):
+        if not is_member(name, (*MEMBERS, "*.safetensors")):
+            raise ValueError(f"it names the file {short(repr(name))}, which does not belong to a checkpoint")
+    for record in certificate.tensors:
+        if record.file not in certificate.files:
+            raise ValueError(f"{short(record.name)} is in the file {short(repr(record.file))}, which it does not list")
 
 
 def table(certificate: Certificate) -> str:
@@ -171,4 +181,5 @@ def _digests(files: Mapping[str, FileRecord]) -> dict[str, str]:
 
 
 def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()  # half a pair is no reason to fail

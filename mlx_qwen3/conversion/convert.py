@@ -4,7 +4,8 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,21 @@ from ..files.hub import check_text, resolve
 from ..files.members import CARRIED, CONFIG, INDEX, members
 from ..progress import BYTES, Progress, Stage, silent
 from ..report import replace_file
-from .certificate import Certificate, tensor_record
-from .plan import SHARD_BYTES, Options, Plan, make_plan
+from .certificate import Certificate
+from .plan import SHARD_BYTES, Options, Plan, default_layout, make_plan
+from .records import decode
 from .shards import FileRecord, SourceDigests, TensorRecord, write_shard
 from .staging import Staging, check_apart, check_free, staging
 
 TokenIds = tuple[list[list[int]], str | None]
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """What the journal notes of a file."""
+
+    file: FileRecord
+    tensors: tuple[TensorRecord, ...]
 
 
 def convert(
@@ -29,7 +39,7 @@ def convert(
     out: str | Path,
     *,
     dtype: str | None = None,
-    layout: str = "native",
+    layout: str | None = None,
     quantize: str | None = None,
     bits: float | None = None,
     shard_bytes: int = SHARD_BYTES,
@@ -42,18 +52,18 @@ def convert(
     """Write the checkpoint `source` (any SOURCE) to the folder `out`, with a certificate of what was done.
 
     `layout` native: fused qkv and gate_up, for this package; hf: the names of Hugging Face, for transformers and
-    mlx-lm. `dtype` (bf16, fp16, fp32) casts what is not packed; by default every tensor keeps its own, and native
-    to hf gives back the tensors of the source bit for bit. `quantize` packs every matrix: affine4, affine8g32, mxfp4,
-    ..., or mixed under a budget of `bits` per weight; none unpacks. Files hold at most `shard_bytes` of tensors, or
-    one tensor.
-
+    mlx-lm. The default is native, and with `quantize` hf, so that mlx-lm can read the result. Native to hf restores
+    the tensors of the source bit for bit.
+    `dtype` (bf16, fp16, fp32) casts what is not packed; by default every tensor keeps its own. `quantize` packs every
+    matrix: affine4, affine8g32, mxfp4, ..., or mixed under a budget of `bits` per weight; none unpacks. Files hold at
+    most `shard_bytes` of tensors, or one tensor.
     `divergence` compares what source and result compute on fixed token ids and on a `text` file (default: built in);
     past a mean KL divergence of `max_kl` nothing is published. `out` appears whole or not at all, and `overwrite`
-    keeps what is there until then. After a kill the same call goes on where it stopped.
+    keeps what is there until then. If killed, call it again with the same arguments to resume.
 
     Raises UsageError, SourceError, ConfigError, CheckpointError, OutputError, or VerificationError past `max_kl`.
     """
-    options = Options(dtype, layout, quantize, bits, shard_bytes)
+    options = Options(dtype, layout or default_layout(quantize), quantize, bits, shard_bytes)
     options.check()
     if max_kl is not None and not (divergence and max_kl >= 0):
         raise UsageError(f"max_kl is {max_kl:g}, which needs the divergence to be measured and is 0 or more")
@@ -82,12 +92,14 @@ def dry_plan(
     source: str | Path,
     out: str | Path,
     *,
+    layout: str | None = None,
+    quantize: str | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
     **choices: Any,
 ) -> Plan:
     """What `convert` would do with the same arguments, after the same checks; writes nothing."""
-    options = Options(**choices)
+    options = Options(layout=layout or default_layout(quantize), quantize=quantize, **choices)
     options.check()
     checkpoint, _ = _places(source, out, overwrite)
     return make_plan(checkpoint, options, progress)
@@ -122,16 +134,23 @@ def _write_tensors(plan: Plan, stage: Staging, progress: Progress) -> tuple[dict
     writing = Stage("writing", plan.bytes, BYTES)
     format_name = "mlx" if plan.options.layout == "native" else "pt"
     for shard in plan.shards:
-        if done := stage.finished(shard.file):
-            files[shard.file] = FileRecord(**done["file"])
-            tensors += [tensor_record(record) for record in done["tensors"]]
+        if finished := _finished(stage, shard.file):
+            files[shard.file] = finished.file
+            tensors += finished.tensors
             progress(writing, shard.nbytes)
             continue
         file, records = write_shard(stage.folder, shard, format_name, progress, writing)
-        stage.finish(shard.file, {"file": asdict(file), "tensors": [asdict(record) for record in records]})
+        stage.finish(shard.file, asdict(_Finished(file, tuple(records))))
         files[shard.file] = file
         tensors += records
     return files, tensors
+
+
+def _finished(stage: Staging, file: str) -> _Finished | None:
+    """What the journal has of a file; one that it cannot read is written again."""
+    with suppress(ValueError):
+        return decode(_Finished, stage.finished(file))
+    return None
 
 
 def _write_rest(plan: Plan, folder: Path) -> dict[str, FileRecord]:

@@ -3,27 +3,35 @@
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from math import prod
+from decimal import Decimal
+from math import isfinite, prod
 from typing import Any
 
 import mlx.core as mx
 
-from ..errors import UsageError
+from ..errors import CheckpointError, UsageError
 from ..files.checkpoint import Checkpoint
 from ..files.config import Qwen3Config
 from ..files.config_keys import FORMAT
 from ..files.dtypes import FLOATS, NAMES, dtype_name, parse_dtype
 from ..files.layout import Part, is_ignored, part_shapes
 from ..files.quantization import Quantization
+from ..files.reading import short
 from ..progress import Progress, silent
 from ..report import Table
-from .quantize import DEFAULT_BITS, MIXED, NONE, fits, mixed, parse
+from .quantize import DEFAULT_BITS, LEVELS, MIXED, NONE, block_columns, fits, mixed, parse
 from .shards import Shard, plan_shards
 from .transform import Recipe, float_dtype, jobs, modules, refuse_packed
 
 LAYOUTS = ("native", "hf")
 SHARD_BYTES = 5 * 10**9
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+NO_PACKING = "this model cannot be quantized, leave quantize out"
+# B, K, KB, KIB, M, ...: decimal, and powers of 1024 with an I
+UNITS = {"B": 1} | {
+    letter + ending: base ** (index + 1)
+    for index, letter in enumerate("KMGT")
+    for ending, base in (("", 1000), ("B", 1000), ("IB", 1024))
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,8 @@ class Options:
             raise UsageError(f"layout is {self.layout!r}; expected {' or '.join(LAYOUTS)}")
         if self.bits is not None and self.quantize != MIXED:
             raise UsageError(f"bits is {self.bits:g}, but quantize is {self.quantize!r}; a budget needs {MIXED!r}")
+        if self.bits is not None and not isfinite(self.bits):
+            raise UsageError(f"bits is {self.bits:g}; expected bits per weight, such as {DEFAULT_BITS:g}")
         if self.shard_bytes < 1:
             raise UsageError(f"shard_bytes is {self.shard_bytes}; expected 1 or more")
 
@@ -150,17 +160,24 @@ def _why_dropped(name: str) -> str:
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size such as 5GB, 500MB or 2GiB. Raises UsageError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
-    if match is None or match[2].upper() not in UNITS or (size := round(float(match[1]) * UNITS[match[2].upper()])) < 1:
-        raise UsageError(f"size is {text!r}; expected a number with a unit, such as 5GB or 500MB")
-    return size
+    """Bytes of a size such as 5GB, 20G, 4.1M or 2GiB. Raises UsageError, also for a number that has no unit."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", text.strip(), re.ASCII)
+    unit = UNITS.get(match[2].upper()) if match else None
+    if match is None or unit is None or (size := Decimal(match[1]) * unit) < 1:
+        raise UsageError(f"size is {short(repr(text))}; expected a number with a unit, such as 5GB, 500M or 2GiB")
+    return round(size)
+
+
+def default_layout(quantize: str | None) -> str:
+    """mlx-lm cannot read native, but it is what people quantize for."""
+    return "native" if quantize is None else "hf"
 
 
 def _recipe(parts: Mapping[str, Part], options: Options, repeats_head: bool) -> Recipe:
     packing = parse(options.quantize)
     if packing is not None and packing != NONE:
         refuse_packed(parts, str(options.quantize))
+        _check_fit(parts, options, packing if isinstance(packing, Quantization) else LEVELS[0])
         repeats_head = False  # mlx-lm refuses the scales of a repeated lm_head
     return Recipe(
         layout=options.layout,
@@ -169,6 +186,19 @@ def _recipe(parts: Mapping[str, Part], options: Options, repeats_head: bool) -> 
         unpack=packing == NONE,
         repeats_head=repeats_head and options.layout == "hf",
         asked=packing if isinstance(packing, Quantization) else None,
+    )
+
+
+def _check_fit(parts: Mapping[str, Part], options: Options, packing: Quantization) -> None:
+    """Raises CheckpointError if no matrix can be packed: a result that is not quantized is not what was asked for."""
+    shapes = [part.leaves["weight"].shape for part in parts.values()]
+    if any(fits(shape, packing) for shape in shapes):
+        return
+    widths, block = sorted({shape[1] for shape in shapes if len(shape) == 2}), block_columns(packing)
+    smaller = any(width % 32 == 0 for width in widths)
+    raise CheckpointError(
+        f"quantize is {options.quantize!r}, which packs {block} columns at a time, but no width is a multiple of that: "
+        f"they are {', '.join(map(str, widths))}; {'use groups of 32, affine4g32' if smaller else NO_PACKING}"
     )
 
 

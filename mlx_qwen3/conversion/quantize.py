@@ -51,8 +51,13 @@ def parse(spec: str | None) -> Quantization | str | None:
 
 
 def fits(shape: Sequence[int], packing: Quantization) -> bool:
-    """Whether a tensor is a matrix whose rows are whole groups; mlx-lm leaves others in float."""
-    return len(shape) == 2 and shape[1] % packing.group_size == 0
+    """Whether a tensor is a matrix whose rows can be packed; mlx-lm leaves others in float."""
+    return len(shape) == 2 and shape[1] % block_columns(packing) == 0
+
+
+def block_columns(packing: Quantization) -> int:
+    """The columns that are packed together: a group. MLX takes two of nvfp4, and fails on rows with an odd number."""
+    return 32 if packing.mode == "nvfp4" else packing.group_size
 
 
 def packed_blocks(

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from .. import interrupt
-from ..errors import OutputError, UsageError
+from ..errors import CheckpointError, OutputError, UsageError
+from ..files.reading import read_json
 from ..report import replace_file, sync
 
 CHECKPOINT = ("config.json", "certificate.json")  # what a folder holds that --overwrite may replace
@@ -56,7 +57,7 @@ class Staging:
         self._write()
 
     def _resume(self, work: Path) -> None:
-        stored = json.loads(self._journal.read_text(encoding="utf-8"))
+        stored = _read_journal(self._journal)
         before, now = stored["settings"], json.loads(json.dumps(self._content["settings"]))
         if before != now:
             key = next(key for key in {**now, **before} if before.get(key) != now.get(key))
@@ -72,6 +73,16 @@ class Staging:
 
     def _write(self) -> None:
         replace_file(self._journal, json.dumps(self._content).encode(), durable=True)
+
+
+def _read_journal(path: Path) -> dict[str, Any]:
+    try:
+        content = read_json(path)
+        if all(isinstance(content[key], dict) for key in ("settings", "finished")):
+            return content
+    except (CheckpointError, KeyError):
+        pass
+    raise _Refusal(f"{path} is damaged, so the conversion cannot be resumed; remove {path.parent} to begin anew")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from ..files.headers import StoredTensor
 from ..files.layout import Module, Part, native_modules, packed_leaves
 from ..files.quantization import Quantization
 from ..files.values import Buffer, bits_of, cast, float32_of, stored
-from .quantize import NONE, fits, packed_blocks, unpacked_blocks
+from .quantize import NONE, block_columns, fits, packed_blocks, unpacked_blocks
 from .tally import Tally
 
 COPY_BYTES = 1 << 23  # large enough to stream, small enough to keep several under way
@@ -135,7 +135,7 @@ def _kept(name: str, runs: tuple[StoredTensor, ...], recipe: Recipe, module: Mod
         steps = [step for step in steps if step != "copied"] + ["cast"]
     note = ""
     if recipe.asked and len(shape) == 2 and not fits(shape, recipe.asked):
-        note = f"not quantized: {shape[1]} columns are no multiple of the group size {recipe.asked.group_size}"
+        note = f"not quantized: {shape[1]} columns are not a multiple of {block_columns(recipe.asked)}"
     return Job((OutputTensor(name, dtype, shape, _names(runs), ", ".join(steps), note),), runs)
 
 

@@ -11,7 +11,8 @@ from ..errors import VerificationError
 from ..files.checkpoint import Checkpoint
 from ..files.dtypes import NAMES
 from ..files.hub import resolve
-from ..files.members import INDEX
+from ..files.members import members
+from ..files.reading import exists, short
 from ..progress import BYTES, Progress, Stage, silent
 from .certificate import FILE, Certificate, divergence_figures, divergence_lines
 from .parity import StateDifference, check_transformers, compare_with_transformers
@@ -83,21 +84,36 @@ def _check_files(result: Checkpoint, certificate: Certificate, progress: Progres
     folder = result.folder
     stage = Stage("hashing", sum(record.bytes for record in certificate.files.values()), BYTES)
     for name, record in certificate.files.items():
+        _check_inside(folder, name)
         if damage := _damage(folder / name, record):
             inside = _damaged_part(folder, name, certificate) if name.endswith(".safetensors") else ""
-            raise VerificationError(f"{inside}{folder / name} {damage}; restore it from a copy, or convert again")
+            raise VerificationError(
+                f"{inside}{short(folder / name)} {damage}; restore it from a copy, or convert again"
+            )
         progress(stage, record.bytes)
-    listed = certificate.files.keys()
-    weights = [path.name for path in sorted(folder.iterdir()) if path.suffix == ".safetensors" or path.name == INDEX]
-    if extra := [name for name in weights if name not in listed]:
-        raise VerificationError(f"{folder / extra[0]} is not in {FILE}; remove it")
+    present = {*members(folder), *(path.name for path in folder.glob("*.safetensors"))}
+    if extra := sorted(present - certificate.files.keys()):
+        raise VerificationError(
+            f"{folder / extra[0]} is not in {FILE}, but it changes what the model computes or says; "
+            "remove it, or convert again from a source that has it"
+        )
     _check_tensors(result, certificate)
     result.check_repeated_head()
 
 
+def _check_inside(folder: Path, name: str) -> None:
+    """Raises VerificationError for a link out of the folder; those of the Hub's cache lead to its folder `blobs`."""
+    place, home = (folder / name).resolve(), folder.resolve()
+    cache = [home.parent.parent / "blobs"] if home.parent.name == "snapshots" else []
+    if not any(place.is_relative_to(root) for root in (home, *cache)):
+        raise VerificationError(
+            f"{short(folder / name)} is a link to {short(place)}, outside the folder; put the file itself there"
+        )
+
+
 def _damage(path: Path, record: FileRecord) -> str:
     """What is wrong with a file, or nothing."""
-    if not path.is_file():
+    if not exists(path) or not path.is_file():
         return "is missing"
     if (size := path.stat().st_size) != record.bytes:
         return f"has {size:,} bytes, the certificate says {record.bytes:,}"
@@ -108,14 +124,14 @@ def _damage(path: Path, record: FileRecord) -> str:
 
 def _damaged_part(folder: Path, name: str, certificate: Certificate) -> str:
     """The tensors of a damaged file that are not what they were, or its header."""
-    if not (path := folder / name).is_file():
+    if not exists(path := folder / name) or not path.is_file():
         return ""
     inside = [record for record in certificate.tensors if record.file == name]
     damaged = [record.name for record in inside if sha256(path, record.start, record.bytes) != record.sha256]
     if not damaged:
         return "the header is damaged: "
     more = f" and {len(damaged) - 1} more tensors" if len(damaged) > 1 else ""
-    return f"{damaged[0]}{more} damaged: "
+    return f"{short(damaged[0])}{more} damaged: "
 
 
 def _check_tensors(result: Checkpoint, certificate: Certificate) -> None:
@@ -131,7 +147,7 @@ def _check_source(source: Checkpoint, certificate: Certificate, progress: Progre
     stage = Stage("hashing the source", sum(record.bytes for record in certificate.source_files.values()), BYTES)
     for name, record in certificate.source_files.items():
         if damage := _damage(source.folder / name, record):
-            raise VerificationError(f"{source.folder / name} {damage}; it is not the source that was converted")
+            raise VerificationError(f"{short(source.folder / name)} {damage}; it is not the source that was converted")
         progress(stage, record.bytes)
     source.check_repeated_head()
 
@@ -143,6 +159,8 @@ def _check_divergence(
     recorded = certificate.divergence
     if recorded is None and source is None:
         return None
+    if recorded is not None:
+        _check_sequences(recorded, result)
     if recorded is None:
         sequences, text = sequences_for(result, None)
     else:
@@ -151,6 +169,15 @@ def _check_divergence(
     if recorded is not None:
         _same_divergence(measured, recorded, against_source=source is not None)
     return measured if source is not None else None
+
+
+def _check_sequences(recorded: Divergence, result: Checkpoint) -> None:
+    size, context = result.config.vocab_size, result.config.context_length
+    lengths = [len(ids) for ids in recorded.sequences]
+    if not lengths or not all(0 < length <= context for length in lengths) or len(recorded.top1) != sum(lengths):
+        raise VerificationError(f"{FILE} has a divergence without the tokens that it was measured on; convert again")
+    if outside := [token for ids in recorded.sequences for token in ids if token >= size]:
+        raise VerificationError(f"{FILE} has the token {outside[0]}, but vocab_size is {size}; convert again")
 
 
 def _same_divergence(now: Divergence, then: Divergence, against_source: bool) -> None:

@@ -30,4 +30,10 @@ def members(folder: Path, patterns: Sequence[str] = MEMBERS) -> list[str]:
     names = [path.name for path in folder.iterdir()]
     if TEMPLATES in names and (folder / TEMPLATES).is_dir():
         names += [f"{TEMPLATES}/{path.name}" for path in (folder / TEMPLATES).iterdir()]
-    return sorted(name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns))
+    return sorted(name for name in names if is_member(name, patterns))
+
+
+def is_member(name: str, patterns: Sequence[str] = MEMBERS) -> bool:
+    """Whether a name, relative to the folder, is that of a file of a checkpoint; it never leads out of the folder."""
+    fits = (name.count("/") == pattern.count("/") and fnmatchcase(name, pattern) for pattern in patterns)
+    return "\0" not in name and any(fits)

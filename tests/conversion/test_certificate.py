@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -14,6 +17,7 @@ from safetensors import safe_open
 from mlx_qwen3.compare.divergence import Streamed
 from mlx_qwen3.conversion.certificate import Certificate, table
 from mlx_qwen3.conversion.convert import convert
+from mlx_qwen3.conversion.verify import verify
 from mlx_qwen3.errors import UsageError, VerificationError
 from mlx_qwen3.files.checkpoint import Checkpoint
 
@@ -174,3 +178,85 @@ def test_the_table_has_a_line_for_every_tensor_and_every_file(certified):
         assert any(name in line and record.sha256 in line for line in lines)
     for figure in ("KL divergence, mean", "99th percentile", "same first choice", "ratio of the perplexities"):
         assert any(figure in line for line in lines)
+
+
+# --- what anyone may have written
+
+
+def forged(folder: Path, change: Any) -> None:
+    """Change the certificate, and its digest with it, as anyone can."""
+    path = folder / "certificate.json"
+    content = json.loads(path.read_text())
+    del content["sha256"]
+    change(content)
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
+    content["sha256"] = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    path.write_text(json.dumps(content))
+
+
+def put(*place: Any, value: Any) -> Any:
+    def change(content: Any) -> None:
+        for key in place[:-1]:
+            content = content[key]
+        content[place[-1]] = value
+
+    return change
+
+
+RECORD = {"bytes": 1, "sha256": "00"}
+FORGED = {
+    "unknown field": (put("kind", value=1), "kind is a field that this version does not know"),
+    "unknown field inside": (put("tensors", 3, "kind", value=1), r"tensors\[3\]\.kind is a field that this version"),
+    "unknown figure": (put("divergence", "kl_min", value=1), r"divergence\.kl_min is a field"),
+    "missing field": (lambda content: content.pop("files"), "files is missing"),
+    "missing record": (lambda content: content["files"]["config.json"].pop("bytes"), r"json\.bytes is missing"),
+    "text": (put("bytes", value="many"), "bytes is 'many'; expected a whole number"),
+    "list": (put("tensors", value={}), r"tensors is \{\}; expected a list"),
+    "object": (put("files", value=["config.json"]), r"files is \['config.json'\]; expected an object"),
+    "negative": (put("tensors", 0, "start", value=-1), r"tensors\[0\]\.start is -1"),
+    "no tokens": (put("divergence", "sequences", value=[]), "without the tokens that it was measured on"),
+    "empty text": (put("divergence", "sequences", value=[[1], []]), "without the tokens that it was measured on"),
+    "other tokens": (put("divergence", "top1", value=[1]), "without the tokens that it was measured on"),
+    "an id past the end": (put("divergence", "sequences", 0, 0, value=307), "has the token 307, but vocab_size is 307"),
+    "half a character": (put("out", value="\ud800"), None),
+    "parent": (
+        put("files", "../config.json", value=RECORD),
+        r"names the file '\.\./config\.json', which does not belong",
+    ),
+    "absolute": (put("files", "/etc/passwd", value=RECORD), "names the file '/etc/passwd'"),
+    "deep": (put("files", "additional_chat_templates/../../x.jinja", value=RECORD), "names the file 'additional"),
+    "folder": (put("files", "..", value=RECORD), r"names the file '\.\.'"),
+    "null": (put("files", "model\0.safetensors", value=RECORD), "names the file"),
+    "other": (put("files", "passwords.txt", value=RECORD), "names the file 'passwords.txt'"),
+    "long": (put("files", "model" + "x" * 5000 + ".safetensors", value=RECORD), r"xxx.* characters\) is missing"),
+    "source": (put("source_files", "../../secret.safetensors", value=RECORD), r"names the file '\.\./\.\./secret"),
+    "tensor": (put("tensors", 0, "file", value="/etc/passwd"), "is in the file '/etc/passwd', which it does not list"),
+    "format": (put("format", value=[3]), r"has format \[3\]; this version reads 1 and 2"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), FORGED.values(), ids=FORGED.keys())
+def test_a_forged_certificate_is_refused_in_one_line(certified, change, message, tmp_path):
+    out = Path(shutil.copytree(certified[1], tmp_path / "out"))
+    forged(out, change)
+    if message is None:
+        verify(out)
+        return
+    with pytest.raises(VerificationError, match=message) as error:
+        verify(out)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 600
+
+
+def test_a_certificate_of_version_0_1_is_read(certified, tmp_path):
+    out = Path(shutil.copytree(certified[1], tmp_path / "out"))
+    forged(out, lambda c: c.update(format=1, behaviour=c.pop("divergence")))
+    assert Certificate.read(out) == certified[0]
+
+
+def test_a_pipe_in_place_of_the_certificate(certified, tmp_path):
+    out = Path(shutil.copytree(certified[1], tmp_path / "out"))
+    (out / "certificate.json").unlink()
+    os.mkfifo(out / "certificate.json")
+    with pytest.raises(VerificationError, match=r"certificate\.json is damaged \(.* is a named pipe"):
+        verify(out)

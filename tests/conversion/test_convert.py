@@ -300,13 +300,26 @@ def test_a_corrupt_header_is_one_clear_error_and_writes_nothing(tiny, tmp_path_f
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("5GB", 5 * 10**9), ("500MB", 5 * 10**8), ("2GiB", 2**31), ("1.5 kb", 1500), ("17", 17), ("3b", 3)],
+    [
+        ("5GB", 5 * 10**9),
+        ("20G", 20 * 10**9),
+        ("500MB", 5 * 10**8),
+        ("512M", 512 * 10**6),
+        ("4.1M", 4_100_000),
+        ("4.1MB", 4_100_000),
+        ("0.1 t", 10**11),
+        ("2GiB", 2**31),
+        ("1.5 kb", 1500),
+        ("3b", 3),
+    ],
 )
 def test_sizes(text, size):
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GB", "-1GB", "5 XB", "0", "0.1B", "1e9", "five"])
+@pytest.mark.parametrize(
+    "text", ["", "5", "5000000000", "GB", "-1GB", "5 XB", "0GB", "0.1B", "1e9", "five", "5Gi", "٥GB", "nanGB"]
+)
 def test_sizes_that_are_none(text):
     with pytest.raises(UsageError, match="expected a number with a unit"):
         parse_size(text)

@@ -76,7 +76,7 @@ def test_the_result_is_that_of_mlx_lm_bit_for_bit(spec, tmp_path):
     source = source_in(tmp_path / "source", mx.bfloat16)
     theirs = stored(by_mlx_lm(source, tmp_path / "theirs", **in_mlx_terms(spec)))
     convert(source, tmp_path / "hf", quantize=spec, layout="hf", divergence=False)
-    convert(source, tmp_path / "native", quantize=spec, divergence=False)
+    convert(source, tmp_path / "native", quantize=spec, layout="native", divergence=False)
     assert stored(tmp_path / "hf") == theirs
     assert stored(tmp_path / "native") == stacked(theirs)
 
@@ -130,7 +130,7 @@ def test_mlx_lm_loads_the_hf_layout_and_computes_the_same(tmp_path, ids):
     source = source_in(tmp_path / "source", mx.float32)
     for spec in ("affine4", "mxfp8", "mixed"):
         convert(source, tmp_path / f"{spec} hf", quantize=spec, layout="hf", divergence=False)
-        convert(source, tmp_path / spec, quantize=spec, divergence=False)
+        convert(source, tmp_path / spec, quantize=spec, layout="native", divergence=False)
         theirs = as_numpy(utils.load_model(tmp_path / f"{spec} hf")[0](mx.array(ids)))
         ours = as_numpy(load_model(tmp_path / spec, "fp32")(mx.array(ids)))
         assert np.abs(ours - theirs).max() < 5e-5
@@ -138,7 +138,7 @@ def test_mlx_lm_loads_the_hf_layout_and_computes_the_same(tmp_path, ids):
 
 def test_norms_stay_in_float_and_every_matrix_is_packed(tmp_path):
     source = source_in(tmp_path / "source", mx.bfloat16, tie_word_embeddings=False)
-    certificate = convert(source, tmp_path / "out", quantize="affine4")
+    certificate = convert(source, tmp_path / "out", quantize="affine4", layout="native")
     for record in certificate.tensors:
         norm = "norm" in record.name
         assert record.made == "copied" if norm else "quantized affine 4 bits, groups of 64" in record.made
@@ -152,11 +152,52 @@ def test_rows_that_are_no_whole_groups_stay_in_float_as_in_mlx_lm_and_the_certif
     certificate = convert(source, tmp_path / "hf", quantize="affine4", layout="hf")
     assert stored(tmp_path / "hf") == theirs
     notes = {record.name: record.note for record in certificate.tensors if record.note}
-    expected = "not quantized: 96 columns are no multiple of the group size 64"
+    expected = "not quantized: 96 columns are not a multiple of 64"
     assert notes == {f"model.layers.{i}.mlp.down_proj.weight": expected for i in (0, 1)}
     assert mx.array_equal(
         load_model(tmp_path / "hf")(mx.array([[1, 2]])), load_model(tmp_path / "theirs")(mx.array([[1, 2]]))
     )
+
+
+def test_an_odd_number_of_groups_of_nvfp4_stays_in_float(tmp_path):
+    """MLX packs two groups at a time: its own quantize fails on 151 x 112, and so does mlx-lm."""
+    with pytest.raises(ValueError, match="reshape"):
+        mx.quantize(mx.zeros((151, 112)), mode="nvfp4")
+    source = source_in(tmp_path / "source", mx.bfloat16, hidden_size=112)
+    certificate = convert(source, tmp_path / "out", quantize="nvfp4")
+    notes = {record.name: record.note for record in certificate.tensors if record.note}
+    assert notes["model.embed_tokens.weight"] == "not quantized: 112 columns are not a multiple of 32"
+    assert {name.split(".")[-2] for name in notes} == set("embed_tokens q_proj k_proj v_proj gate_proj up_proj".split())
+    load_model(tmp_path / "out")(mx.array([[1, 2, 3]]))
+
+
+@pytest.mark.parametrize("quantize", ["affine4", "mxfp4", "mixed"])
+def test_a_model_that_nothing_fits_is_an_error(quantize, tmp_path):
+    source = write_checkpoint(tmp_path / "source")
+    message = "no width is a multiple of that: they are 48, 80, 120; this model cannot be quantized"
+    with pytest.raises(CheckpointError, match=message) as error:
+        convert(source, tmp_path / "out", quantize=quantize)
+    assert error.value.exit_code == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_smaller_groups_are_the_remedy_if_they_fit(tmp_path):
+    source = write_checkpoint(tmp_path / "source", hidden_size=96, intermediate_size=96, num_attention_heads=2)
+    with pytest.raises(CheckpointError, match="they are 40, 96; use groups of 32, affine4g32"):
+        convert(source, tmp_path / "out", quantize="affine4")
+    convert(source, tmp_path / "out", quantize="affine4g32", divergence=False)
+
+
+@pytest.mark.parametrize("spec", [*MODES, "mixed"])
+def test_what_is_quantized_has_the_layout_that_mlx_lm_reads(spec, tmp_path, ids):
+    """Unless another is asked for."""
+    utils = pytest.importorskip("mlx_lm.utils")
+    source = source_in(tmp_path / "source", mx.float32)
+    assert convert(source, tmp_path / "out", quantize=spec, divergence=False).layout == "hf"
+    theirs = as_numpy(utils.load_model(tmp_path / "out")[0](mx.array(ids)))
+    assert np.isfinite(theirs).all()
+    assert convert(source, tmp_path / "native", quantize=spec, layout="native", divergence=False).layout == "native"
+    assert convert(source, tmp_path / "plain", divergence=False).layout == "native"
 
 
 @pytest.mark.parametrize("spec", ["affine4", "affine3", "mxfp4", "mxfp8", "nvfp4"])
@@ -185,7 +226,7 @@ def test_unpacking_to_another_dtype_rounds_once(tmp_path):
     source = source_in(tmp_path / "source", mx.float32)
     convert(source, tmp_path / "packed", quantize="affine5", layout="hf", divergence=False)
     packed = mx.load(str(tmp_path / "packed" / "model.safetensors"))
-    convert(tmp_path / "packed", tmp_path / "out", quantize="none", dtype="bf16", divergence=False)
+    convert(tmp_path / "packed", tmp_path / "out", quantize="none", dtype="bf16", layout="native", divergence=False)
     name = "model.layers.1.mlp.down_proj"
     exact = mx.dequantize(*(packed[f"{name}.{leaf}"] for leaf in ("weight", "scales", "biases")), 64, 5)
     result = mx.load(str(tmp_path / "out" / "model.safetensors"))["layers.1.mlp.down_proj.weight"]
@@ -207,7 +248,7 @@ def test_unpacking_stacks_parts_that_were_packed_in_different_ways(tmp_path):
     utils.save_model(tmp_path / "packed", model)
     utils.save_config(config, tmp_path / "packed" / "config.json")
     theirs = dict(tree_flatten(utils.dequantize_model(utils.load_model(tmp_path / "packed")[0]).parameters()))
-    certificate = convert(tmp_path / "packed", tmp_path / "out", quantize="none")
+    certificate = convert(tmp_path / "packed", tmp_path / "out", quantize="none", layout="native")
     ours = mx.load(str(tmp_path / "out" / "model.safetensors"))
     expected = mx.concatenate([theirs[f"model.layers.1.self_attn.{name}_proj.weight"] for name in "qkv"])
     assert mx.array_equal(ours["layers.1.self_attn.qkv_proj.weight"], expected)
@@ -277,7 +318,7 @@ def test_mixed_gives_more_bits_where_the_error_is_larger(uneven, tmp_path):
 
 
 def test_what_is_fused_shares_its_packing(uneven, tmp_path):
-    convert(uneven, tmp_path / "out", quantize="mixed", bits=5.2, divergence=False)
+    convert(uneven, tmp_path / "out", quantize="mixed", bits=5.2, layout="native", divergence=False)
     names = {name.rsplit(".", 1)[0] for name in stored(tmp_path / "out")}
     assert {f"layers.{i}.{fused}" for i in range(3) for fused in NAME_MAP} < names
     bits = bits_of(tmp_path / "out")
@@ -310,6 +351,8 @@ def test_a_larger_budget_never_takes_bits_from_a_module(uneven, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"quantize": "mixed", "bits": float("nan")}, "bits is nan; expected bits per weight"),
+        ({"quantize": "mixed", "bits": float("inf")}, "bits is inf; expected bits per weight"),
         ({"quantize": "mixed", "bits": 1.5}, "bits is 1.5; this model needs 3.* at the least"),
         ({"quantize": "affine4", "bits": 4.5}, "bits is 4.5, but quantize is 'affine4'"),
         ({"bits": 4.5}, "bits is 4.5, but quantize is None"),
@@ -328,7 +371,7 @@ def test_a_budget_that_cannot_be(uneven, options, message, tmp_path):
 def test_errors_are_those_of_mlx_own_dequantization(spec, tmp_path):
     how = in_mlx_terms(spec)
     source = source_in(tmp_path / "source", mx.bfloat16)
-    certificate = convert(source, tmp_path / "out", quantize=spec)
+    certificate = convert(source, tmp_path / "out", quantize=spec, layout="native")
     weights = mx.load(str(source / "model.safetensors"))
     block = "model.layers.1.self_attn"
     whole = mx.concatenate([weights[f"{block}.{name}_proj.weight"] for name in "qkv"])

@@ -176,7 +176,7 @@ def test_other_settings_are_not_mixed_with_what_is_there(source, tmp_path):
     for change, message in (
         ({"dtype": "bf16"}, 'dtype was null, now it is "bf16"'),
         ({"layout": "hf"}, 'layout was "native", now it is "hf"'),
-        ({"quantize": "affine8"}, 'quantize was null, now it is "affine8"'),
+        ({"quantize": "affine8", "layout": "native"}, 'quantize was null, now it is "affine8"'),
         ({"shard_bytes": 10**6}, "shard_bytes was 50000, now it is 1000000"),
     ):
         with pytest.raises(OutputError, match=f"unfinished conversion with other settings: {message}; repeat it with"):

@@ -30,6 +30,14 @@ def converted(request, chat, tmp_path_factory):
     return out
 
 
+@pytest.fixture(scope="module")
+def plain(chat, tmp_path_factory):
+    """A result in one file, whose divergence was not measured."""
+    out = tmp_path_factory.mktemp("plain") / "out"
+    convert(chat, out, divergence=False)
+    return out
+
+
 @pytest.fixture
 def copy(converted, tmp_path):
     return Path(shutil.copytree(converted, tmp_path / "copy"))
@@ -142,6 +150,68 @@ def test_a_file_that_is_cut_names_what_it_lost(copy):
     os.truncate(copy / record.file, record.start + record.bytes - 1)
     with pytest.raises(VerificationError, match=f"{record.name}.* damaged: .*{record.file} has .* bytes"):
         verify(copy)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "chat_template.jinja",
+        "added_tokens.json",
+        "special_tokens_map.json",
+        "vocab.json",
+        "merges.txt",
+        "additional_chat_templates/tool_use.jinja",
+        "model.safetensors.index.json",
+        "extra.safetensors",
+    ],
+)
+def test_an_extra_file_that_is_read_is_named(plain, name, tmp_path):
+    """Each of them changes what `generate` does."""
+    out = Path(shutil.copytree(plain, tmp_path / "out"))
+    (out / "README.md").write_text("no part of a checkpoint")
+    (out / "pictures").mkdir()
+    verify(out)
+    (out / name).parent.mkdir(exist_ok=True)
+    (out / name).write_text("{}")
+    with pytest.raises(
+        VerificationError, match=f"{name} is not in certificate.json, but it changes".replace(".", r"\.")
+    ):
+        verify(out)
+
+
+def test_a_generation_config_that_came_later_is_named(tiny, tmp_path):
+    convert(tiny, tmp_path / "out", divergence=False)
+    (tmp_path / "out" / "generation_config.json").write_text('{"temperature": 2}')
+    with pytest.raises(VerificationError, match=r"generation_config\.json is not in certificate\.json"):
+        verify(tmp_path / "out")
+
+
+def test_the_folder_of_templates_is_certified(tmp_path):
+    source = write_tokenizer(write_checkpoint(tmp_path / "source", **PACKABLE))
+    (source / "additional_chat_templates").mkdir()
+    path = Path("additional_chat_templates", "tool_use.jinja")
+    (source / path).write_text("{{ tools }}")
+    convert(source, tmp_path / "out", divergence=False)
+    assert (tmp_path / "out" / path).read_text() == "{{ tools }}"
+    verify(tmp_path / "out", source)
+    (tmp_path / "out" / path).write_text("{{ fools }}")
+    with pytest.raises(VerificationError, match=r"tool_use\.jinja has sha256"):
+        verify(tmp_path / "out")
+
+
+def test_a_link_out_of_the_folder_is_refused_but_the_hub_cache_is_not(plain, tmp_path):
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
+    shutil.copytree(plain, snapshot)
+    blobs = tmp_path / "models--a--b" / "blobs"
+    blobs.mkdir()
+    (snapshot / "model.safetensors").rename(blobs / "abc")
+    (snapshot / "model.safetensors").symlink_to("../../blobs/abc")
+    verify(snapshot)
+    shutil.move(snapshot, tmp_path / "copy")
+    (tmp_path / "copy" / "model.safetensors").unlink()
+    (tmp_path / "copy" / "model.safetensors").symlink_to(blobs / "abc")
+    with pytest.raises(VerificationError, match=r"model\.safetensors is a link to .*abc, outside the folder"):
+        verify(tmp_path / "copy")
 
 
 def test_another_source(converted, chat, tmp_path):
