@@ -49,8 +49,8 @@ def command(
 ) -> None:
     """Write the checkpoint SOURCE to the folder OUT, with a certificate of what was done.
 
-    The layout native has fused projections and loads fastest here; only this package reads it. The layout hf has Hugging
-    Face's names, for transformers and mlx-lm. Converting native to hf restores the tensors of the source bit for bit.
+    The layout native has fused projections and loads fastest here; only this package reads it. The layout hf has
+    Hugging Face's names, for transformers and mlx-lm. Converting native to hf restores the source's tensors exactly.
 
     If killed, rerun the command to resume.
     """
