@@ -1,8 +1,8 @@
 """Two checkpoints side by side: what both compute in float32 for the same tokens, and how far they are apart.
 
-The forward pass is that of model.py, one block in memory at a time and the output matrix in runs of rows, so that a
-model needs neither to fit in memory nor its logits. Weights are unpacked to float32 and multiplied by NumPy: that is
-true float32 on every device, and 50 times faster on a CPU than the BLAS in MLX's Linux wheel.
+The forward pass is that of model/, with one block in memory at a time and the output matrix in runs of rows. So neither
+the model nor its logits need to fit in memory. Weights are unpacked to float32 and multiplied by NumPy: that is true
+float32 on every device, and 50 times faster on a CPU than the BLAS in MLX's Linux wheel.
 
 T tokens of all sequences together, V vocabulary, L tokens of one sequence
 """
@@ -28,7 +28,7 @@ from ..progress import Progress, Stage, silent
 from ..text.tokenizer import Tokenizer
 
 FIXED_IDS = 64
-WINDOW = 512  # tokens of a text that are seen together
+WINDOW = 512  # tokens of a text in one sequence
 HEAD_VALUES = 1 << 21  # logits of one model in memory at a time
 TEXT = """\
 The lighthouse keeper wrote one line each evening, whether or not a ship had passed. "Wind from the west, glass falling,
@@ -51,10 +51,10 @@ Tick = Callable[[], None]
 
 @dataclass(frozen=True)
 class Divergence:
-    """A result against its source, over every position of every sequence; logits in float32, KL in nats."""
+    """How far a result is from its source, over every position of every sequence. Logits in float32, KL in nats."""
 
     sequences: tuple[tuple[int, ...], ...]  # token ids: the fixed ones, then the text in windows
-    text: str | None  # where it came from; None where the checkpoint has no tokenizer
+    text: str | None  # where it came from; None if the checkpoint has no tokenizer
     logits_max: float  # largest absolute difference
     logits_relative: float  # norm of the difference over the norm of the source's logits
     kl_mean: float  # KL(source || result)
@@ -62,7 +62,7 @@ class Divergence:
     top1_agreement: float  # share of positions
     source_perplexity: float | None
     perplexity: float | None
-    top1: tuple[int, ...]  # of the result, so that it can be checked where the source is gone
+    top1: tuple[int, ...]  # of the result, so that it can be checked without the source
 
     @property
     def perplexity_ratio(self) -> float | None:
@@ -70,7 +70,7 @@ class Divergence:
 
 
 class Streamed:
-    """The forward pass of a checkpoint that is read as it is computed."""
+    """The forward pass of a checkpoint whose weights are read when they are needed."""
 
     def __init__(self, checkpoint: Checkpoint):
         self.config, self.parts = checkpoint.config, checkpoint.parts
@@ -134,10 +134,10 @@ class _Product(nn.Module):
 
 
 def sequences_for(checkpoint: Checkpoint, text: Path | None) -> tuple[list[list[int]], str | None]:
-    """(token ids to compare two checkpoints on, where the text among them came from).
+    """(token ids to compare two checkpoints on, the source of the text among them).
 
-    The first sequence is fixed and needs no tokenizer. The text, the built-in one or a UTF-8 file, does; the built-in
-    one is left out where there is none that fits. Raises UsageError or CheckpointError for a file that cannot be used.
+    The first sequence is fixed and needs no tokenizer. The text does: the built-in one or a UTF-8 file. The built-in one
+    is left out if no tokenizer fits. Raises UsageError or CheckpointError for a file that cannot be used.
     """
     config = checkpoint.config
     try:
@@ -175,7 +175,7 @@ def compare(
     text: str | None,
     progress: Progress = silent,
 ) -> Divergence:
-    """What `result` computes for `sequences`, against `source`; they are read one after another."""
+    """Compare what `result` and `source` compute for `sequences`. The two are read one after another."""
     models = Streamed(source), Streamed(result)
     stage = Stage("comparing", _steps(result.config, sum(len(ids) for ids in sequences)), "steps")
     hidden = [model.hidden(sequences, lambda: progress(stage, 1)) for model in models]
@@ -201,7 +201,7 @@ def _steps(config: Qwen3Config, tokens: int) -> int:
 
 
 class _Sums:
-    """Everything that is asked of two sets of logits, collected over runs of the vocabulary."""
+    """The sums over two sets of logits, collected over runs of the vocabulary."""
 
     def __init__(self, targets: np.ndarray):
         self._targets = targets  # (T,) the next token, -1 at the end of a sequence
@@ -238,7 +238,7 @@ class _Sums:
         log_total = self._top + np.log(self._total)
         divergence = np.maximum(self._weighted / self._total[0] - (log_total[0] - log_total[1]), 0)
         scored = self._targets >= 0
-        scored[: len(sequences[0])] = False  # the fixed ids are no text
+        scored[: len(sequences[0])] = False  # the fixed ids are not text
         surprise = (log_total - self._target)[:, scored]
         source, result = (math.exp(min(side.mean(), 700)) for side in surprise) if scored.any() else (None, None)
         return Divergence(

@@ -1,4 +1,4 @@
-"""What a conversion did, as `certificate.json` in the result and as a table: digests, every tensor, the divergence."""
+"""What a conversion did: digests, every tensor, the divergence; as `certificate.json` and as a table."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ FORMATS = (1, FORMAT)  # that can be read
 
 @dataclass(frozen=True)
 class Certificate:
-    """A conversion, accounted for. Sizes in bytes; files by name; tensors in the order of the result's files."""
+    """The account of a conversion. Sizes in bytes, files by name, tensors in the order of the result's files."""
 
     source: str
     out: str
@@ -182,4 +182,6 @@ def _digests(files: Mapping[str, FileRecord]) -> dict[str, str]:
 
 def _digest(content: Mapping[str, Any]) -> str:
     text = json.dumps(content, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()  # half a pair is no reason to fail
+    return hashlib.sha256(
+        text.encode("utf-8", "surrogatepass")
+    ).hexdigest()  # half of a surrogate pair must not fail here

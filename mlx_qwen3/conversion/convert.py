@@ -1,4 +1,4 @@
-"""Checkpoint in, checkpoint out: planned, written tensor by tensor, compared with its source, published whole."""
+"""Converts a checkpoint: plans it, writes it tensor by tensor, compares it with its source, publishes it whole."""
 
 import hashlib
 import json
@@ -57,9 +57,9 @@ def convert(
     `dtype` (bf16, fp16, fp32) casts what is not packed; by default every tensor keeps its own. `quantize` packs every
     matrix: affine4, affine8g32, mxfp4, ..., or mixed under a budget of `bits` per weight; none unpacks. Files hold at
     most `shard_bytes` of tensors, or one tensor.
-    `divergence` compares what source and result compute on fixed token ids and on a `text` file (default: built in);
-    past a mean KL divergence of `max_kl` nothing is published. `out` appears whole or not at all, and `overwrite`
-    keeps what is there until then. If killed, call it again with the same arguments to resume.
+    `divergence` compares what source and result compute on fixed token ids and on a `text` file (default: built in).
+    If the mean KL divergence is above `max_kl`, nothing is published. `out` appears whole or not at all, and
+    `overwrite` keeps what is there until then. If killed, call it again with the same arguments to resume.
 
     Raises UsageError, SourceError, ConfigError, CheckpointError, OutputError, or VerificationError past `max_kl`.
     """
@@ -116,7 +116,7 @@ def _places(source: str | Path, out: str | Path, overwrite: bool) -> tuple[Check
 
 
 def _settings(plan: Plan, files: Mapping[str, Stamp]) -> dict[str, Any]:
-    """What must be the same for a conversion to be gone on with: source, options, and what they come to."""
+    """What must be equal to resume a conversion: the source, the options, and the tensors that follow from them."""
     tensors = hashlib.sha256(json.dumps(plan.summary()["tensors"]).encode()).hexdigest()
     return {
         "source": str(plan.source.folder.resolve()),
@@ -128,7 +128,7 @@ def _settings(plan: Plan, files: Mapping[str, Stamp]) -> dict[str, Any]:
 
 
 def _write_tensors(plan: Plan, stage: Staging, progress: Progress) -> tuple[dict[str, FileRecord], list[TensorRecord]]:
-    """Every shard that an earlier run has not finished."""
+    """Write every shard that an earlier run has not finished."""
     files: dict[str, FileRecord] = {}
     tensors: list[TensorRecord] = []
     writing = Stage("writing", plan.bytes, BYTES)
@@ -147,14 +147,14 @@ def _write_tensors(plan: Plan, stage: Staging, progress: Progress) -> tuple[dict
 
 
 def _finished(stage: Staging, file: str) -> _Finished | None:
-    """What the journal has of a file; one that it cannot read is written again."""
+    """The journal's record of a file. None if it is unreadable: the file is then written again."""
     with suppress(ValueError):
         return decode(_Finished, stage.finished(file))
     return None
 
 
 def _write_rest(plan: Plan, folder: Path) -> dict[str, FileRecord]:
-    """config.json, the index of several shards, and the files that are carried over."""
+    """Write config.json, the index if there are several shards, and the files that are carried over."""
     contents = {CONFIG: _json(plan.config_json)}
     if len(plan.shards) > 1:
         places = {tensor.name: shard.file for shard in plan.shards for tensor in shard.tensors}

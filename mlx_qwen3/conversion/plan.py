@@ -169,7 +169,7 @@ def parse_size(text: str) -> int:
 
 
 def default_layout(quantize: str | None) -> str:
-    """mlx-lm cannot read native, but it is what people quantize for."""
+    """hf if the result is quantized, since mlx-lm cannot read native; native otherwise."""
     return "native" if quantize is None else "hf"
 
 
@@ -227,7 +227,7 @@ def _repeats_head(stored: Mapping[str, Any], raw: Mapping[str, Any], config: Qwe
 def _config(
     raw: Mapping[str, Any], layout: str, dtype: mx.Dtype, packings: Mapping[str, Quantization], repeats_head: bool
 ) -> dict[str, Any]:
-    """config.json of the result: the source's keys, with dtype and quantization where this layout has them."""
+    """config.json of the result: the keys of the source, with dtype and quantization in the places of this layout."""
     ours = ("mlx_qwen3", "quantization", "quantization_config")
     config = {key: value for key, value in raw.items() if key not in ours}
     for key in {"dtype", "torch_dtype"} & config.keys() or {"torch_dtype"}:  # transformers 5 and 4
@@ -242,7 +242,7 @@ def _config(
 
 
 def _quantization(packings: Mapping[str, Quantization], prefix: str) -> dict[str, Any] | None:
-    """The commonest packing as the default, and each module that differs by its name: the form of mlx-lm."""
+    """The most common packing as the default, and the other modules by name, as mlx-lm writes it."""
     if not packings:
         return None
     kinds = list(packings.values())

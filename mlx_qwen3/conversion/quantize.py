@@ -1,8 +1,8 @@
-"""Packing weights into fewer bits: which tensors, which mode, and what each of them loses.
+"""Packs weights into fewer bits: which tensors, in which mode, and what each of them loses.
 
-Every matrix is packed, the embedding too, as mlx-lm does; norms and matrices whose rows are not a whole number of
-groups stay in float. Groups run along a row, so a block of rows packs as it would within the whole matrix, and a fused
-matrix as its parts would.
+Every matrix is packed, the embedding too, as in mlx-lm. Norms stay in float, and so does a matrix whose rows are not a
+whole number of groups. Groups run along a row. So a block of rows packs as it does within the whole matrix, and a fused
+matrix packs as its parts do.
 """
 
 import heapq
@@ -78,7 +78,7 @@ def packed_blocks(
 def unpacked_blocks(
     leaves: Mapping[str, StoredTensor], packing: Quantization, dtype: mx.Dtype, tally: Tally
 ) -> Iterator[bytes]:
-    """The rows of a packed matrix in `dtype`: what MLX computes in it where the scales have it, else rounded once."""
+    """The rows of a packed matrix in `dtype`: as MLX unpacks them if the scales have that dtype, else rounded once."""
     scales = leaves["scales"].dtype
     exact = dtype if dtype == scales or packing.mode != "affine" else mx.float32
     rows = leaves["weight"].shape[0]
@@ -103,8 +103,8 @@ def mixed(
 ) -> dict[str, Quantization]:
     """A packing by part name for all modules, with at most `budget` bits per weight over the whole checkpoint.
 
-    Starts one level below what fits everywhere, and gives the next level to the module with the largest relative
-    error, measured, for as long as one can be paid for. A module is what stays fused: q, k, v share a packing.
+    It starts one level below what fits everywhere. Then the module with the largest measured relative error gets the
+    next level, as long as the budget lasts. A module is what stays fused: q, k and v share a packing.
     Raises UsageError for a budget that 2 bits everywhere would exceed.
     """
     # sizes[module][level] in bits
@@ -147,7 +147,7 @@ def _stored_bytes(module: Module) -> int:
 
 
 def _relative_error(module: Module, packing: Quantization, dtype: mx.Dtype) -> float:
-    """Of the part that loses most: the outputs of q, k and v go separate ways."""
+    """The error of the part that loses most, since the outputs of q, k and v are used apart."""
     errors = []
     for part in module.parts:
         tally = Tally(module.name)
@@ -158,7 +158,7 @@ def _relative_error(module: Module, packing: Quantization, dtype: mx.Dtype) -> f
 
 
 def packed_bits(shape: tuple[int, ...], packing: Quantization, dtype: mx.Dtype) -> int:
-    """Bits that a tensor of `shape` takes in the files, packed where it can be and else in `dtype`."""
+    """Bits that a tensor of `shape` takes in the files: packed if it can be, else in `dtype`."""
     if not fits(shape, packing):
         return prod(shape) * dtype.size * 8
     leaves = packed_leaves(shape, packing).values()
@@ -180,7 +180,7 @@ def _packing(
 def _add_errors(
     tally: Tally, source: mx.array, packing: Quantization, leaves: Sequence[np.ndarray], dtype: mx.Dtype
 ) -> None:
-    """In steps that fit the processor's cache, which the block does not: MLX and NumPy then need not take turns."""
+    """Add the errors of a block in steps that fit the processor's cache: the block itself does not fit."""
     columns = source.shape[1]
     step = max(1, BLOCK_VALUES // columns)
     before = bits_of(source)
@@ -191,7 +191,7 @@ def _add_errors(
 
 
 def _ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The same items, each handed out after the next is begun: MLX packs while NumPy looks at the last block."""
+    """The same items, one behind: the next is started before each is given out, so MLX packs while NumPy measures."""
     last = next(items)
     for item in items:
         yield last

@@ -1,6 +1,7 @@
-"""safetensors files of a limited size, written as a stream, every tensor and every file with its sha256.
+"""Writes safetensors files of a limited size as a stream, with the sha256 of every tensor and every file.
 
-https://huggingface.co/docs/safetensors: header length, JSON header, bytes. The library would need it all in memory.
+The format (https://huggingface.co/docs/safetensors): length of the header, JSON header, bytes. The library would need
+a whole file in memory.
 """
 
 import hashlib
@@ -27,7 +28,7 @@ PENDING = 4  # blocks that wait to be hashed
 
 @dataclass(frozen=True)
 class Shard:
-    """A file of the result and its tensors; those of one job may go on in the next file."""
+    """A file of the result and its tensors. The tensors of one job may continue in the next file."""
 
     file: str
     jobs: tuple[Job, ...]
@@ -40,7 +41,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """A tensor of the result: where it lies, where it came from, and what it lost on the way."""
+    """A tensor of the result: where it is, where it came from, and what it lost."""
 
     name: str
     sources: tuple[str, ...]
@@ -166,7 +167,7 @@ class SourceDigests:
 
 
 class _Hasher:
-    """sha256 of a stream of blocks, of all and of each tensor, in a thread that may lag a few blocks behind."""
+    """sha256 of a stream of blocks, of the whole and of each tensor. Its thread may lag by a few blocks."""
 
     def __init__(self) -> None:
         self._whole = hashlib.sha256()

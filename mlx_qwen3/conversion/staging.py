@@ -1,15 +1,15 @@
-"""A folder that appears whole or not at all: written beside its place, resumable, published by one rename.
+"""Writes a folder so that it appears whole or not at all. A killed run can be resumed.
 
-For OUT the work lies in `.OUT.partial`, on the same file system:
+The work for OUT is done in `.OUT.partial`, on the same file system, and published by one rename:
 
     new/            what will be OUT
-    old/            the OUT that --overwrite replaces, from the moment before the new one takes its place
-    journal.json    the settings, and a record of every file that is finished and on disk
+    old/            the OUT that --overwrite replaces, while the two are exchanged
+    journal.json    the settings, and a record of every file that is complete and on disk
 
-An error or Ctrl-C removes the work. After a kill or a power cut it stays: the next run with the same settings goes
-on behind the last finished file, and one with other settings is refused. With --overwrite there is an instant between
-two renames in which OUT is absent, both folders are complete, and the next run, whatever it is asked for, first
-finishes the exchange. At every other instant OUT is absent or complete as without it.
+An error or Ctrl-C removes the work. A kill or a power cut leaves it: the next run with the same settings resumes after
+the last complete file, and a run with other settings is refused. --overwrite needs two renames. If a kill falls between
+them, OUT is absent, both folders are complete, and the next run finishes the exchange first, whatever it is asked for.
+At every other moment OUT is complete, or absent if it was absent before.
 """
 
 import fcntl
@@ -30,11 +30,11 @@ CHECKPOINT = ("config.json", "certificate.json")  # what a folder holds that --o
 
 
 class _Refusal(OutputError):
-    """Nothing was begun, and unfinished work that is there may still be wanted."""
+    """Raised before anything is written. Unfinished work of an earlier run is kept: it may still be wanted."""
 
 
 class Staging:
-    """The folder `new`, and the journal of what in it is finished."""
+    """The folder `new`, and the journal of the files in it that are complete."""
 
     def __init__(self, work: Path, settings: Mapping[str, Any]):
         self.folder = work / "new"
@@ -47,11 +47,11 @@ class Staging:
             self._write()
 
     def finished(self, file: str) -> Any:
-        """What `finish` was told of a file, or None where it has to be written."""
+        """The record that `finish` got for a file, or None if the file must be written."""
         return self._content["finished"].get(file) if (self.folder / file).exists() else None
 
     def finish(self, file: str, record: Any) -> None:
-        """A file is complete and on disk."""
+        """Note that a file is complete and on disk."""
         sync(self.folder)
         self._content["finished"][file] = record
         self._write()
@@ -67,7 +67,7 @@ class Staging:
             )
         self._content = stored
         self.folder.mkdir(exist_ok=True)
-        for path in self.folder.iterdir():  # what is unfinished is written again, and a draft has a name of its own
+        for path in self.folder.iterdir():  # an unfinished file is written again, and a draft has a name of its own
             if path.name not in stored["finished"]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -96,7 +96,7 @@ def staging(out: Path, settings: Mapping[str, Any], overwrite: bool) -> Iterator
     accepted = False
 
     def withdraw() -> None:
-        if accepted or not (work / "journal.json").exists():  # else it is earlier work, which may still be wanted
+        if accepted or not (work / "journal.json").exists():  # otherwise it is earlier work, which may still be wanted
             _withdraw(work, out)
 
     with _failing_clearly(out), _parents(out), _locked(out, work, withdraw):
@@ -161,7 +161,7 @@ def _publish(work: Path, out: Path, overwrite: bool) -> None:
 
 
 def _recover(out: Path, work: Path) -> None:
-    """Finish an exchange that was cut between its renames, and drop what is left of work that was done."""
+    """Finish an exchange that was cut between its two renames, and remove what is left of finished work."""
     old, new = work / "old", work / "new"
     if old.exists() and out.exists() and new.exists():
         raise OutputError(
@@ -176,7 +176,7 @@ def _recover(out: Path, work: Path) -> None:
 
 
 def _withdraw(work: Path, out: Path) -> None:
-    """What Ctrl-C leaves of a command: `out` as it was, or complete, and no work."""
+    """Undo on Ctrl-C: `out` stays as it was, or is complete; the work is removed."""
     if (work / "old").exists() and not out.exists():
         (work / "old").rename(out)
     _remove(work, out)
@@ -191,9 +191,9 @@ def _remove(work: Path, out: Path) -> None:
 
 
 def _clear(work: Path) -> None:
-    """Remove everything but the lock, the journal first: what it calls finished must never be half removed."""
+    """Remove everything but the lock. The journal goes first, so that it never lists a file that is half removed."""
     (work / "journal.json").unlink(missing_ok=True)
-    with suppress(OSError):  # a full disk is a reason to go on
+    with suppress(OSError):  # even on a full disk the rest must be removed
         sync(work)
     for path in work.iterdir():
         if path.name != "lock":
@@ -202,7 +202,7 @@ def _clear(work: Path) -> None:
 
 @contextmanager
 def _parents(out: Path) -> Iterator[None]:
-    """The folders above `out`; those that had to be made go again where it fails."""
+    """Make the folders above `out`. If the work fails, those that were made are removed again."""
     made = [folder for folder in out.parents if not folder.exists()]
 
     def undo() -> None:
@@ -225,7 +225,7 @@ def _locked(out: Path, work: Path, withdraw: Callable[[], None]) -> Iterator[Non
 
     Ctrl-C calls `withdraw` from the moment that the lock is held.
     """
-    with interrupt.postponed():  # or it could come after the folder is made, and before a clean-up knows of it
+    with interrupt.postponed():  # or the signal could come after the folder is made and before the clean-up knows of it
         while True:
             work.mkdir(exist_ok=True)
             file = _lock(out, work / "lock")

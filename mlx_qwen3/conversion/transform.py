@@ -1,4 +1,4 @@
-"""How every tensor of a conversion is made from the tensors of its source, as data and as a stream of bytes."""
+"""How each tensor of a conversion is made from the tensors of the source: as data, and as a stream of bytes."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ CAST_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class OutputTensor:
-    """A tensor to write. `made` and `note` are for the certificate: how, and why not otherwise."""
+    """A tensor to write. For the certificate: `made` says how it was made, `note` why it was not packed."""
 
     name: str
     dtype: mx.Dtype
@@ -76,7 +76,7 @@ class Recipe:
     packings: Mapping[str, Quantization]
     unpack: bool
     repeats_head: bool
-    asked: Quantization | None  # the packing that was asked for everywhere, to say where it does not fit
+    asked: Quantization | None  # the packing that was asked for, to note the matrices that it does not fit
 
 
 def jobs(parts: Mapping[str, Part], config: Qwen3Config, recipe: Recipe) -> list[Job]:
@@ -108,7 +108,7 @@ def float_dtype(part: Part, dtype: mx.Dtype | None) -> mx.Dtype:
 
 
 def refuse_packed(parts: Mapping[str, Part], wanted: str) -> None:
-    """A second quantization would add its error to the first's and hide it."""
+    """Refuse packed parts: a second quantization would add its error to the first one and hide it."""
     for part in parts.values():
         if packing := part.quantization:
             had = f"{packing.mode}, {packing.bits} bits, groups of {packing.group_size}"
@@ -170,7 +170,7 @@ def _columns(part: Part) -> int:
 
 
 def _as_unpacked(part: Part, recipe: Recipe) -> Part:
-    """The part with the leaves that it will have, for what they decide: which parts can be stacked."""
+    """The part with the leaves that it will have. They decide which parts can be stacked."""
     if part.quantization is None:
         return part
     weight = part.leaves["weight"]

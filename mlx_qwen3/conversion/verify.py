@@ -21,7 +21,7 @@ from .shards import FileRecord, sha256
 
 @dataclass(frozen=True)
 class Verification:
-    """What was checked and found as it should be."""
+    """What was checked, and found to be right."""
 
     folder: str
     files: int
@@ -123,7 +123,7 @@ def _damage(path: Path, record: FileRecord) -> str:
 
 
 def _damaged_part(folder: Path, name: str, certificate: Certificate) -> str:
-    """The tensors of a damaged file that are not what they were, or its header."""
+    """The tensors of a damaged file that have changed, or its header."""
     if not exists(path := folder / name) or not path.is_file():
         return ""
     inside = [record for record in certificate.tensors if record.file == name]
