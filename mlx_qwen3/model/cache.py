@@ -139,6 +139,12 @@ class KVCache:
             raise ValueError(f"cannot trim {length} of {self.end} tokens, {padding} of them padding")
         self.end -= length
 
+    def erase(self, length: int) -> None:
+        """Forget the last `length` tokens, and what is written of them: 0 times NaN is NaN, and a mask makes 0."""
+        self.trim(length)
+        for buffer in self.buffers:
+            buffer[:, :, :, self.end : self.end + length] = 0
+
     def reserve(self, length: int) -> None:
         """Make room for `length` more tokens."""
         self.buffers = [_with_capacity(buffer, self.end + length) for buffer in self.buffers]
@@ -165,6 +171,8 @@ class KVCache:
             self._copy(list(range(self.batch)), self.batch, 0, row.end - self.end)
         first = self.end - row.end
         for layer, source in enumerate(row.buffers):
+            # Padding that an earlier row left may hold NaN, which a mask does not stop: 0 times NaN is NaN.
+            self.buffers[layer][:, slot : slot + 1, :, :first] = 0
             self.buffers[layer][:, slot : slot + 1, :, first : self.end] = source[:, :, :, : row.end]
             mx.eval(self.buffers[layer])
         self._set_starts([first if row_ == slot else start for row_, start in enumerate(self.starts)])

@@ -2,11 +2,19 @@
 
 from types import SimpleNamespace
 
+import mlx.core as mx
+import numpy as np
 import pytest
+from checkpoints import write_checkpoint
 from schedules import QUESTIONS, Alone, Broken, Schedule
 
 from mlx_qwen3 import load
 from mlx_qwen3.engine import batch
+from mlx_qwen3.engine.decode import decode
+from mlx_qwen3.engine.rows import Row
+from mlx_qwen3.engine.sampling import SamplingParams
+from mlx_qwen3.engine.scheduler import Scheduler
+from mlx_qwen3.model.load import load_model
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +56,30 @@ def test_a_row_gets_the_tokens_that_it_gets_alone(demo, alone, seed, ahead, monk
 def test_in_thousands_of_schedules_too(demo, alone, thousand):
     for seed in range(1000 * (thousand + 1), 1000 * (thousand + 2)):
         check(Schedule(*demo[0], demo[1], seed), alone)
+
+
+def test_a_row_that_fails_leaves_nothing_to_the_row_in_its_place(tmp_path):
+    """Its NaN stays in the cache before the tokens of the new row, where a mask of weight 0 would not stop it."""
+    folder = write_checkpoint(tmp_path, vocab_size=1009, tie_word_embeddings=False)
+    model, rng = load_model(folder), np.random.default_rng(0)
+    prompts = [rng.integers(0, 1000, length).tolist() for length in (60, 61, 62)]
+    greedy = SamplingParams(temperature=0)
+    steady, failing, late = (list(decode(model, prompt, greedy, max_tokens=120)) for prompt in prompts)
+    others = {*steady, *late, *prompts[0], *prompts[1], *prompts[2]}
+    unread = next(token for token in failing[2:] if token not in others)
+    weight = np.array(model.embed_tokens.weight)
+    weight[unread] = np.nan
+    model.embed_tokens.weight = mx.array(weight)
+    rows = [Row(prompt, greedy, 120) for prompt in prompts]
+    scheduler = Scheduler(model, 1009, max_rows=2)
+    scheduler.add(rows[0])
+    scheduler.add(rows[1])
+    errors, joined = [], False
+    while scheduler.busy:
+        errors += [(row, event) for row, event in scheduler.step() if isinstance(event, Exception)]
+        if not joined and rows[1].ended and len(rows[0].tokens) > 80:
+            assert len(scheduler.running) == 1
+            scheduler.add(rows[2])
+            joined = True
+    assert [row for row, _ in errors] == [rows[1]]
+    assert (rows[0].tokens, rows[2].tokens) == (steady, late)

@@ -66,7 +66,7 @@ class Scripted(Drafter):
     def __init__(self, model, truth, wrong=0.2, seed=0, prompt=PROMPT):
         super().__init__(prompt, Pace(FREE))
         self.truth, self.wrong, self.rng = truth, wrong, np.random.default_rng(seed)
-        self.cache, self.all_right = model.make_cache(), 0
+        self.cache, self.all_right, self.unreadable = model.make_cache(), 0, False
         model.make_cache = lambda *_: self.cache
 
     def propose(self, room, sampler):
@@ -77,7 +77,8 @@ class Scripted(Drafter):
     def checked(self, drafted, accepted):
         super().checked(drafted, accepted)
         self.all_right += accepted == drafted
-        assert self.cache.end == len(self._text) + accepted
+        # After a pass with NaN the last token is fed again, without drafts.
+        assert self.cache.end == len(self._text) + accepted or (self.unreadable and not accepted)
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS.keys())
@@ -517,11 +518,26 @@ def test_nan_in_a_pass_that_checks_drafts(wanderer, monkeypatch):
     model = cannot_read(wanderer, unread)
     monkeypatch.setattr(model, "make_cache", model.make_cache)
     drafter = Scripted(model, truth, wrong=0)
+    drafter.unreadable = True
     said, message = until_error(decode(model, PROMPT, GREEDY, max_tokens=60, drafter=drafter))
-    # NaN of a guess reaches the positions of its pass before it, whatever their mask: 0 times NaN is NaN.
-    assert f"for token {len(said) + 1} of the reply" in message
-    assert said == truth[: len(said)]
-    assert len(said) <= truth.index(unread) + 1
+    count = truth.index(unread) + 1
+    assert f"for token {count + 1} of the reply" in message
+    assert said == truth[:count]
+    assert drafter.drafted > drafter.accepted > 0
+
+
+def test_a_guess_that_the_model_cannot_read_changes_no_token(wanderer):
+    """It is wrong, so that the reply never needs it. Its NaN reaches all positions of the pass that checks it."""
+    truth = reply(wanderer, GREEDY)
+    unread = next(token for token in range(TINY["vocab_size"]) if token not in [*PROMPT, *truth])
+
+    class Unreadable(Drafter):
+        def propose(self, room, sampler):
+            return [truth[len(self._text) - self._prompt], unread, 1][:room]
+
+    drafter = Unreadable(PROMPT, Pace(FREE))
+    assert reply(cannot_read(wanderer, unread), GREEDY, drafter=drafter) == truth
+    assert drafter.drafted > 50
 
 
 def test_nan_of_a_draft_model_is_its_own_error(wanderer, broken):

@@ -115,3 +115,22 @@ def filled(cache, length):
 def test_padding_is_a_number_for_every_row(padding):
     with pytest.raises(ValueError, match="expected 2 numbers of tokens, one for each row of the batch"):
         KVCache(batch=2, padding=padding)
+
+
+def test_a_row_that_joins_sees_nothing_of_the_one_before_it():
+    """NaN in the padding would reach it: a mask makes its weight 0, and 0 times NaN is NaN."""
+    batch, row = KVCache(2), KVCache()
+    batch.buffers, batch.end = [mx.full((2, 2, 1, STEP, 4), mx.nan)], 10
+    row.buffers, row.end = [mx.ones((2, 1, 1, STEP, 4))], 3
+    batch.admit(1, row)
+    slots = as_numpy(batch.buffers[0])[:, 1, 0, :, 0]
+    np.testing.assert_array_equal(slots[:, :10], [[0.0] * 7 + [1.0] * 3] * 2)
+    assert np.isnan(as_numpy(batch.buffers[0])[:, 0]).all(), "the other row is its own"
+
+
+def test_what_is_erased_is_gone():
+    cache = KVCache()
+    cache.buffers, cache.end = [mx.full((2, 1, 1, STEP, 4), mx.nan)], 10
+    cache.erase(4)
+    assert cache.end == 6
+    assert not np.isnan(as_numpy(cache.buffers[0])[:, :, :, 6:10]).any()
