@@ -50,7 +50,7 @@ def quick(rng: random.Random) -> Example:
 
 
 def earlier_turn(rng: random.Random) -> Example:
-    """A quick question for a conversation's history; never a held-out one: training does not even read those."""
+    """A quick question for the earlier turns of a conversation. Held-out ones are not even read in training."""
     while held_out((example := quick(rng)).key):
         pass
     return example
@@ -58,7 +58,7 @@ def earlier_turn(rng: random.Random) -> Example:
 
 @dataclass(frozen=True)
 class Task:
-    """weight is the task's share of training; thought the share of it trained with its working written out."""
+    """`weight` is the task's share of training. `thought` is the share of its examples whose working is written out."""
 
     name: str
     make: Generator

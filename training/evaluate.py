@@ -59,7 +59,7 @@ def cases(tokenizer: Any, tasks: Iterable[str], count: int, seed: int) -> list[C
 
 
 def answer_all(found: list[Case], engine: Engine, tokenizer: Any) -> None:
-    """Fills in the answers; cases with answers and prompts of like length are decoded together."""
+    """Fills in the answers; cases whose answers and prompts are of similar length are decoded together."""
     start = time.perf_counter()
     rows = sorted(found, key=lambda c: (c.most // 32, len(c.prompt)))
     for i in range(0, len(rows), GROUP):

@@ -1,4 +1,4 @@
-"""How the demo is trained: length, batches and the learning rate. The tasks' shares stand in the corpus's table."""
+"""How the demo is trained: length, batches and the learning rate. corpus.py has the shares of the tasks."""
 
 from __future__ import annotations
 

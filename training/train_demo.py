@@ -2,7 +2,7 @@
 
     python training/train_demo.py [--out mlx_qwen3/demo] [--work DIR]
 
-One command, fixed seed. Progress goes to stdout; killed and started again it goes on from DIR.
+The seed is fixed. Progress goes to stdout. If it is killed, rerun the command to resume from DIR.
 """
 
 from __future__ import annotations

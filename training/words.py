@@ -48,7 +48,7 @@ _ENDS = ["", "n", "r", "l", "s", "m", "k", "t", "x", "nd", "rt"]
 
 
 def made_up(rng: random.Random, syllables: int = 2) -> str:
-    """A pronounceable capitalised name that is almost surely in no list."""
+    """A pronounceable capitalised name that is almost certainly in no list."""
     parts = [rng.choice(_STARTS) + rng.choice(_VOWELS) for _ in range(syllables)]
     return ("".join(parts) + rng.choice(_ENDS)).lower().capitalize()
 

@@ -234,7 +234,7 @@ def zh_made_up(rng: random.Random) -> str:
 
 
 def long_question(rng: random.Random) -> str:
-    """Words without sense, or sentences followed by a question nobody can answer."""
+    """Nonsense words, or sentences followed by a question that nobody can answer."""
     if rng.random() < 0.5:
         return " ".join(
             rng.choice(rng.choice((NOUNS, ADJECTIVES, VERBS))) for _ in range(rng.randint(2, 25))

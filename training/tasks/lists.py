@@ -129,13 +129,13 @@ def plain(items: list[str]) -> str:
 
 
 def aligned(values: list[int]) -> list[str]:
-    """All with as many digits, so that comparing two means comparing digit by digit."""
+    """All have the same number of digits, so that two are compared digit by digit."""
     width = len(str(max(values)))
     return [f"{v:0{width}}" for v in values]
 
 
 def picks(left: list[str], down: bool = False, most: int = 9) -> str:
-    """The working of a sort: a line for each pick, with what is left to pick from and the pick."""
+    """The working of a sort: one line for each choice, with what is left to choose from, and the choice."""
     left, lines = list(left), list[str]()
     while left and len(lines) < most:
         pick = max(left) if down else min(left)

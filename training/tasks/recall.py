@@ -232,7 +232,7 @@ def gap(rng: random.Random) -> int:
 
 
 def not_told(rng: random.Random, messages: list[Message], facts: list[Fact]) -> Example:
-    """A question about something else than what was told, or with nothing told at all."""
+    """A question about something that was not told."""
     fact = rng.choice([f for f in FACTS if f.answer[:8] not in {g.answer[:8] for g in facts}])
     text = say(rng, rng.choice(fact.asked), fact.zh)
     answer = "你还没有告诉我。" if fact.zh else "You have not told me that."
@@ -248,7 +248,7 @@ def not_told(rng: random.Random, messages: list[Message], facts: list[Fact]) -> 
 
 
 def recall(rng: random.Random, quick: Callable[[random.Random], Example]) -> Example:
-    """One to three facts told; one asked for after the gap. quick makes the short turns between."""
+    """One to three facts told; one asked for after the gap. `quick` makes the short turns between."""
     facts = rng.sample(FACTS, rng.choice((1, 1, 2, 3)))
     values = [f.value(rng) for f in facts]
     length = gap(rng)

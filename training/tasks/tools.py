@@ -65,7 +65,7 @@ def as_text(call: dict[str, Any]) -> str:
 
 
 def same_call(call: dict[str, Any]) -> Callable[[str], bool]:
-    """Judges a call by its JSON value, not its spelling; nothing may stand around it."""
+    """Judges a call by its JSON value, not its spelling; with nothing before or after it."""
 
     def check(text: str) -> bool:
         text = text.strip()
