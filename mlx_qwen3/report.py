@@ -6,7 +6,7 @@ import os
 import secrets
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,8 @@ from .errors import OutputError, UsageError
 WIDTH = 118  # columns of a terminal that notes fill
 DPI = 110  # of pictures
 Cells = Sequence[str]
+Buffer = bytes | bytearray | memoryview
+PARTIAL = ".partial"  # the end of the name of a file that is being written
 
 
 @dataclass(frozen=True)
@@ -116,23 +118,26 @@ def write_file(path: Path, content: bytes) -> None:
         raise OutputError(f"{path} cannot be written ({error.strerror}); give another place") from None
 
 
-def replace_file(path: Path, content: bytes, durable: bool = False) -> None:
+def replace_file(path: Path, content: bytes | Iterable[Buffer], durable: bool = False) -> None:
     """Write a file that appears whole or not at all: it is written under another name, then renamed.
+
+    `content` may come in pieces, each of which is made when the one before it is written.
 
     A link stays a link: what it leads to is replaced. An existing file keeps its mode. What is not a plain file, such
     as /dev/stdout or a named pipe, is written to directly. `durable` also waits until file and name are on the disk.
     Raises OSError.
     """
+    pieces = [content] if isinstance(content, bytes) else content
     if _written_directly(path):
-        _write_directly(path, content)
+        _write_directly(path, pieces)
         return
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{secrets.token_hex(6)}.partial")
+    temporary = target.with_name(f".{secrets.token_hex(6)}{PARTIAL}")
     undo = partial(temporary.unlink, missing_ok=True)
     with interrupt.cleaning(undo):
         try:
             with _created(temporary) as file:
-                file.write(content)
+                file.writelines(pieces)
                 if durable:
                     file.flush()
                     os.fsync(file.fileno())
@@ -177,14 +182,14 @@ def _own_streams(state: os.stat_result) -> Iterator[int]:
                 yield descriptor
 
 
-def _write_directly(path: Path, content: bytes) -> None:
+def _write_directly(path: Path, pieces: Iterable[Buffer]) -> None:
     own = next(_own_streams(path.stat()), None)
     if own is None:
         with path.open("wb") as file:
-            file.write(content)
+            file.writelines(pieces)
         return
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()  # what was printed before comes first
     with open(own, "wb", closefd=False) as file:  # opened by its name, the file would be cut
-        file.write(content)
+        file.writelines(pieces)

@@ -5,12 +5,14 @@ import queue
 import threading
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 
 from ..errors import EngineError
 from ..model.qwen3 import Qwen3
 from ..text.tokenizer import Tokenizer
-from .prefix import PrefixStore
+from .prefix import PrefixStore, model_key
+from .prefix_folder import FOLDER_BYTES, PrefixFolder
 from .reply import Chunk, Speaker
 from .request import Prompt, ReplyOptions, Request, prepare
 from .rows import Row
@@ -64,6 +66,8 @@ class Engine:
 
     max_gap: seconds for which a long prompt may hold up the replies that run, beside one step of their own.
     prefix_bytes: keys and values of earlier prompts and replies to keep, for prompts that begin alike; 0 keeps none.
+    cache_dir: a folder for what does not fit there and for what is left when the engine closes; the next engine of the
+    same model goes on with it. cache_dir_bytes: of its files, of all models; those used least recently go first.
 
     Every method may be called from any thread.
     """
@@ -76,9 +80,13 @@ class Engine:
         max_rows: int = 8,
         max_gap: float = MAX_GAP,
         prefix_bytes: int = PREFIX_BYTES,
+        cache_dir: str | Path | None = None,
+        cache_dir_bytes: int = FOLDER_BYTES,
     ):
+        """Raises OutputError if `cache_dir` cannot be written to."""
         self._model, self._tokenizer = model, tokenizer
         self._max_rows, self._max_gap, self._prefix_bytes = max_rows, max_gap, prefix_bytes
+        self._folder = PrefixFolder(cache_dir, model_key(model), cache_dir_bytes) if cache_dir is not None else None
         self._scheduler = self._new_scheduler()
         self._replies: dict[Row, Reply] = {}
         self._wake = threading.Condition()  # guards the two below
@@ -165,7 +173,8 @@ class Engine:
             reply._put(error)
 
     def _new_scheduler(self) -> Scheduler:
-        prefixes = PrefixStore(self._prefix_bytes) if self._prefix_bytes else None
+        kept = self._prefix_bytes or self._folder
+        prefixes = PrefixStore(self._prefix_bytes, self._folder) if kept else None
         return Scheduler(
             self._model,
             self._tokenizer.size,
@@ -181,6 +190,8 @@ def _loop(engine: Engine) -> None:
         engine.step()
     assert engine._closing
     engine._end_all(engine._closing)
+    for _ in engine._scheduler.close():
+        pass
 
 
 def _close(engine: "weakref.ref[Engine]") -> None:

@@ -2,15 +2,22 @@
 
 from collections.abc import Sequence
 
+import mlx.core as mx
 import numpy as np
 
+from ..errors import UsageError
 from ..model.cache import KVCache
+from ..model.qwen3 import Qwen3
+from .prefix_folder import PrefixFolder, shared_length
+
+WORTH_READING = 32  # tokens that a file must have beyond what the memory has
+UNUSED = 1.25  # a cache with more slots than this for each token is copied to one that fits
 
 
 class Prefix:
     """Token ids and a cache of one row that holds them."""
 
-    def __init__(self, ids: Sequence[int], cache: KVCache):
+    def __init__(self, ids: Sequence[int] | np.ndarray, cache: KVCache):
         self.ids, self.cache = np.array(ids, np.int32), cache
 
     @property
@@ -19,44 +26,77 @@ class Prefix:
 
 
 class PrefixStore:
-    """The prefixes that were used last, up to a number of bytes."""
+    """The prefixes that were used last, up to a number of bytes. Others go to a folder, if there is one."""
 
-    def __init__(self, limit: int):
-        self._limit = limit
+    def __init__(self, limit: int, folder: PrefixFolder | None = None):
+        self._limit, self._folder = limit, folder
         self._prefixes: list[Prefix] = []  # the one used last at the end
 
     @property
     def nbytes(self) -> int:
         return sum(prefix.nbytes for prefix in self._prefixes)
 
+    @property
+    def last(self) -> Prefix | None:
+        """The prefix used last."""
+        return self._prefixes[-1] if self._prefixes else None
+
     def longest(self, ids: np.ndarray) -> int:
         """How many tokens of `ids` the best prefix has."""
-        return max((shared_length(ids, prefix.ids) for prefix in self._prefixes), default=0)
+        kept = max((shared_length(ids, prefix.ids) for prefix in self._prefixes), default=0)
+        on_disk = self._folder.longest(ids) if self._folder else 0
+        return on_disk if on_disk >= kept + WORTH_READING else kept
 
-    def take(self, ids: np.ndarray) -> KVCache:
-        """A cache of its own with the longest known beginning of `ids`."""
-        best = max(self._prefixes, key=lambda prefix: shared_length(ids, prefix.ids))
-        self._prefixes.remove(best)
-        self._prefixes.append(best)
-        return best.cache.copy(shared_length(ids, best.ids))
+    def take(self, ids: np.ndarray) -> KVCache | None:
+        """A cache of its own with the longest known beginning of `ids`, None if nothing is known of it."""
+        best = max(self._prefixes, key=lambda prefix: shared_length(ids, prefix.ids), default=None)
+        kept = shared_length(ids, best.ids) if best else 0
+        if self._folder and self.longest(ids) > kept and (found := self._folder.read(ids)):
+            best = Prefix(*found)
+            kept = shared_length(ids, best.ids)
+        if best is None or not kept:
+            return None
+        taken = best.cache.copy(kept)
+        self._keep(best)
+        return taken
 
-    def put(self, ids: Sequence[int], cache: KVCache) -> None:
+    def put(self, ids: Sequence[int] | np.ndarray, cache: KVCache) -> None:
         """Keep a cache of one row that holds `ids`. The store owns it from now on."""
         new = Prefix(ids, cache)
-        if any(shared_length(new.ids, prefix.ids) == len(new.ids) for prefix in self._prefixes):
-            return  # a longer one begins with it
-        self._prefixes = [p for p in self._prefixes if shared_length(new.ids, p.ids) < len(p.ids)]
-        self._prefixes.append(new)
-        self.shrink(self._limit)
+        if longer := [p for p in self._prefixes if shared_length(new.ids, p.ids) == len(new.ids)]:
+            self._keep(longer[0])
+            return
+        if cache.capacity > UNUSED * cache.end:
+            new.cache = cache.copy(cache.end)
+        self._keep(new)
 
     def shrink(self, limit: int) -> None:
-        """Drop what was not used for the longest time until at most `limit` bytes are left."""
+        """Let go of what was not used for the longest time until at most `limit` bytes are left."""
         while self._prefixes and self.nbytes > limit:
-            del self._prefixes[0]
+            self._let_go(self._prefixes.pop(0))
+
+    def close(self) -> None:
+        """Write what is to outlive the process."""
+        self.shrink(0)
+        if self._folder:
+            self._folder.close()
+
+    def _keep(self, prefix: Prefix) -> None:
+        """Note that a prefix was used last. Those that it begins with go."""
+        self._prefixes = [p for p in self._prefixes if shared_length(prefix.ids, p.ids) < len(p.ids)]
+        self._prefixes.append(prefix)
+        self.shrink(self._limit)
+
+    def _let_go(self, prefix: Prefix) -> None:
+        if self._folder:
+            self._folder.write(prefix.ids, prefix.cache)
 
 
-def shared_length(a: np.ndarray, b: np.ndarray) -> int:
-    """How many tokens two sequences of ids begin with in common."""
-    n = min(len(a), len(b))
-    different = np.flatnonzero(a[:n] != b[:n])
-    return int(different[0]) if len(different) else n
+def model_key(model: Qwen3) -> str:
+    """What decides the keys and values of token ids: the model, its dtype and settings, and the device.
+
+    Raises UsageError for a model that `load_model` did not make: nothing tells it from others.
+    """
+    if model.fingerprint is None:
+        raise UsageError("this model was not loaded from a checkpoint; only a loaded one can keep prefixes in files")
+    return f"{model.fingerprint} {mx.default_device().type.name}"

@@ -16,7 +16,8 @@ from ..model.cache import KVCache
 from ..model.qwen3 import Qwen3
 from .batch import SIZES, Batch
 from .filters import BROKEN
-from .prefix import PrefixStore, shared_length
+from .prefix import PrefixStore
+from .prefix_folder import shared_length
 from .rows import Row
 from .runner import Prefill, prefill_chunk
 from .sampling import Sampler
@@ -49,6 +50,7 @@ class Scheduler:
         self._waiting: deque[Row] = deque()
         self._prompt: tuple[Row, Prefill] | None = None
         self._batches: list[Batch] = []
+        self._failed: set[Row] = set()  # that have not left yet
         self._pace = 0.0  # seconds of prefill for a token, measured
 
     def add(self, row: Row) -> None:
@@ -77,11 +79,26 @@ class Scheduler:
         while self.busy:
             yield from self.step()
 
+    @any_thread
+    def close(self) -> Iterator[Event]:
+        """End every row without an event, keep their prefixes, and write those that are to outlive the process."""
+        self._waiting.clear()
+        self._prompt = None
+        for batch in list(self._batches):
+            for row in batch.rows:
+                row.ended = True
+            yield from self._decode(batch)
+        if self._prefixes:
+            self._prefixes.close()
+
     # --- decode
 
     def _decode(self, batch: Batch) -> Iterator[Event]:
         try:
-            yield from batch.step()
+            for row, event in batch.step():
+                if isinstance(event, Exception):
+                    self._failed.add(row)
+                yield row, event
         except Exception as error:  # the step of all rows has failed, and with it their cache
             self._batches.remove(batch)
             for row in batch.rows:
@@ -92,8 +109,9 @@ class Scheduler:
                     self._remove(batch, row)
 
     def _remove(self, batch: Batch, row: Row) -> None:
-        if self._prefixes is None:
+        if self._prefixes is None or row in self._failed:  # what a failed row computed may be what failed it
             batch.leave(row)
+            self._failed.discard(row)
         else:
             self._prefixes.put([*row.prompt, *row.tokens[:-1]], batch.take_out(row))
         if not batch.rows:

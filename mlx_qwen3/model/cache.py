@@ -3,7 +3,7 @@
 B batch, L new tokens, S cached + new, H query heads, K key/value heads, D head_dim, T = B * L
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import mlx.core as mx
 
@@ -118,6 +118,11 @@ class KVCache:
     def nbytes(self) -> int:
         return sum(buffer.nbytes for buffer in self.buffers)
 
+    @property
+    def capacity(self) -> int:
+        """Slots of a buffer, filled or not."""
+        return self.buffers[0].shape[3] if self.buffers else 0
+
     def view(self, length: int, watch: Listener | None = None) -> EagerView:
         """The view of a pass over `length` new tokens; `commit` its buffers afterwards."""
         return EagerView(self, length, watch)
@@ -193,6 +198,28 @@ class KVCache:
     def copy(self, length: int) -> "KVCache":
         """A cache of the first `length` tokens of the only row, which leaves this one as it is."""
         return self.extract(0, length)
+
+    def stored(self) -> dict[str, mx.array]:
+        """The keys and values of the only row by name, without unused slots: what `restored` makes a cache from.
+
+        The arrays are not evaluated, so that they need not all be in memory twice.
+        """
+        return {f"layers.{layer}.kv": buffer[:, :, :, : self.end] for layer, buffer in enumerate(self.buffers)}
+
+    @classmethod
+    def restored(cls, arrays: Mapping[str, mx.array], length: int) -> "KVCache":
+        """The cache of one row of `length` tokens whose `stored` gave these arrays. It takes them as they are.
+
+        Raises ValueError if they are not those of a cache.
+        """
+        names = [f"layers.{layer}.kv" for layer in range(len(arrays))]
+        if set(names) != set(arrays) or any(
+            a.shape[:2] != (2, 1) or a.shape[3:4] != (length,) for a in arrays.values()
+        ):
+            raise ValueError(f"{list(arrays)[:3]} are not the arrays of a cache of {length} tokens")
+        row = cls()
+        row.buffers, row.end = [arrays[name] for name in names], length
+        return row
 
     def resize(self, size: int, rows: Sequence[int]) -> None:
         """Keep these rows, in this order, in the first of `size` slots; drop the padding that they share."""

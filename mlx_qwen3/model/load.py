@@ -11,6 +11,7 @@ from mlx.utils import tree_unflatten
 from ..files.checkpoint import Checkpoint
 from ..files.config import Qwen3Config
 from ..files.dtypes import parse_dtype
+from ..files.fingerprint import fingerprint
 from ..files.headers import StoredTensor
 from ..files.layout import Module, checkpoint_dtype, fusions, native_modules, part_shapes
 from ..files.values import cast, stacked
@@ -38,6 +39,7 @@ def load_model(checkpoint: Checkpoint | str | Path, dtype: str | mx.Dtype | None
             path = name.replace(module.name, places.get(module.name, module.name), 1)
             parameters.append((path, _read(tensors, compute)))
     model.load_weights(parameters, strict=True)
+    model.fingerprint = fingerprint(checkpoint, compute)
     return model
 
 

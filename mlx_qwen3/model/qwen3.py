@@ -126,6 +126,7 @@ class Qwen3(nn.Module):
     def __init__(self, config: Qwen3Config):
         super().__init__()
         self.config = config
+        self.fingerprint: str | None = None  # of the checkpoint, see files/fingerprint.py; `load_model` sets it
         self.rope = RoPE(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = [Block(config, layer) for layer in range(config.num_hidden_layers)]

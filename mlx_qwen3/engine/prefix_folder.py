@@ -1,0 +1,146 @@
+"""A folder of prefixes: what does not fit the memory, or is to outlive the process.
+
+Several processes may share a folder. Each file appears whole or not at all, and a file that another process has removed
+is a prefix that is not known.
+"""
+
+import fcntl
+import hashlib
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import OutputError, Qwen3Error, warn
+from ..model.cache import KVCache
+from ..report import PARTIAL, replace_file
+from .prefix_file import OtherModel, PrefixFile, UnusablePrefix, pieces
+
+FOLDER_BYTES = 10 * 10**9  # of the files in a folder
+SUFFIX = ".prefix.safetensors"
+
+
+class PrefixFolder:
+    """The prefixes of one model in a folder, which may hold those of others."""
+
+    def __init__(self, folder: str | Path, model: str, limit: int = FOLDER_BYTES):
+        """`model` is what `model_key` gives. The files of all models may take `limit` bytes: the oldest go first.
+
+        Makes the folder. Raises OutputError if it cannot be written to.
+        """
+        self.folder, self._model, self._limit = Path(folder), model, limit
+        self._writes = True
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.folder, os.O_RDONLY)
+        except OSError as error:
+            raise OutputError(f"{folder} cannot be used as a folder of prefixes ({error.strerror})") from None
+        if not os.access(self.folder, os.W_OK):
+            raise OutputError(f"{folder} cannot be written to; give another folder")
+        self._clean()
+        self._ids: dict[Path, np.ndarray] = {}
+        for path in self._files():
+            if file := self._open(path):
+                self._ids[path] = file.ids
+
+    def close(self) -> None:
+        """Let go of the folder. What is written stays."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def longest(self, ids: np.ndarray) -> int:
+        """How many tokens of `ids` the best file has."""
+        return max((shared_length(ids, known) for known in self._ids.values()), default=0)
+
+    def read(self, ids: np.ndarray) -> tuple[np.ndarray, KVCache] | None:
+        """The prefix that has most of `ids`, if its file is in order."""
+        path = max(self._ids, key=lambda path: shared_length(ids, self._ids[path]), default=None)
+        if path is None or (file := self._open(path)) is None:
+            return None
+        try:
+            cache = file.read()
+        except UnusablePrefix as error:
+            self._ignore(path, error)
+            return None
+        with suppress(OSError):
+            os.utime(path)  # it is the one used last
+        return file.ids, cache
+
+    def write(self, ids: np.ndarray, cache: KVCache) -> None:
+        """Keep a prefix, unless a file has it already. If the disk is full, says so once and writes no more."""
+        path = self.folder / f"{_name(self._model, ids)}{SUFFIX}"
+        longer = [known for known, other in self._ids.items() if shared_length(ids, other) == len(ids)]
+        if longer or not self._writes or not cache.end:
+            return
+        try:
+            replace_file(path, pieces(self._model, ids, cache))
+        except OSError as error:
+            self._writes = False
+            warn(f"{self.folder} cannot be written to ({error.strerror}); prefixes are kept in memory only")
+            return
+        for known, other in list(self._ids.items()):
+            if shared_length(ids, other) == len(other):  # the new one begins with it
+                self._remove(known)
+        self._ids[path] = np.array(ids, np.int32)
+        self._shrink()
+
+    def _files(self) -> list[Path]:
+        """The prefixes of all models, the one used last at the end."""
+        found = []
+        for path in self.folder.glob(f"*{SUFFIX}"):
+            with suppress(OSError):
+                found.append((path.stat().st_mtime_ns, path))
+        return [path for _, path in sorted(found)]
+
+    def _shrink(self) -> None:
+        sizes = {}
+        for path in self._files():
+            with suppress(OSError):
+                sizes[path] = path.stat().st_size
+        total = sum(sizes.values())
+        for path, size in sizes.items():
+            if total <= self._limit:
+                return
+            self._remove(path)
+            total -= size
+
+    def _remove(self, path: Path) -> None:
+        self._ids.pop(path, None)
+        with suppress(OSError):
+            path.unlink()
+
+    def _open(self, path: Path) -> PrefixFile | None:
+        try:
+            return PrefixFile(path, self._model)
+        except OtherModel:
+            return None
+        except (UnusablePrefix, Qwen3Error) as error:
+            self._ignore(path, error)
+            return None
+
+    def _ignore(self, path: Path, reason: Exception) -> None:
+        self._ids.pop(path, None)
+        if os.path.lexists(path):  # else another process has removed it
+            warn(f"the prefix in {path} is not used: {reason}")
+
+    def _clean(self) -> None:
+        """Remove what a killed process has left, if no other process uses the folder now."""
+        with suppress(OSError):
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for path in self.folder.glob(f".*{PARTIAL}"):
+                path.unlink(missing_ok=True)
+        with suppress(OSError):
+            fcntl.flock(self._lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def _name(model: str, ids: np.ndarray) -> str:
+    return hashlib.sha256(model.encode() + np.array(ids, np.int32).tobytes()).hexdigest()[:40]
+
+
+def shared_length(a: np.ndarray, b: np.ndarray) -> int:
+    """How many tokens two sequences of ids begin with in common."""
+    n = min(len(a), len(b))
+    different = np.flatnonzero(a[:n] != b[:n])
+    return int(different[0]) if len(different) else n
