@@ -110,7 +110,7 @@ def check_place(path: Path) -> None:
         raise OutputError(f"{place} cannot be written to; give another place")
 
 
-def write_file(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes | Iterable[Buffer]) -> None:
     """Write a file for a user, by `replace_file`. Raises OutputError."""
     try:
         replace_file(path, content)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mlx_qwen3.engine.prefix import PrefixStore
+from mlx_qwen3.engine.prefix_folder import PrefixFolder
 from mlx_qwen3.engine.rows import Row
 from mlx_qwen3.engine.sampling import SamplingParams
 from mlx_qwen3.engine.scheduler import Scheduler
@@ -77,6 +78,7 @@ class Schedule:
     stop_ids: Any
     prompts: Sequence[Sequence[int]]
     seed: int
+    folder: PrefixFolder | None = None
     rows: list[tuple[Job, Row]] = field(default_factory=list)
     heard: dict[Row, list[int]] = field(default_factory=dict)
     errors: dict[Row, Exception] = field(default_factory=dict)
@@ -84,7 +86,7 @@ class Schedule:
 
     def run(self) -> None:
         rng = random.Random(self.seed)
-        prefixes = PrefixStore(rng.choice([10**5, 10**8])) if rng.random() < 0.6 else None
+        prefixes = PrefixStore(rng.choice([10**5, 10**8]), self.folder) if rng.random() < 0.6 else None
         scheduler = Scheduler(self.model, self.vocabulary, max_rows=rng.choice([1, 2, 4, 8]), prefixes=prefixes)
         waiting = [self._job(rng) for _ in range(rng.randint(1, 8))]
         pace = rng.choice([0.1, 0.5, 1.0])

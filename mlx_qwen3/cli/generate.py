@@ -60,6 +60,8 @@ from .terminal import Printer, read_stdin, say, show_json, statistics, warnings_
     default=None,
     help="Guess tokens from the text so far. Default: while that is faster. It changes no token.",
 )
+@click.option("--cache-dir", metavar="DIR", help="Keep keys and values here, for later prompts that begin alike.")
+@click.option("--prompt-cache", metavar="FILE", help="The same in one file: of this prompt and its reply alone.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of streamed text.")
 def command(
     prompt: str,
@@ -76,11 +78,14 @@ def command(
     stop: tuple[str, ...],
     draft: str | None,
     lookup: bool | None,
+    cache_dir: str | None,
+    prompt_cache: str | None,
     as_json: bool,
     **sampling: Any,
 ) -> None:
     """Reply to a prompt; the text streams to stdout."""
     from .. import blas
+    from ..engine import prefix
     from ..engine import request as requests
     from ..engine.sampling import SamplingParams
     from ..files import hub
@@ -114,10 +119,13 @@ def command(
         requests.check_draft(draft_checkpoint, tokenizer)
     if advice := blas.advice():
         say(f"note: {advice}")
+    if prompt_cache is not None:
+        prefix.check_file(prompt_cache)
     model = loading.load_model(checkpoint, dtype)
     drafts = (loading.load_model(draft_checkpoint, dtype) if draft_checkpoint else None, lookup)
     with interrupt.postponed() as interrupted:  # Ctrl-C ends the reply, and what there is of it is complete
-        result = _reply(model, tokenizer, request, drafts, None if as_json else Printer(), interrupted)
+        with warnings_afterwards(), prefix.kept(model, cache_dir, prompt_cache) as prefixes:
+            result = _reply(model, tokenizer, request, (*drafts, prefixes), None if as_json else Printer(), interrupted)
         if as_json:
             show_json({**asdict(result), "model": source})
         else:
@@ -155,16 +163,16 @@ def _reply(
     model: Any,
     tokenizer: Any,
     request: Any,
-    drafts: tuple[Any, Any],
+    helpers: tuple[Any, ...],
     printer: Printer | None,
     interrupted: Callable[[], bool],
 ) -> Any:
-    """Run a request to its end or to Ctrl-C, shown as it is made."""
+    """Run a request to its end or to Ctrl-C, shown as it is made. `helpers` are what `run` takes after the request."""
     from ..engine import reply as generation
 
     collector = generation.Collector(model, request)
-    with warnings_afterwards(), printer or nullcontext():
-        for step in generation.run(model, tokenizer, request, *drafts):
+    with printer or nullcontext():
+        for step in generation.run(model, tokenizer, request, *helpers):
             collector.add(step)
             if printer:
                 printer.step(step.text, step.thinking)

@@ -150,8 +150,9 @@ class Printer:
 
 def statistics(result: Any) -> str:
     drafts = f" | drafts {result.accepted_tokens} of {result.drafted_tokens} right" if result.drafted_tokens else ""
+    cached = f", {result.cached_tokens} of them cached" if result.cached_tokens else ""
     return (
-        f"{result.prompt_tokens} prompt tokens, {result.prefill_tps:.1f} tok/s | "
+        f"{result.prompt_tokens} prompt tokens{cached}, {result.prefill_tps:.1f} tok/s | "
         f"{result.generation_tokens} generated, {result.decode_tps:.1f} tok/s{drafts} | "
         f"first after {result.ttft_s:.2f} s | peak {result.peak_memory_gb:.2f} GB | "
         f"{result.dtype} | {result.finish_reason}"

@@ -11,7 +11,7 @@ from types import TracebackType
 from ..errors import EngineError
 from ..model.qwen3 import Qwen3
 from ..text.tokenizer import Tokenizer
-from .prefix import PrefixStore, model_key
+from .prefix import PREFIX_BYTES, PrefixStore, model_key
 from .prefix_folder import FOLDER_BYTES, PrefixFolder
 from .reply import Chunk, Speaker
 from .request import Prompt, ReplyOptions, Request, prepare
@@ -19,8 +19,6 @@ from .rows import Row
 from .scheduler import MAX_GAP, Scheduler
 from .speculative import make_drafter
 from .threads import note_thread
-
-PREFIX_BYTES = 1 << 30  # of keys and values that are kept for later prompts
 
 
 class Reply:
@@ -192,6 +190,8 @@ def _loop(engine: Engine) -> None:
     engine._end_all(engine._closing)
     for _ in engine._scheduler.close():
         pass
+    if engine._scheduler.prefixes:
+        engine._scheduler.prefixes.close()
 
 
 def _close(engine: "weakref.ref[Engine]") -> None:

@@ -1,15 +1,22 @@
 """Prefixes: keys and values of earlier prompts and replies, which a new prompt may begin with."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
-from ..errors import UsageError
+from ..errors import UsageError, warn
+from ..files.reading import exists
 from ..model.cache import KVCache
 from ..model.qwen3 import Qwen3
+from ..report import check_place, write_file
+from .prefix_file import PrefixFile, UnusablePrefix, pieces
 from .prefix_folder import PrefixFolder, shared_length
+from .threads import shared_stream
 
+PREFIX_BYTES = 1 << 30  # of keys and values that are kept for later prompts
 WORTH_READING = 32  # tokens that a file must have beyond what the memory has
 UNUSED = 1.25  # a cache with more slots than this for each token is copied to one that fits
 
@@ -76,8 +83,9 @@ class PrefixStore:
             self._let_go(self._prefixes.pop(0))
 
     def close(self) -> None:
-        """Write what is to outlive the process."""
-        self.shrink(0)
+        """Write what is to outlive the process, and forget it. In any thread, but not within a step."""
+        with shared_stream():
+            self.shrink(0)
         if self._folder:
             self._folder.close()
 
@@ -90,6 +98,60 @@ class PrefixStore:
     def _let_go(self, prefix: Prefix) -> None:
         if self._folder:
             self._folder.write(prefix.ids, prefix.cache)
+
+
+@contextmanager
+def kept(
+    model: Qwen3, folder: str | Path | None = None, file: str | Path | None = None, limit: int = PREFIX_BYTES
+) -> Iterator[PrefixStore | None]:
+    """A store for one reply, filled from a folder or a file or both, which take what the reply leaves.
+
+    None if neither is given. A file that is damaged or of another model is not used, and replaced; see `check_file`.
+    Raises OutputError if one of them cannot be written to.
+    """
+    if folder is None and file is None:
+        yield None
+        return
+    key = model_key(model)
+    store = PrefixStore(limit, PrefixFolder(folder, key) if folder is not None else None)
+    if file is not None and (found := _read(Path(file), key)):
+        store.put(*found)
+    before = store.last
+    try:
+        yield store
+    finally:
+        if file is not None and (last := store.last) and last is not before:
+            with shared_stream():
+                write_file(Path(file), pieces(key, last.ids, last.cache))
+        store.close()
+
+
+def check_file(path: str | Path) -> None:
+    """Raises UsageError or OutputError, before the work, if `kept` could not or must not write this file."""
+    check_place(Path(path))
+    if _has_content(Path(path)):
+        try:
+            PrefixFile(Path(path), "")
+        except UnusablePrefix as error:
+            if not error.ours:
+                raise UsageError(f"{path} is not a prompt cache ({error}); give another name, or remove it") from None
+
+
+def _read(path: Path, key: str) -> tuple[np.ndarray, KVCache] | None:
+    """The prefix in a file, None if there is none, or none that can be used."""
+    if not _has_content(path):
+        return None
+    try:
+        file = PrefixFile(path, key)
+        with shared_stream():
+            return file.ids, file.read()
+    except UnusablePrefix as error:
+        warn(f"the prompt cache in {path} is not used: {error}")
+        return None
+
+
+def _has_content(path: Path) -> bool:
+    return exists(path) and path.stat().st_size > 0
 
 
 def model_key(model: Qwen3) -> str:

@@ -16,7 +16,6 @@ import numpy as np
 from ..errors import CheckpointError
 from ..files.dtypes import NAMES
 from ..files.headers import StoredTensor, TensorFile, tensors_of
-from ..files.reading import exists
 from ..files.values import stored, to_mlx
 from ..model.cache import KVCache
 from ..report import Buffer
@@ -41,10 +40,13 @@ class PrefixFile:
         """Raises UnusablePrefix if the file is of something else, and OtherModel if it is of another model."""
         try:
             self._file = TensorFile(path)
-            self._tensors = {tensor.name: tensor for tensor in _checked(self._file, model)}
+        except CheckpointError:
+            raise UnusablePrefix("it cannot be read as a safetensors file") from None
+        self._tensors = {tensor.name: tensor for tensor in _checked(self._file, model)}
+        try:
             self.ids = np.frombuffer(self._tensors["ids"].read(), np.int32)
         except CheckpointError as error:
-            raise UnusablePrefix(str(error)) from None
+            raise UnusablePrefix(str(error), ours=True) from None
 
     def read(self) -> KVCache:
         """The keys and values. Raises UnusablePrefix if a byte of the file is not what was written."""
@@ -67,11 +69,6 @@ class PrefixFile:
 class OtherModel(UnusablePrefix):
     def __init__(self) -> None:
         super().__init__("it is of another model or other settings", ours=True)
-
-
-def open_prefix(path: Path, model: str) -> PrefixFile | None:
-    """The prefix in a file, None if there is no file. Raises UnusablePrefix."""
-    return PrefixFile(path, model) if exists(path) else None
 
 
 def pieces(model: str, ids: Sequence[int] | np.ndarray, cache: KVCache) -> Iterator[Buffer]:

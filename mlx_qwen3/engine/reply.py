@@ -13,6 +13,7 @@ from ..model.qwen3 import Qwen3
 from ..text.chat_template import Tool
 from ..text.streaming import ReplyText
 from ..text.tokenizer import Tokenizer
+from .prefix import PrefixStore
 from .request import Prompt, ReplyOptions, Request, prepare
 from .rows import Row
 from .sampling import SamplingParams
@@ -24,7 +25,8 @@ from .speculative import Drafter, make_drafter
 class Chunk:
     """One token. `text` is the part of the answer that it completes and `thinking` that of the thinking, often one
     of them empty; `finish_reason` is set on the last step: "stop" (an end token or stop string) or "length".
-    `drafted` and `accepted` count the draft tokens of the reply so far, those checked and those right.
+    `drafted` and `accepted` count the draft tokens of the reply so far, those checked and those right; `cached` the
+    tokens of the prompt that were not computed, since an earlier prompt began with them.
     """
 
     token: int
@@ -33,6 +35,7 @@ class Chunk:
     finish_reason: str | None = None
     drafted: int = 0
     accepted: int = 0
+    cached: int = 0
 
 
 @dataclass
@@ -40,7 +43,8 @@ class Result:
     """A reply with its measurements; times in seconds, rates in tokens per second.
 
     `tokens` are all that were generated, the end token with them; `accepted_tokens` of them came from
-    `drafted_tokens` that were guessed and checked (speculative decoding). `peak_memory_gb` is MLX's, in 10^9 bytes.
+    `drafted_tokens` that were guessed and checked (speculative decoding). `cached_tokens` of the prompt were known from
+    earlier prompts; `prefill_tps` counts the others. `peak_memory_gb` is MLX's, in 10^9 bytes.
     """
 
     text: str = ""
@@ -48,6 +52,7 @@ class Result:
     tokens: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     generation_tokens: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
@@ -77,6 +82,7 @@ class Collector:
         self._result.text += step.text
         self._result.thinking += step.thinking
         self._result.finish_reason = step.finish_reason
+        self._result.cached_tokens = step.cached
         self._result.drafted_tokens, self._result.accepted_tokens = step.drafted, step.accepted
 
     def interrupt(self) -> None:
@@ -94,7 +100,7 @@ class Collector:
             thinking=self._result.thinking.strip("\n"),
             generation_tokens=len(times),
             ttft_s=ttft,
-            prefill_tps=self._result.prompt_tokens / ttft,
+            prefill_tps=(self._result.prompt_tokens - self._result.cached_tokens) / ttft,
             decode_tps=(len(times) - 1) / decoding if len(times) > 1 else 0.0,
             peak_memory_gb=mx.get_peak_memory() / 1e9,
         )
@@ -117,22 +123,36 @@ class Speaker:
         reason = "stop" if ended or self._text.stopped else "length" if last else None
         self.row.ended = self.row.ended or reason is not None
         drafter = self.row.drafter
-        return Chunk(token, answer, thinking, reason, *((drafter.drafted, drafter.accepted) if drafter else (0, 0)))
+        drafts = (drafter.drafted, drafter.accepted) if drafter else (0, 0)
+        return Chunk(token, answer, thinking, reason, *drafts, cached=self.row.cached)
 
 
 def run(
-    model: Qwen3, tokenizer: Tokenizer, request: Request, draft: Qwen3 | None = None, lookup: bool | None = None
+    model: Qwen3,
+    tokenizer: Tokenizer,
+    request: Request,
+    draft: Qwen3 | None = None,
+    lookup: bool | None = None,
+    prefixes: PrefixStore | None = None,
 ) -> Iterator[Chunk]:
-    """The reply to a prepared request, step by step; `draft` and `lookup` are those of `make_drafter`."""
+    """The reply to a prepared request, step by step; `draft` and `lookup` are those of `make_drafter`.
+
+    `prefixes` may hold what the prompt begins with, and takes what was computed for this reply when it ends.
+    """
     speaker = Speaker(tokenizer, request, make_drafter(model, [request.ids], draft, lookup, tokenizer.size))
-    scheduler = Scheduler(model, tokenizer.size)
+    scheduler = Scheduler(model, tokenizer.size, prefixes=prefixes)
     scheduler.add(speaker.row)
-    for _, event in scheduler.run():
-        if isinstance(event, Exception):
-            raise event
-        yield (chunk := speaker.say(event))
-        if chunk.finish_reason:
-            return
+    try:
+        for _, event in scheduler.run():
+            if isinstance(event, Exception):
+                raise event
+            yield (chunk := speaker.say(event))
+            if chunk.finish_reason:
+                return
+    finally:
+        if prefixes:
+            for _ in scheduler.close():
+                pass
 
 
 def stream(

@@ -35,6 +35,7 @@ class Row:
     steering: Sequence[Steering] = ()
     drafter: Drafter | None = None
     tokens: list[int] = field(default_factory=list)
+    cached: int = 0  # tokens of the prompt whose keys and values were known
     ended: bool = False  # by a stop id or the limit, or from outside
 
     @property

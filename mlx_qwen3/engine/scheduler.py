@@ -46,7 +46,7 @@ class Scheduler:
         """At most `max_rows` run together. Ids from `vocabulary` up are never chosen."""
         self._model, self._vocabulary = model, vocabulary
         self._max_rows, self._max_gap = max_rows, max_gap
-        self._prefixes = prefixes
+        self.prefixes = prefixes
         self._waiting: deque[Row] = deque()
         self._prompt: tuple[Row, Prefill] | None = None
         self._batches: list[Batch] = []
@@ -81,15 +81,15 @@ class Scheduler:
 
     @any_thread
     def close(self) -> Iterator[Event]:
-        """End every row without an event, keep their prefixes, and write those that are to outlive the process."""
+        """End every row without an event, and keep their prefixes."""
         self._waiting.clear()
+        if self._prompt:
+            self._keep_prompt(*self._prompt)
         self._prompt = None
         for batch in list(self._batches):
             for row in batch.rows:
                 row.ended = True
             yield from self._decode(batch)
-        if self._prefixes:
-            self._prefixes.close()
 
     # --- decode
 
@@ -109,11 +109,11 @@ class Scheduler:
                     self._remove(batch, row)
 
     def _remove(self, batch: Batch, row: Row) -> None:
-        if self._prefixes is None or row in self._failed:  # what a failed row computed may be what failed it
+        if self.prefixes is None or row in self._failed:  # what a failed row computed may be what failed it
             batch.leave(row)
             self._failed.discard(row)
         else:
-            self._prefixes.put([*row.prompt, *row.tokens[:-1]], batch.take_out(row))
+            self._keep([*row.prompt, *row.tokens[:-1]], batch.take_out(row))
         if not batch.rows:
             self._batches.remove(batch)
 
@@ -128,11 +128,14 @@ class Scheduler:
         try:
             if not row.ended:
                 self._run(prompt)
+            if row.ended:
+                self._keep_prompt(row, prompt)
             if row.ended or prompt.logits is None:
                 return
             yield row, self._first_token(row, prompt.logits)
             self._place(row, prompt.cache)
         except Exception as error:
+            self._prompt = None
             yield from fail(row, error)
         finally:
             if row.ended or prompt.logits is not None:
@@ -141,18 +144,20 @@ class Scheduler:
     def _next_prompt(self) -> tuple[Row, Prefill] | None:
         while self._waiting and len(self.running) < self._max_rows:
             if not (row := self._waiting.popleft()).ended:
-                return row, Prefill(self._model, row.prompt, self._known_part(row.prompt))
+                prompt = Prefill(self._model, row.prompt, self._known_part(row.prompt))
+                row.cached = prompt.cache.end
+                return row, prompt
         return None
 
     def _known_part(self, prompt: Sequence[int]) -> KVCache | None:
         """A cache with the longest beginning of the prompt that is known. It leaves a token to compute."""
         ids = np.array(prompt[:-1], np.int32)
-        kept = self._prefixes.longest(ids) if self._prefixes else 0
+        kept = self.prefixes.longest(ids) if self.prefixes else 0
         shared = [(shared_length(ids, batch.known(row)), row, batch) for batch in self._batches for row in batch.rows]
         length, row, batch = max(shared, key=lambda entry: entry[0], default=(0, None, None))
         if row and batch and length > kept and length >= WORTH_SHARING:
             return batch.copy_of(row, length)
-        return self._prefixes.take(ids) if self._prefixes and kept else None
+        return self.prefixes.take(ids) if self.prefixes and kept else None
 
     def _run(self, prompt: Prefill) -> None:
         tokens, start = min(self._chunk(), prompt.left), time.perf_counter()
@@ -181,14 +186,22 @@ class Scheduler:
     def _place(self, row: Row, cache: KVCache) -> None:
         """Let a row whose prompt is computed join a batch of rows about as long, or begin one."""
         if row.ended:
-            if self._prefixes is not None:
-                self._prefixes.put(row.prompt, cache)
+            self._keep(row.prompt, cache)
             return
         fitting = [batch for batch in self._batches if len(batch.rows) < SIZES[-1] and alike(batch.end, row.length)]
         if fitting:
             min(fitting, key=lambda batch: abs(batch.end - row.length)).join(row, cache)
         else:
             self._batches.append(Batch(self._model, row, cache, self._vocabulary))
+
+    def _keep_prompt(self, row: Row, prompt: Prefill) -> None:
+        """Keep what is computed of a prompt whose reply is not wanted any more."""
+        if prompt.cache.end:
+            self._keep(row.prompt[: prompt.cache.end], prompt.cache)
+
+    def _keep(self, ids: Sequence[int], cache: KVCache) -> None:
+        if self.prefixes is not None:
+            self.prefixes.put(ids, cache)
 
 
 def alike(a: int, b: int) -> bool:

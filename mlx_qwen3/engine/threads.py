@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, wraps
 from typing import ParamSpec, TypeVar
 
@@ -29,8 +30,7 @@ def any_thread(steps: Callable[Arguments, Iterator[Item]]) -> Callable[Arguments
     def wrapped(*args: Arguments.args, **options: Arguments.kwargs) -> Iterator[Item]:
         iterator = steps(*args, **options)
         while True:
-            with _step, mx.stream(_stream(mx.default_device().type)):
-                note_thread()
+            with shared_stream():
                 try:
                     item = next(iterator)
                 except StopIteration:
@@ -38,6 +38,14 @@ def any_thread(steps: Callable[Arguments, Iterator[Item]]) -> Callable[Arguments
             yield item
 
     return wrapped
+
+
+@contextmanager
+def shared_stream() -> Iterator[None]:
+    """Run MLX on the stream that belongs to no thread, alone."""
+    with _step, mx.stream(_stream(mx.default_device().type)):
+        note_thread()
+        yield
 
 
 @cache

@@ -27,8 +27,8 @@ def test_json_is_one_object(chat):
     result = here("generate", "--prompt", "hi", "--model", chat, "--max-tokens", "8", "--temp", "0", "--json")
     reply = json.loads(result.stdout)
     assert list(reply) == (
-        "text thinking tokens finish_reason prompt_tokens generation_tokens drafted_tokens accepted_tokens "
-        "ttft_s prefill_tps decode_tps "
+        "text thinking tokens finish_reason prompt_tokens cached_tokens generation_tokens drafted_tokens "
+        "accepted_tokens ttft_s prefill_tps decode_tps "
         "peak_memory_gb dtype sampling model".split()
     )
     assert (reply["finish_reason"], reply["generation_tokens"], reply["model"]) == ("length", 8, str(chat))
@@ -211,3 +211,38 @@ def test_options_that_make_no_sense_are_refused(styled, options, code, message):
     assert found[:2] == (code, "")
     assert message in found[2]
     assert found[2].count("\n") == 1
+
+
+# --- prefixes
+
+
+@pytest.mark.parametrize("option", ["--prompt-cache", "--cache-dir"])
+def test_a_second_prompt_computes_only_what_is_new(chat, tmp_path, option):
+    command = ["generate", "--prompt", "tell me a story", "--model", chat, "--max-tokens", "9", "--temp", "0", "--json"]
+    plain, first, second = (
+        json.loads(here(*command, *options).stdout) for options in ([], *[[option, tmp_path / "kept"]] * 2)
+    )
+    assert plain["tokens"] == first["tokens"] == second["tokens"]
+    cached = plain["prompt_tokens"] - 1
+    assert [reply["cached_tokens"] for reply in (plain, first, second)] == [0, 0, cached]
+    result = here(*command[:-1], option, tmp_path / "kept")
+    assert f"prompt tokens, {cached} of them cached".encode() in result.stderr
+    assert result.stdout == here(*command[:-1]).stdout
+
+
+@pytest.mark.filterwarnings("always")
+def test_a_prompt_cache_of_another_model_is_replaced(chat, tmp_path):
+    command = ["generate", "--prompt", "hi", "--model", chat, "--max-tokens", "2", "--prompt-cache", tmp_path / "kept"]
+    for dtype, notes, cached in (("fp32", 0, b""), ("bf16", 1, b""), ("bf16", 0, b"of them cached")):
+        result = here(*command, "--dtype", dtype)
+        assert result.returncode == 0
+        assert result.stderr.count(b"is not used: it is of another model") == notes
+        assert cached in result.stderr
+
+
+def test_a_file_of_something_else_is_left_alone(chat, tmp_path):
+    (tmp_path / "notes.txt").write_text("eggs, flour, butter")
+    result = here("generate", "--prompt", "hi", "--model", chat, "--prompt-cache", tmp_path / "notes.txt")
+    assert result.returncode == 2
+    assert b"notes.txt is not a prompt cache" in result.stderr
+    assert (tmp_path / "notes.txt").read_text() == "eggs, flour, butter"

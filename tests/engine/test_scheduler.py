@@ -11,6 +11,8 @@ from schedules import QUESTIONS, Alone, Broken, Schedule
 from mlx_qwen3 import load
 from mlx_qwen3.engine import batch
 from mlx_qwen3.engine.decode import decode
+from mlx_qwen3.engine.prefix import model_key
+from mlx_qwen3.engine.prefix_folder import PrefixFolder
 from mlx_qwen3.engine.rows import Row
 from mlx_qwen3.engine.sampling import SamplingParams
 from mlx_qwen3.engine.scheduler import Scheduler
@@ -49,6 +51,13 @@ def test_a_row_gets_the_tokens_that_it_gets_alone(demo, alone, seed, ahead, monk
     if ahead:
         monkeypatch.setattr(batch, "kernels", SimpleNamespace(on_gpu=lambda: True))
     check(Schedule(*demo[0], demo[1], seed), alone)
+
+
+def test_prefixes_on_disk_change_no_token(demo, alone, tmp_path):
+    folder = PrefixFolder(tmp_path, model_key(demo[0][0]))
+    for seed in (40, 41, 44):
+        check(Schedule(*demo[0], demo[1], seed, folder), alone)
+    assert list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
