@@ -111,7 +111,7 @@ def greedy(logits: mx.array) -> mx.array:
     block = mx.minimum(best, whole - 1)
     place = mx.argmax(mx.take_along_axis(blocks, block[..., None], axis=1), axis=-1)
     ids = mx.where(best < whole, block * BLOCK + place, best + whole * (BLOCK - 1))
-    return _checked(ids, mx.take_along_axis(maxima, best, axis=-1))
+    return _checked(ids, mx.max(maxima, axis=-1, keepdims=True))  # argmax passes over NaN on some devices, max never
 
 
 def draw_from_all(logits: mx.array, keys: mx.array, temperature: mx.array) -> mx.array:

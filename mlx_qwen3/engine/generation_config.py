@@ -80,7 +80,7 @@ def check(raw: Mapping[str, Any]) -> None:
             raise ConfigError(f"{name} is {raw[name]!r} in {FILE}; it is not supported, remove it there")
     for name in sorted(raw.keys() - READ - NEUTRAL.keys() - INERT):
         if raw[name] is not None:
-            warn(f"{name} in {FILE} is not a setting that transformers or this package knows; it changes nothing")
+            warn(f"{name} in {FILE} is a setting that neither transformers nor this package knows")
 
 
 def sampling_overrides(raw: Mapping[str, Any], thinking: bool) -> dict[str, Any]:

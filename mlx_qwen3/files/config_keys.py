@@ -84,7 +84,7 @@ def check_keys(raw: Mapping[str, Any]) -> None:
         raise ConfigError(f"mlx_qwen3.format is {ours.get('format')!r}; this version reads {FORMAT}; convert again")
     for key in sorted(raw.keys() - READ - FIXED.keys() - SILENT):
         if raw[key] not in (None, False, "", {}, []) and not key.startswith(SILENT_PREFIXES):
-            warn(f"{short(key)} in config.json is no setting of Qwen3 that transformers or this package knows: ignored")
+            warn(f"{short(key)} in config.json is a setting that neither transformers nor this package knows for Qwen3")
 
 
 def _check_layer_types(raw: Mapping[str, Any]) -> None:

@@ -87,7 +87,7 @@ def read_rope(raw: Mapping[str, Any]) -> tuple[float, Scaling | None]:
         if isinstance(settings[key], dict):
             raise ConfigError(f"{key} is {shown(settings[key])}; all layers need the same rotary embeddings")
         if settings[key] is not None:
-            warn(f"{key} in config.json is no setting of rope_type {kind!r}: ignored")
+            warn(f"{key} in config.json is not a setting of rope_type {kind!r}; it changes nothing")
     return theta, _scaling(kind, _with_original(raw, settings), raw, theta)
 
 

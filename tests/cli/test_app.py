@@ -92,7 +92,7 @@ def test_a_warning_is_one_line_on_stderr(tmp_path):
     assert result.returncode == 0
     lines = result.stderr.decode().splitlines()
     assert len(lines) == 2, "and the statistics"
-    assert lines[0].startswith("warning: dry_multiplier in generation_config.json is not a setting that")
+    assert lines[0].startswith("warning: dry_multiplier in generation_config.json is a setting that neither")
 
 
 @pytest.mark.parametrize(

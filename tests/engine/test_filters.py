@@ -235,6 +235,24 @@ def test_unusable_logits_give_no_token(params, vocabulary, dtype, bad):
     assert 0 <= tokens[8] < vocabulary
 
 
+@pytest.mark.parametrize("params", MIXED[:4], ids=str)
+@pytest.mark.parametrize("vocabulary", [500, 30_000])
+def test_nan_is_seen_wherever_a_device_sorts_it(params, vocabulary, monkeypatch):
+    """Metal's argmax passes over NaN, and a sort may put it at either end."""
+    argmax, argpartition, argsort = mx.argmax, mx.argpartition, mx.argsort
+
+    def low(values):
+        return mx.where(mx.isnan(values), -mx.inf, values)
+
+    monkeypatch.setattr(mx, "argmax", lambda values, *args, **kwargs: argmax(low(values), *args, **kwargs))
+    monkeypatch.setattr(mx, "argpartition", lambda values, *args, **kwargs: argpartition(low(values), *args, **kwargs))
+    monkeypatch.setattr(mx, "argsort", lambda values, *args, **kwargs: argsort(low(values), *args, **kwargs))
+    scores = logits(3, vocabulary)
+    for row, place in enumerate((3, vocabulary // 2, vocabulary - 1)):
+        scores[row, place] = np.nan
+    assert Chooser([params], vocabulary)(mx.array(scores), keys(3)).tolist() == [BROKEN] * 3
+
+
 def test_inf_and_minus_inf_together_give_no_token():
     scores = np.array([[np.inf, -np.inf, 1.0], [np.nan, np.inf, 1.0], [np.nan] * 3], np.float32)
     for params in MIXED[:4]:
