@@ -4,19 +4,22 @@ Each function yields one LayerSteps per layer, then one with final_norm and logi
 time. The names of the steps are those of flow.py.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+from ..engine.runner import decode_step, known_cache
 from ..errors import UsageError
 from ..files.checkpoint import Checkpoint
 from ..model.qwen3 import Qwen3
 from .attention import score_blocks, softmax
-from .flow import Step
+from .flow import FLOW, Step
 from .probe import Probe, ScoreBlock
 
 REFERENCE, TRANSFORMERS = "reference", "transformers"
@@ -35,16 +38,39 @@ class LayerSteps:
 def model_steps(model: Qwen3, ids: mx.array) -> Iterator[LayerSteps]:
     """What the model's own forward pass of token ids (B, L) shows."""
     cache = model.make_cache(ids.shape[0])
-    probe = Probe(model, cache, _Keeper())
+    probe = Probe(model, cache, _LayerKeeper())
     residuals = model.residuals(ids, cache.view(ids.shape[1], probe))
     x = next(residuals)
-    for _ in model.layers:
-        probe.visitor = keeper = _Keeper()
+    for layer in range(len(model.layers)):
+        probe.visitor = keeper = _LayerKeeper()
         x = next(residuals)
         mx.eval(x)
-        yield keeper.kept
+        yield keeper.layers[layer]
     hidden = model.norm(x)
     yield LayerSteps({"final_norm": hidden, "logits": model.logits(hidden)})
+
+
+def decode_steps(model: Qwen3, ids: mx.array, tokens: mx.array) -> Iterator[LayerSteps]:
+    """What the decode step of the last of `tokens` (B, N) shows, which follow prompts (B, L). All layers are kept."""
+    cache, keeper = known_cache(model, ids, tokens[:, :-1]), _LayerKeeper()
+    mx.eval(decode_step(model)(tokens[:, -1], cache, Probe(model, cache, keeper)))
+    yield from keeper.layers.values()
+
+
+def last_token(sides: Iterator[LayerSteps]) -> Iterator[LayerSteps]:
+    """What the steps of a pass over all tokens show of the last token."""
+    axes = {step.name: step.token_axis for step in FLOW}
+    for steps in sides:
+        arrays = {
+            name: array[(*[slice(None)] * axes[name], slice(-1, None))] if axes[name] >= 0 else array
+            for name, array in steps.arrays.items()
+        }
+        yield LayerSteps(arrays, partial(_last_query, steps.blocks) if steps.blocks else None)
+
+
+def _last_query(blocks: Blocks) -> Iterator[ScoreBlock]:
+    [(_, scores, weights, visible)] = deque(blocks(), maxlen=1)
+    yield 0, scores[..., -1:, :], weights[..., -1:, :], None if visible is None else visible[..., -1:, :]
 
 
 def reference_steps(checkpoint: Checkpoint, ids: mx.array) -> Iterator[LayerSteps]:
@@ -87,14 +113,14 @@ def score_maker(q: Any, k: Any, scale: float) -> Blocks:
     return blocks
 
 
-class _Keeper:
-    """A visitor of the probe that keeps the arrays of one layer."""
+class _LayerKeeper:
+    """A visitor of the probe that keeps the arrays of every layer, in order, and those after the last one."""
 
     def __init__(self) -> None:
-        self.kept = LayerSteps()
+        self.layers: dict[int | None, LayerSteps] = {}
 
     def step(self, layer: int | None, step: Step, array: mx.array) -> None:
-        self.kept.arrays[step.name] = array
+        self.layers.setdefault(layer, LayerSteps()).arrays[step.name] = array
 
     def scores(self, layer: int, q: mx.array, blocks: Callable[[], Iterator[ScoreBlock]], keys: int) -> None:
-        self.kept.blocks = blocks
+        self.layers[layer].blocks = blocks

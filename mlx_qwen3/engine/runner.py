@@ -75,7 +75,9 @@ def _step(
     alive = model()
     assert alive is not None, "the caller holds the model"
     view = ReplayView(1, *arrays, watch=watch)
-    logits = alive.logits(alive.forward(tokens[:, None], view)[:, 0], watch)
+    logits = alive.logits(alive.forward(tokens[:, None], view)[:, 0])
+    if watch is not None:
+        watch("logits", logits[:, None])
     return [logits, *view.buffers]
 
 
@@ -85,6 +87,15 @@ def decode_step(model: Qwen3) -> DecodeStep:
     if step is None or not step.fits(model):
         step = model.decode_step = DecodeStep(model)
     return step
+
+
+def known_cache(model: Qwen3, ids: mx.array, tokens: mx.array) -> KVCache:
+    """A cache with prompts (B, L) and the beginnings (B, N) of their replies, computed as decoding computes them."""
+    cache, step = model.make_cache(ids.shape[0]), decode_step(model)
+    mx.eval(prefill(model, ids, cache), cache.buffers)
+    for place in range(tokens.shape[1]):
+        mx.eval(step(tokens[:, place], cache), cache.buffers)
+    return cache
 
 
 def _weights(model: Qwen3) -> list[Any]:

@@ -2,8 +2,9 @@
 
 from ..compare.comparison import Comparison, Difference
 from .files import check_files, write_files
+from .options import Options
 from .output import as_json, render
-from .report import Fault, Options, Report, inspect
+from .report import Fault, Report, inspect
 from .rules import load_rules
 
 __all__ = [

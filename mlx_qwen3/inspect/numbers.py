@@ -1,4 +1,7 @@
-"""The numbers of a forward pass: shapes, statistics per layer and head, and the attention map of one head."""
+"""The numbers of a forward pass: shapes, statistics per layer and head, and the attention map of one head.
+
+B batch, L new tokens, S cached + new
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,7 +11,7 @@ import numpy as np
 
 from ..compare.flow import ENTROPY, FIRST_TOKEN, K_SHARED, SCORES, SOFTMAX, V_SHARED, Step
 from ..compare.probe import Probe, ScoreBlock
-from ..engine.runner import prefill_chunk
+from ..engine.runner import decode_step, known_cache, prefill_chunk
 from ..files.dtypes import dtype_name
 from ..model.qwen3 import Qwen3
 from .statistics import Accumulator, Statistics, grouped
@@ -21,17 +24,19 @@ Key = tuple[int | None, str]  # the layer, or None after the last one, and the s
 
 @dataclass(frozen=True)
 class Numbers:
-    """What a forward pass of B rows of L tokens showed."""
+    """What a forward pass of B rows of L tokens showed, the last ones of S."""
 
     batch: int
     length: int
+    keys: int  # S
     shapes: dict[Key, tuple[int, ...]]
     dtypes: dict[Key, str]
     overall: dict[Key, Statistics]
     heads: dict[Key, list[Statistics]]  # only of the steps that have heads
     map_layer: int
     map_head: int
-    attention_map: np.ndarray  # (cells, cells) of the first row: mean over a cell's queries, sum over its keys
+    # (cells of L, cells of S) of the first row: mean over a cell's queries, sum over its keys
+    attention_map: np.ndarray
 
 
 def measure(model: Qwen3, ids: mx.array, *, layer: int = 0, head: int = 0, chunk: int | None = None) -> Numbers:
@@ -51,17 +56,26 @@ def measure(model: Qwen3, ids: mx.array, *, layer: int = 0, head: int = 0, chunk
     return collector.result(B)
 
 
+def measure_step(model: Qwen3, ids: mx.array, tokens: mx.array, *, layer: int = 0, head: int = 0) -> Numbers:
+    """Watch the decode step that is fed the last of `tokens` (B, N), which follow prompts (B, L)."""
+    cache = known_cache(model, ids, tokens[:, :-1])
+    collector = Collector(1, layer, head, cache.end + 1)
+    mx.eval(decode_step(model)(tokens[:, -1], cache, Probe(model, cache, collector)))
+    return collector.result(len(ids))
+
+
 class Collector:
     """A visitor of the probe that keeps statistics, and no arrays."""
 
-    def __init__(self, length: int, map_layer: int, map_head: int):
-        self._length = length
+    def __init__(self, length: int, map_layer: int, map_head: int, keys: int | None = None):
+        """Of the last `length` tokens of `keys`, by default all."""
+        self._length, self._keys = length, length if keys is None else keys
         self._map_layer, self._map_head = map_layer, map_head
         self._shapes: dict[Key, tuple[int, ...]] = {}
         self._dtypes: dict[Key, str] = {}
         self._sums: dict[Key, Accumulator] = {}
         self._with_heads: list[Key] = []
-        self._map = _Map(length)
+        self._map = _Map(self._length, self._keys)
         self._queries: dict[int, int] = {}  # how many queries of each layer have been seen
 
     def step(self, layer: int | None, step: Step, array: mx.array) -> None:
@@ -87,7 +101,8 @@ class Collector:
         heads = {key: self._sums[key].each() for key in self._with_heads}
         attention_map = self._map.cells()
         place = (self._map_layer, self._map_head)
-        return Numbers(batch, self._length, self._shapes, self._dtypes, overall, heads, *place, attention_map)
+        sizes = (batch, self._length, self._keys)
+        return Numbers(*sizes, self._shapes, self._dtypes, overall, heads, *place, attention_map)
 
     def _add_block(self, layer: int, scores: mx.array, weights: mx.array, visible: mx.array | None) -> None:
         self._add(layer, SCORES, scores, visible)
@@ -117,11 +132,10 @@ class Collector:
 class _Map:
     """Attention weights of one head, averaged into at most MAP_CELLS cells a side."""
 
-    def __init__(self, length: int):
-        self._tokens = -(-length // MAP_CELLS)  # of one cell
+    def __init__(self, length: int, keys: int):
+        self._tokens = -(-keys // MAP_CELLS)  # of one cell
         self._length = length
-        cells = -(-length // self._tokens)
-        self._sums = np.zeros((cells, cells))
+        self._sums = np.zeros((-(-length // self._tokens), -(-keys // self._tokens)))
 
     def add(self, first: int, weights: mx.array) -> None:
         """weights (C, S) of the queries from `first` on."""

@@ -36,6 +36,7 @@ def as_json(report: Report) -> dict[str, Any]:
             "tokens": report.tokens,
             "batch": report.numbers.batch,
             "length": report.numbers.length,
+            "decode": _decode(report),
             "weights": _weights(report),
             "flow": _flow(report),
             "numbers": _numbers(report),
@@ -47,6 +48,11 @@ def as_json(report: Report) -> dict[str, Any]:
             "notes": list(report.rules.notes),
         }
     )
+
+
+def _decode(report: Report) -> dict[str, Any] | None:
+    """The reply's tokens before the step that is shown, the last of which it is fed, and the one after it, per row."""
+    return None if report.reply is None else {"tokens": report.reply.tokens, "next": report.reply.following}
 
 
 def _weights(report: Report) -> dict[str, Any]:

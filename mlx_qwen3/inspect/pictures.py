@@ -76,8 +76,10 @@ def _attention_map(figure: "Figure", axes: Any, report: Report) -> None:
     numbers = report.numbers
     # The square root makes small weights visible; the labels of the bar are the weights themselves.
     shades = np.sqrt(np.maximum(numbers.attention_map, 0))
-    end = numbers.length - 0.5
-    image = axes.imshow(shades, cmap="magma", vmin=0, vmax=1, extent=(-0.5, end, end, -0.5), interpolation="nearest")
+    end = numbers.keys - 0.5
+    extent = (-0.5, end, end, end - numbers.length)
+    shape = "equal" if numbers.length == numbers.keys else "auto"
+    image = axes.imshow(shades, cmap="magma", vmin=0, vmax=1, extent=extent, aspect=shape, interpolation="nearest")
     axes.set_title(f"attention map, layer {numbers.map_layer}, head {numbers.map_head}: who looks at whom")
     axes.set_xlabel("key: position of the token looked at")
     axes.set_ylabel("query: position of the token that looks")

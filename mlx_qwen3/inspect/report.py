@@ -3,10 +3,10 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
-import numpy as np
 
 from ..compare.bounds import step_bound
 from ..compare.comparison import Comparison, Difference, check_same_shape, differences
@@ -16,46 +16,30 @@ from ..compare.steps import (
     TRANSFORMERS,
     LayerSteps,
     check_installed,
+    decode_steps,
+    last_token,
     model_steps,
     reference_steps,
     transformers_steps,
 )
-from ..engine.decode import check_prompt
-from ..errors import HealthError, UsageError
+from ..errors import HealthError
 from ..files.checkpoint import Checkpoint
 from ..files.config import Qwen3Config
 from ..files.dtypes import dtype_name
 from ..files.hub import resolve
-from ..files.values import to_mlx
 from ..model.load import load_model
 from ..model.qwen3 import Qwen3
-from ..text.tokenizer import Tokenizer
-from .numbers import Key, Numbers, measure
+from .numbers import Key, Numbers, measure, measure_step
+from .options import Options, check_options
 from .rules import ABNORMAL, Rules, Verdict, judge, load_rules, typical, units
 from .tensors import TensorRow, read_rows
+from .tokens import Prompts, Reply, prompts_for, reply_to
 
-SEED = 0  # of the random tokens, if there is no prompt
-LENGTH = 16  # random tokens by default; a few tokens already give stable numbers, and a CPU needs only seconds
 # What `--against` compares with besides another SOURCE; both compute with the weights of the same folder.
 PEERS: dict[str, Callable[[Checkpoint, mx.array], Iterator[LayerSteps]]] = {
     REFERENCE: reference_steps,
     TRANSFORMERS: transformers_steps,
 }
-
-
-@dataclass(frozen=True)
-class Options:
-    """What to look at: `prompt`, or random tokens of `batch` and `length`; `layer` and `head` are shown in detail."""
-
-    prompt: str | None = None
-    batch: int | None = None
-    length: int | None = None
-    layer: int = 0
-    head: int = 0
-    heads: bool = False
-    dtype: str | None = None
-    rules: Path | None = None
-    against: str | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +74,7 @@ class Report:
     dtype: str
     device: str
     tokens: str  # what went through the model, in words
+    reply: Reply | None  # before and after the decode step that is shown
     rows: tuple[TensorRow, ...]
     numbers: Numbers
     verdicts: Mapping[Key, Verdict]
@@ -140,17 +125,20 @@ class Report:
 def inspect(source: str | Path, options: Options) -> Report:
     """Look at the checkpoint `source` (any SOURCE): at its tensors, and at one forward pass of its model.
 
+    The pass is that of the prompt, or with `options.decode` a decode step.
+
     Raises a Qwen3Error for options that do not fit, and for a source that cannot be loaded.
     """
     rules = load_rules(options.rules)
     checkpoint = Checkpoint(resolve(source))
     config = checkpoint.config
-    _check(options, config)
+    check_options(options, config)
     other = _other(options.against, config, str(source))
-    ids, tokens = _tokens(checkpoint, options)
+    prompts = prompts_for(checkpoint, options)
     rows = read_rows(checkpoint, rules)
     model = load_model(checkpoint, options.dtype)
-    numbers = measure(model, ids, layer=options.layer, head=options.head)
+    reply = reply_to(model, prompts, options) if options.decode else None
+    numbers = _measure(model, prompts, reply, options)
     sizes = [units(model, layer, rules) for layer in range(config.num_hidden_layers)]
     known = {key: _sizes(numbers, sizes, rules, key) for key in numbers.overall}
     verdicts = {key: judge(key[1], s, rules, known[key]) for key, s in numbers.overall.items()}
@@ -158,7 +146,7 @@ def inspect(source: str | Path, options: Options) -> Report:
         key: [judge(key[1], s, rules, known[key]) for s in heads]
         for key, heads in (numbers.heads if options.heads else {}).items()
     }
-    comparison = _compare(model, checkpoint, other, ids, rules, options) if options.against else None
+    comparison = _compare(model, checkpoint, other, prompts, reply, rules, options) if options.against else None
     return Report(
         source=str(source),
         config=config,
@@ -166,7 +154,8 @@ def inspect(source: str | Path, options: Options) -> Report:
         rules=rules,
         dtype=dtype_name(model.norm.weight.dtype),
         device=str(mx.default_device().type).removeprefix("DeviceType."),
-        tokens=tokens,
+        tokens=_words(prompts, reply),
+        reply=reply,
         rows=tuple(rows),
         numbers=numbers,
         verdicts=verdicts,
@@ -176,6 +165,21 @@ def inspect(source: str | Path, options: Options) -> Report:
         comparison=comparison,
         scale=model.layers[options.layer].self_attn.scale,
     )
+
+
+def _measure(model: Qwen3, prompts: Prompts, reply: Reply | None, options: Options) -> Numbers:
+    shown = {"layer": options.layer, "head": options.head}
+    if reply is None:
+        return measure(model, prompts.ids, **shown)
+    return measure_step(model, prompts.ids, mx.array(reply.tokens), **shown)
+
+
+def _words(prompts: Prompts, reply: Reply | None) -> str:
+    """What went through the model."""
+    if reply is None:
+        return prompts.words
+    count = len(reply.tokens[0])
+    return f"the decode step after {count} token{'s' * (count > 1)} of the reply to {prompts.words}"
 
 
 def describe(difference: Difference, against: str) -> str:
@@ -190,40 +194,6 @@ def place(layer: int | None) -> str:
     return "after the layers" if layer is None else f"layer {layer}"
 
 
-def _check(options: Options, config: Qwen3Config) -> None:
-    for name, value, count in (
-        ("layer", options.layer, config.num_hidden_layers),
-        ("head", options.head, config.num_attention_heads),
-    ):
-        if not 0 <= value < count:
-            raise UsageError(f"--{name} is {value}; this model has {name}s 0 to {count - 1}")
-    for name, size in (("batch", options.batch), ("length", options.length)):
-        if size is not None and options.prompt is not None:
-            raise UsageError(f"--{name} is for random tokens, but --prompt brings its own; drop one of them")
-        if size is not None and size < 1:
-            raise UsageError(f"--{name} is {size}; expected 1 or more")
-    if options.length is not None and options.length > config.context_length:
-        raise UsageError(f"--length is {options.length}; the context of this model has {config.context_length} tokens")
-
-
-def _tokens(checkpoint: Checkpoint, options: Options) -> tuple[mx.array, str]:
-    """Token ids (B, L), and a few words that say where they come from."""
-    config = checkpoint.config
-    if options.prompt is None:
-        has_tokenizer = any(name in checkpoint for name in ("tokenizer.json", "vocab.json"))
-        size = Tokenizer(checkpoint).size if has_tokenizer else config.vocab_size
-        shape = (options.batch or 1, options.length or LENGTH)
-        ids = np.random.default_rng(SEED).integers(0, min(size, config.vocab_size), shape)
-        return to_mlx(ids), f"random tokens [{shape[0]}, {shape[1]}], seed {SEED}"
-    tokenizer = Tokenizer(checkpoint)
-    text, way = options.prompt, "as it is: this checkpoint has no default chat template"
-    if tokenizer.has_chat_template:
-        text, way = tokenizer.apply_chat_template([{"role": "user", "content": text}]), "in the chat template"
-    prompt = tokenizer.encode(text)
-    check_prompt(prompt, 1, config)
-    return mx.array([prompt]), f"the prompt {way}, [1, {len(prompt)}] tokens"
-
-
 def _other(against: str | None, config: Qwen3Config, source: str) -> Checkpoint | None:
     if against is None:
         return None
@@ -236,17 +206,29 @@ def _other(against: str | None, config: Qwen3Config, source: str) -> Checkpoint 
 
 
 def _compare(
-    model: Qwen3, checkpoint: Checkpoint, other: Checkpoint | None, ids: mx.array, rules: Rules, options: Options
+    model: Qwen3,
+    checkpoint: Checkpoint,
+    other: Checkpoint | None,
+    prompts: Prompts,
+    reply: Reply | None,
+    rules: Rules,
+    options: Options,
 ) -> Comparison:
-    bounds, against = rules.settings["compare"], str(options.against)
+    """Both sides get the same tokens. The others have no decode step: it is the last token of a pass over all."""
+    bounds, against, ids = rules.settings["compare"], str(options.against), prompts.ids
+    steps, fed = partial(model_steps, ids=ids), ids
+    if reply:
+        tokens = mx.array(reply.tokens)
+        steps, fed = partial(decode_steps, ids=ids, tokens=tokens), mx.concatenate([ids, tokens], axis=1)
     if other is None:
-        theirs = PEERS[against](checkpoint, ids)
+        theirs = PEERS[against](checkpoint, fed)
+        theirs = last_token(theirs) if reply else theirs
         bound = step_bound(bounds, model, same_weights=True)
     else:
         second = load_model(other, options.dtype)
-        theirs = model_steps(second, ids)
+        theirs = steps(second)
         bound = step_bound(bounds, model, second)
-    return Comparison(against, tuple(differences(model_steps(model, ids), theirs, bound, bounds["growth"])))
+    return Comparison(against, tuple(differences(steps(model), theirs, bound, bounds["growth"])))
 
 
 def _sizes(numbers: Numbers, units: Sequence[Mapping[str, float]], rules: Rules, key: Key) -> Mapping[str, float]:

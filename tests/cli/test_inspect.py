@@ -115,6 +115,18 @@ def test_a_checkpoint_without_tokenizer_or_template(chat, tmp_path):
     )
 
 
+def test_the_decode_step_of_a_reply_that_generate_prints(chat):
+    report = json.loads(run(chat, "--prompt", "hello", "--decode", "3", "--seed", "5", "--json").stdout)
+    generate = [sys.executable, "-m", "mlx_qwen3", "generate", "--model", chat, "--prompt", "hello", "--json"]
+    printed = subprocess.run([*generate, "--seed", "5", "--max-tokens", "4"], capture_output=True, cwd=ROOT)
+    tokens = json.loads(printed.stdout)["tokens"]
+    assert report["decode"] == {"tokens": [tokens[:3]], "next": tokens[3:]}
+    assert (report["batch"], report["length"]) == (1, 1)
+    shapes = {entry["step"]: entry["shape"] for entry in report["flow"]}
+    assert (shapes["q_rope"], shapes["k_cache"]) == ([1, 6, 1, 20], [1, 2, 27, 20])
+    assert (shapes["scores"], shapes["logits"]) == ([1, 6, 1, 27], [1, 1, 307])
+
+
 def test_a_prompt_from_standard_input(chat):
     assert "[1, 24] tokens" in run(chat, "--prompt", "-", input="hello").stdout
 
@@ -128,6 +140,15 @@ ERRORS = {
     "long": (["--length", "50000"], 2, "the context of this model has 40960 tokens"),
     "length of a prompt": (["--prompt", "x", "--length", "3"], 2, "--length is for random tokens"),
     "batch of a prompt": (["--prompt", "x", "--batch", "3"], 2, "--batch is for random tokens"),
+    "decode": (["--decode", "0"], 2, "--decode is 0; expected 1 or more"),
+    "decode past the context": (["--decode", "40950"], 2, "has room for 40943 steps"),
+    "seed alone": (
+        ["--prompt", "x", "--seed", "3"],
+        2,
+        "--seed is for the reply to a prompt; give --prompt and --decode",
+    ),
+    "temp of random tokens": (["--decode", "1", "--temp", "0"], 2, "--temp is for the reply to a prompt"),
+    "temp": (["--prompt", "x", "--decode", "1", "--temp", "-1"], 2, "temperature is -1.0"),
     "rules": (["--rules", "/nowhere.json"], 2, "rules /nowhere.json cannot be read"),
     "against": (["--against", "/nowhere"], 1, "there is no folder '/nowhere'"),
     "plot name": (["--plot", "picture.jpg"], 2, "--plot is picture.jpg; expected a name that ends in .png"),

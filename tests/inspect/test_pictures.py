@@ -47,3 +47,12 @@ def test_the_residual_norm_and_the_map_are_the_reports(four_layers):
     np.testing.assert_allclose(line.get_ydata(), wanted)
     image = by_title["attention map, layer 2, head 5: who looks at whom"].images[0]
     np.testing.assert_allclose(np.square(image.get_array()), report.numbers.attention_map, atol=1e-12)
+
+
+def test_the_map_of_a_decode_step_is_one_row(four_layers):
+    report = inspect(four_layers, Options(length=6, decode=3))
+    assert report.numbers.attention_map.shape == (1, 9)
+    np.testing.assert_allclose(report.numbers.attention_map.sum(), 1, atol=1e-5)
+    axes = next(axes for axes in draw(report).axes if axes.get_title().startswith("attention map"))
+    assert axes.get_xlim() == (-0.5, 8.5)
+    assert axes.get_ylim() == (8.5, 7.5)  # the query is the ninth token

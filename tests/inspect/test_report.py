@@ -1,15 +1,16 @@
 """From a source to a report: the healthy is not called sick, and the first fault is named."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from checkpoints import TINY, random_weights, write_checkpoint
 
-from mlx_qwen3.files.checkpoint import Checkpoint
+from mlx_qwen3.engine import runner
 from mlx_qwen3.inspect import Options, inspect
-from mlx_qwen3.inspect.report import _tokens
 from mlx_qwen3.inspect.rules import NORMAL
+from mlx_qwen3.model.cache import ReplayView
 
 
 def healthy(config, q=1.0, k=1.0, embedding=1.0):
@@ -97,7 +98,45 @@ def test_one_head_of_many_is_found_by_heads_alone(tmp_path):
     assert (fault.layer, fault.step, fault.head) == (1, "q_heads", 4)
 
 
-def test_random_tokens_are_of_the_tokenizer(four_layers):
-    """Ids from 261 up are padding rows of the embedding."""
-    ids, _ = _tokens(Checkpoint(four_layers), Options(batch=4, length=500))
-    assert ids.max().item() == 260
+@pytest.mark.parametrize("against", ["reference", "transformers", "itself"])
+@pytest.mark.parametrize(
+    "options", [Options(batch=2, length=7), Options("hello", temperature=0.0)], ids=["random", "text"]
+)
+def test_a_decode_step_is_compared(against, options, four_layers):
+    pytest.importorskip("torch")
+    options = replace(options, decode=3, against=str(four_layers) if against == "itself" else against)
+    comparison = inspect(four_layers, options).comparison
+    assert comparison.first_outside is None
+    assert {d.layer for d in comparison.differences} == {0, 1, 2, 3, None}
+    assert {"q_norm", "k_cache", "scores", "softmax", "o_proj"} <= {d.step for d in comparison.differences}
+    largest = max(d.relative for d in comparison.differences)
+    assert largest == 0 if against == "itself" else 0 < largest < 5e-6
+
+
+def shift_positions(monkeypatch):
+    class Later(ReplayView):
+        def __init__(self, *arrays, **options):
+            super().__init__(*arrays, **options)
+            self.positions = self.positions + 1
+
+    monkeypatch.setattr(runner, "ReplayView", Later)
+
+
+def forget_the_newest(monkeypatch):
+    class Blind(ReplayView):
+        def attend(self, layer, q, kv, scale):
+            return super().attend(layer, q, kv * (layer != 2), scale)
+
+    monkeypatch.setattr(runner, "ReplayView", Blind)
+
+
+@pytest.mark.parametrize(
+    ("plant", "layer", "step"), [(shift_positions, 0, "q_rope"), (forget_the_newest, 2, "k_cache")]
+)
+def test_a_fault_of_decode_alone_is_found_in_the_step(plant, layer, step, four_layers, monkeypatch):
+    pytest.importorskip("torch")
+    plant(monkeypatch)
+    options = Options(length=7, against="reference")
+    assert inspect(four_layers, options).comparison.first_outside is None
+    first = inspect(four_layers, replace(options, decode=1)).comparison.first_outside
+    assert (first.layer, first.step) == (layer, step)
