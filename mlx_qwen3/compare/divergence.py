@@ -136,8 +136,8 @@ class _Product(nn.Module):
 def sequences_for(checkpoint: Checkpoint, text: Path | None) -> tuple[list[list[int]], str | None]:
     """(token ids to compare two checkpoints on, the source of the text among them).
 
-    The first sequence is fixed and needs no tokenizer. The text does: the built-in one or a UTF-8 file. The built-in one
-    is left out if no tokenizer fits. Raises UsageError or CheckpointError for a file that cannot be used.
+    The first sequence is fixed and needs no tokenizer. The text does: the built-in one or a UTF-8 file. The built-in
+    one is left out if no tokenizer fits. Raises UsageError or CheckpointError for a file that cannot be used.
     """
     config = checkpoint.config
     try:
