@@ -33,7 +33,7 @@ def preload() -> None:
     for library in [chosen] if chosen else _candidates():
         try:
             ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
-        except OSError as error:  # of another architecture, or lacking a dependency: the next may do
+        except OSError as error:  # of another architecture, or without a dependency: try the next
             _refused = f"{VARIABLE} is {chosen!r}, which cannot be loaded ({error}); give the path of a BLAS, or none"
         else:
             in_use = library
@@ -41,7 +41,7 @@ def preload() -> None:
 
 
 def check() -> None:
-    """Raises UsageError where the library that MLX_QWEN3_BLAS names could not be loaded."""
+    """Raises UsageError if the library that MLX_QWEN3_BLAS names could not be loaded."""
     if os.environ.get(VARIABLE) and _refused:
         raise UsageError(_refused)
 
@@ -52,7 +52,7 @@ def lacking() -> bool:
 
 
 def advice() -> str | None:
-    """What it costs that no BLAS was found, in one line; None where it costs nothing or was asked for."""
+    """One line on what the missing BLAS costs. None if it costs nothing, or if the user asked for no BLAS."""
     if not lacking() or os.environ.get(VARIABLE) == "none":
         return None
     return (

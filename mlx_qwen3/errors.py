@@ -1,11 +1,11 @@
-"""What can go wrong, as a user meets it. Every message names the thing, the values and the remedy.
+"""Every error that a user can meet. Every message names the thing, the values and the remedy.
 
 Qwen3Error              exit code 1
 |- ConfigError          a setting in config.json or generation_config.json: missing, unknown, unsupported
 |- CheckpointError      the files of a checkpoint: missing, truncated, contradictory
-|- SourceError          a SOURCE that is no folder, or that the Hub does not give
+|- SourceError          a SOURCE that is not a folder, and that the Hub does not have
 |- PromptError          a prompt or conversation that this model cannot take
-|- OutputError          a place that cannot be written
+|- OutputError          a file or folder that cannot be written
 |- HealthError          a model computes NaN or infinity, or `inspect --strict` found a fault in it
 |- EngineError          the engine is closed, or was closed before a reply was complete
 |- BenchError           `bench`: a contestant failed, or ours is worse than the baseline allows
@@ -19,7 +19,7 @@ import warnings
 
 
 class Qwen3Error(Exception):
-    """Base of all errors that are the input's fault and not the program's."""
+    """Base of all errors that come from the input and not from a bug."""
 
     exit_code = 1
 

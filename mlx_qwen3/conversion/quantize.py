@@ -45,7 +45,7 @@ def parse(spec: str | None) -> Quantization | str | None:
             return packing
     bits, groups = ("|".join(map(str, known[key])) for key in ("bits", "group_size"))
     raise UsageError(
-        f"quantize is {spec!r}; expected affine{{{bits}}}, with g{{{groups}}} behind it or not, "
+        f"quantize is {spec!r}; expected affine{{{bits}}}, optionally followed by g{{{groups}}}, "
         f"mxfp4, mxfp8, nvfp4, {MIXED}, or {NONE} to unpack"
     )
 

@@ -53,7 +53,7 @@ class TensorRecord:
     start: int  # bytes from the beginning of the file
     bytes: int
     sha256: str
-    error: TensorError | None  # None where no value can have changed
+    error: TensorError | None  # None if no value can have changed
 
 
 @dataclass(frozen=True)

@@ -124,14 +124,16 @@ def check_free(out: Path, overwrite: bool) -> None:
     if out.name in ("", ".."):
         raise _Refusal(f"OUT {str(out)!r} has no name of its own; give the name that the new folder is to have")
     if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise _Refusal(f"{out} exists already and is no folder; give another place or remove it")
+        raise _Refusal(f"{out} exists and is not a folder; remove it or give another place")
     if not out.exists():
         return
     if not overwrite:
         raise _Refusal(f"{out} exists already; give another place, remove it, or use --overwrite")
     content = {path.name for path in out.iterdir()}
     if content and not content.intersection(CHECKPOINT):
-        raise _Refusal(f"{out} has no config.json, so it is no checkpoint to overwrite; give another place")
+        raise _Refusal(
+            f"{out} has no config.json, so it is not a checkpoint that may be overwritten; give another place"
+        )
 
 
 def check_apart(source: Path, out: Path) -> None:
@@ -256,7 +258,7 @@ def _failing_clearly(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         place = f"{out.parent} cannot be written" if not work_folder(out).exists() else f"{out} could not be written"
-        raise OutputError(f"{place} ({error.strerror or error}); nothing was left behind, give another place") from None
+        raise OutputError(f"{place} ({error.strerror or error}); nothing was written; give another place") from None
 
 
 def _short(value: Any) -> str:

@@ -50,7 +50,7 @@ class Job:
     dtype: mx.Dtype | None = None  # to cast to before packing
 
     def blocks(self, tally: Tally) -> Iterator[tuple[OutputTensor, Buffer]]:
-        """The bytes of all tensors, one tensor after another; `tally` gets the error where there can be one."""
+        """The bytes of all tensors, one tensor after another; `tally` gets the error if there can be one."""
         if self.packing is not None:
             by_leaf = {tensor.name.rsplit(".", 1)[1]: tensor for tensor in self.tensors}
             for leaf, raw in packed_blocks(self.runs, self.packing, self.dtype or self.runs[0].dtype, tally):

@@ -83,7 +83,7 @@ def _known_ids(model: Qwen3, vocabulary: int | None) -> int:
 
 
 def check_prompt(ids: Sequence[int], max_tokens: int, config: Qwen3Config) -> None:
-    """Raises PromptError where prompt and answer do not fit the context, or an id is not of the vocabulary."""
+    """Raises PromptError if prompt and answer do not fit the context, or an id is not of the vocabulary."""
     if not ids:
         raise PromptError("the prompt is empty; give at least one token")
     check_limit(max_tokens)
@@ -103,6 +103,6 @@ def check_prompt(ids: Sequence[int], max_tokens: int, config: Qwen3Config) -> No
 
 
 def check_limit(max_tokens: int) -> None:
-    """Raises UsageError where it is no limit."""
+    """Raises UsageError if it is not a limit."""
     if max_tokens < 1:
         raise UsageError(f"max_tokens is {max_tokens}; expected 1 or more")

@@ -56,7 +56,7 @@ GENERATION = frozenset(
     return_legacy_cache sequence_bias speculation_type stop_strings suppress_tokens target_lookbehind temperature
     token_healing top_h top_k top_p typical_p use_mtp watermarking_config _from_model_config""".split()
 )
-# What trl, peft, axolotl, LLaMA-Factory, Unsloth and the like leave behind.
+# What trl, peft, axolotl, LLaMA-Factory, Unsloth and the like write.
 TRAINING = frozenset(
     """base_model_name_or_path ddp_find_unused_parameters flash_attention group_size_ratio gradient_checkpointing_kwargs
     is_peft_model max_seq_len max_seq_length model_max_length model_name neftune_noise_alpha peft_config peft_type

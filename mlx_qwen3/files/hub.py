@@ -60,7 +60,7 @@ def _similar(name: str) -> str:
 
 
 def default_source() -> str:
-    """Qwen3-0.6B where it is already in the local cache, else the demo in the package."""
+    """Qwen3-0.6B if it is already in the local cache, else the demo in the package."""
     from huggingface_hub import try_to_load_from_cache
 
     cached = all(

@@ -240,7 +240,7 @@ def test_a_full_disk(source, old, existing, after, tmp_path, monkeypatch):
     if existing:
         shutil.copytree(old, out)
     full_disk(monkeypatch, after)
-    with pytest.raises(OutputError, match=r"No space left on device\); nothing was left behind"):
+    with pytest.raises(OutputError, match=r"No space left on device\); nothing was written"):
         convert(source, out, overwrite=True, **MANY_FILES)
     assert [path.name for path in tmp_path.iterdir()] == (["out"] if existing else [])
     assert not existing or content(out) == content(old)
@@ -251,7 +251,7 @@ def test_a_disk_that_is_really_full(source, tmp_path):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", tmp_path], capture_output=True).returncode:
         pytest.skip("mounting is not allowed here")
     try:
-        with pytest.raises(OutputError, match=r"No space left on device\); nothing was left behind"):
+        with pytest.raises(OutputError, match=r"No space left on device\); nothing was written"):
             convert(source, tmp_path / "out", divergence=False)
         assert list(tmp_path.iterdir()) == []
     finally:
@@ -355,12 +355,12 @@ def test_an_existing_out_needs_overwrite(source, old, tmp_path):
 def test_overwrite_is_for_checkpoints(source, tmp_path):
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "letters").write_text("data")
-    with pytest.raises(OutputError, match=r"precious has no config\.json, so it is no checkpoint"):
+    with pytest.raises(OutputError, match=r"precious has no config\.json, so it is not a checkpoint"):
         convert(source, tmp_path / "precious", overwrite=True)
     (tmp_path / "link").symlink_to(tmp_path / "precious")
     (tmp_path / "file").write_text("")
     for name in ("link", "file"):
-        with pytest.raises(OutputError, match=f"{name} exists already and is no folder"):
+        with pytest.raises(OutputError, match=f"{name} exists and is not a folder"):
             convert(source, tmp_path / name, overwrite=True)
     assert (tmp_path / "precious" / "letters").read_text() == "data"
 
