@@ -92,6 +92,7 @@ class Batch:
     def copy_of(self, row: Row, length: int) -> KVCache:
         """A cache with the first `length` tokens of a row."""
         self._settle()
+        self._sampler = self._new_sampler()  # it may have noted the tokens of a step that was forgotten
         return self._cache.extract(self.slots.index(row), length)
 
     def _resize(self, size: int) -> None:
@@ -179,6 +180,7 @@ class Batch:
         """Wait for the tokens (B,) of a step, and note them."""
         tokens: list[int] = coming.tolist()  # type: ignore[assignment]
         news: News = []
+        steered = False
         for slot, (row, token) in enumerate(zip(self.slots, tokens, strict=True)):
             if row is None or row.ended:
                 continue
@@ -187,19 +189,17 @@ class Batch:
                 news.append((row, self._sampler.broken(slot, len(row.tokens))))
                 continue
             try:
-                news.append((row, self._take(row, token)))
+                news.append((row, taken := row.take(token)))
             except Exception as error:  # of the row's steering: the other rows go on
                 row.ended = True
                 news.append((row, error))
+                continue
+            if row.drafter:
+                row.drafter.add(taken)
+            steered = steered or taken != token
+        if steered:  # the sampler has noted the other token; every row must have its new one by now
+            self._sampler = self._new_sampler()
         return news
-
-    def _take(self, row: Row, token: int) -> int:
-        taken = row.take(token)
-        if row.drafter:
-            row.drafter.add(taken)
-        if taken != token:
-            self._sampler = self._new_sampler()  # it has noted the other token
-        return taken
 
     # --- drafts
 

@@ -15,10 +15,11 @@ from ..text.streaming import ReplyText
 from ..text.tokenizer import Tokenizer
 from .prefix import PrefixStore
 from .request import Prompt, ReplyOptions, Request, prepare
-from .rows import Row
+from .rows import Row, Steering
 from .sampling import SamplingParams
 from .scheduler import Scheduler
 from .speculative import Drafter, make_drafter
+from .thinking import ThinkingBudget
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,12 @@ class Speaker:
     """Turns the tokens of one row into chunks."""
 
     def __init__(self, tokenizer: Tokenizer, request: Request, drafter: Drafter | None = None):
-        self.row = Row(request.ids, request.sampling, request.max_tokens, tokenizer.stop_ids, drafter=drafter)
+        steering: list[Steering] = []
+        if (budget := request.thinking_budget) is not None:
+            steering.append(ThinkingBudget(tokenizer, budget, request.opens_thinking, request.begun))
+        self.row = Row(
+            request.ids, request.sampling, request.max_tokens, tokenizer.stop_ids, steering=steering, drafter=drafter
+        )
         self._text = ReplyText(tokenizer, request.stop, request.opens_thinking, request.begun)
         self._count = 0
 
@@ -169,6 +175,7 @@ def stream(
     template_args: Mapping[str, Any] | None = None,
     continue_final_message: bool | str = False,
     literal_content: bool = False,
+    thinking_budget: int | None = None,
     draft: Qwen3 | None = None,
     lookup: bool | None = None,
 ) -> Iterator[Chunk]:
@@ -183,6 +190,7 @@ def stream(
         template_args,
         continue_final_message,
         literal_content,
+        thinking_budget,
     )
     yield from run(model, tokenizer, prepare(model.config, tokenizer, prompt, options), draft, lookup)
 
@@ -201,6 +209,7 @@ def generate(
     template_args: Mapping[str, Any] | None = None,
     continue_final_message: bool | str = False,
     literal_content: bool = False,
+    thinking_budget: int | None = None,
     draft: Qwen3 | None = None,
     lookup: bool | None = None,
 ) -> Result:
@@ -217,6 +226,8 @@ def generate(
     continue_final_message: the reply continues the last message, its `content` if True, else the field of that name;
     the result holds the continuation alone.
     literal_content: `<|im_end|>` and other control tokens in messages, tools and variables stay text.
+    thinking_budget: after so many tokens of thinking the block is closed, with the sentence that Qwen documents, and
+    the answer follows. The tokens of that sentence count as the reply's.
     draft: a smaller model of the same tokenizer whose guesses are checked.
     lookup: guesses from prompt and reply: while they pay (None), always (True) or never (False). They give way to a
     draft model. Guesses make a reply faster and change no token.
@@ -232,6 +243,7 @@ def generate(
         template_args,
         continue_final_message,
         literal_content,
+        thinking_budget,
     )
     request = prepare(model.config, tokenizer, prompt, options)
     collector = Collector(model, request)

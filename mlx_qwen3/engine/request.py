@@ -16,6 +16,7 @@ from .decode import check_limit, check_prompt
 from .generation_config import token_limit
 from .sampling import SamplingParams
 from .speculative import check_vocabulary
+from .thinking import check_budget
 
 # A user's message | a conversation | token ids: a list, or an array of NumPy or MLX
 Prompt = Any
@@ -38,12 +39,14 @@ class ReplyOptions:
     template_args: Mapping[str, Any] | None = None
     continue_final_message: bool | str = False
     literal_content: bool = False
+    thinking_budget: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None:
             if isinstance(self.max_tokens, bool) or not isinstance(self.max_tokens, Integral):
                 raise UsageError(f"max_tokens is {self.max_tokens!r}; expected 1 or more")
             check_limit(self.max_tokens)
+        self._check_budget()
         if not all(isinstance(text, str) for text in self.stops):
             raise UsageError(f"stop is {self.stop!r}; expected one string or several")
         if "" in self.stops:
@@ -52,6 +55,14 @@ class ReplyOptions:
             raise UsageError("tools is not a list; give a list of JSON schemas or Python functions")
         if self.template_args is not None and not isinstance(self.template_args, Mapping):
             raise UsageError("template_args is not an object; give the template's variables by name")
+
+    def _check_budget(self) -> None:
+        if (budget := self.thinking_budget) is None:
+            return
+        if isinstance(budget, bool) or not isinstance(budget, Integral) or budget < 0:
+            raise UsageError(f"thinking_budget is {budget!r}; expected a number of tokens, 0 or more")
+        if self.thinks is False:
+            raise UsageError("thinking_budget limits the thinking, which is switched off; drop one of them")
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -80,6 +91,7 @@ class Request:
     stop: tuple[str, ...]
     opens_thinking: bool  # the reply begins inside a think block
     begun: bool = False  # it continues a text, of its thinking or its answer
+    thinking_budget: int | None = None  # tokens of thinking after which the engine closes the block
 
 
 def prepare(config: Qwen3Config, tokenizer: Tokenizer, prompt: Prompt, options: ReplyOptions | None = None) -> Request:
@@ -100,12 +112,14 @@ def prepare(config: Qwen3Config, tokenizer: Tokenizer, prompt: Prompt, options: 
         template = tokenizer.chat_template(options.chat_template, options.tools)
         if not template.can_switch_thinking:
             raise UsageError(f"this checkpoint's chat template cannot switch thinking {'on' if thinks else 'off'}")
+    if options.thinking_budget is not None:
+        check_budget(tokenizer)
     max_tokens = options.max_tokens
     if max_tokens is None:
         max_tokens = token_limit(tokenizer.generation_config, len(ids), config.context_length)
     check_prompt(ids, max_tokens, config)
     sampling = options.sampling or default_sampling(tokenizer, thinks)
-    return Request(ids, sampling, max_tokens, options.stops, opens, begun)
+    return Request(ids, sampling, max_tokens, options.stops, opens, begun, options.thinking_budget)
 
 
 def check_draft(draft: Checkpoint, tokenizer: Tokenizer) -> None:

@@ -98,6 +98,11 @@ class ThinkingSplitter:
                 self._part = "answer"
         return ("", self._trim(text)) if self._part == "answer" else self._think(text)
 
+    @property
+    def thinks(self) -> bool | None:
+        """Whether the next text is thinking; None while nothing but line breaks has come."""
+        return None if self._part == "beginning" else self._part == "thinking"
+
     def flush(self) -> tuple[str, str]:
         """What was held back at the end."""
         return (self._tags.held, "") if self._part == "thinking" else ("", self._held)
@@ -151,6 +156,11 @@ class ReplyText:
         self._stops = StopScanner(stop)
         self._splitter = ThinkingSplitter(opens_thinking, begun)
         self.stopped = False  # whether a stop string ended the reply
+
+    @property
+    def thinks(self) -> bool | None:
+        """Whether the next token is in the think block; None while the reply may still begin with one."""
+        return self._splitter.thinks
 
     def add(self, token: int, last: bool = False) -> tuple[str, str]:
         """(thinking, answer) that a token completes. An end token is never shown, but a stop string may contain it.
