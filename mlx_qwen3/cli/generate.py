@@ -10,34 +10,25 @@ import click
 
 from .. import interrupt
 from ..errors import UsageError
+from .options import DTYPE, SAMPLING, THINKING, with_options
+from .prompts import DEFAULT_ROWS, check_choice, run_prompts
+from .source import default_source
 from .terminal import Printer, read_stdin, say, show_json, statistics, warnings_afterwards
 
 
 @click.command("generate", short_help="Reply to a prompt.")
-@click.option("--prompt", required=True, metavar="TEXT", help="The user's message; - reads standard input.")
+@click.option("--prompt", metavar="TEXT", help="The user's message; - reads standard input.")
+@click.option(
+    "--prompts",
+    metavar="FILE",
+    help="Reply to every line of a file, a text or a JSON object, with one JSON line each; - reads standard input.",
+)
+@click.option("--rows", type=click.IntRange(1), metavar="N", help="Prompts of --prompts that run together. Default: 8.")
 @click.option("--model", "source", metavar="SOURCE", help="Default: Qwen/Qwen3-0.6B if it is downloaded, else demo.")
-@click.option("--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), help="Default: the checkpoint's; fp32 on a CPU.")
+@DTYPE
 @click.option("--system", metavar="TEXT", help="System message.")
 @click.option("--max-tokens", type=int, metavar="N", help="Default: to the end of the context.")
-@click.option("--temp", "temperature", type=float, metavar="T", help="0 is greedy. Default: the checkpoint's.")
-@click.option("--top-k", type=int, metavar="K", help="0 is off. Default: the checkpoint's.")
-@click.option("--top-p", type=float, metavar="P", help="1 is off. Default: the checkpoint's.")
-@click.option("--min-p", type=float, metavar="M", help="0 is off. Default: the checkpoint's.")
-@click.option(
-    "--repetition-penalty", type=float, metavar="R", help="Make tokens of prompt and reply less likely; 1 is off."
-)
-@click.option(
-    "--presence-penalty", type=float, metavar="P", help="Make tokens of the reply less likely, -2 to 2; 0 is off."
-)
-@click.option(
-    "--frequency-penalty", type=float, metavar="F", help="The same, once for each time a token was said; 0 is off."
-)
-@click.option(
-    "--seed", type=int, metavar="S", help="The same seed gives the same reply. Default: a new seed each time."
-)
-@click.option(
-    "--think/--no-think", "thinking", default=None, help="Default: as the chat template has it, on for Qwen3."
-)
+@with_options(*SAMPLING, *THINKING)
 @click.option("--prefill", metavar="TEXT", help="Begin the reply with this text; the model continues it.")
 @click.option("--chat-template", metavar="NAME|FILE", help="One of the checkpoint's templates, or a Jinja file.")
 @click.option(
@@ -64,12 +55,15 @@ from .terminal import Printer, read_stdin, say, show_json, statistics, warnings_
 @click.option("--prompt-cache", metavar="FILE", help="The same in one file: of this prompt and its reply alone.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of streamed text.")
 def command(
-    prompt: str,
+    prompt: str | None,
+    prompts: str | None,
+    rows: int | None,
     source: str | None,
     dtype: str | None,
     system: str | None,
     max_tokens: int | None,
     thinking: bool | None,
+    thinking_budget: int | None,
     prefill: str | None,
     chat_template: str | None,
     template_args: tuple[str, ...],
@@ -82,11 +76,12 @@ def command(
     prompt_cache: str | None,
     as_json: bool,
     **sampling: Any,
-) -> None:
+) -> int | None:
     """Reply to a prompt; the text streams to stdout."""
     from .. import blas
     from ..engine import prefix
     from ..engine import request as requests
+    from ..engine.many import Defaults
     from ..engine.sampling import SamplingParams
     from ..files import hub
     from ..files.checkpoint import Checkpoint
@@ -104,10 +99,17 @@ def command(
         template_args=_variables(template_args) or None,
         continue_final_message=prefill is not None,
         literal_content=literal,
+        thinking_budget=thinking_budget,
     )
-    SamplingParams(**{name: value for name, value in sampling.items() if value is not None})
-    text = read_stdin() if prompt == "-" else prompt
-    source = _default_source(hub) if source is None else source
+    given = {name: value for name, value in sampling.items() if value is not None}
+    SamplingParams(**given)
+    flags = {"--raw": raw or None, "--json": as_json or None, "--prompt-cache": prompt_cache}
+    check_choice(prompt, prompts, rows, {"--prefill": prefill, "--draft": draft, "--lookup": lookup, **flags})
+    if prompts is not None:
+        engine = {"max_rows": rows or DEFAULT_ROWS, "cache_dir": cache_dir}
+        return run_prompts(prompts, source, dtype, Defaults(options, given, system), engine)
+    text = read_stdin() if prompt == "-" else prompt or ""
+    source = default_source() if source is None else source
     checkpoint = Checkpoint(hub.resolve(source))
     draft_checkpoint = Checkpoint(hub.resolve(draft)) if draft is not None else None
     config, tokenizer = checkpoint.config, Tokenizer(checkpoint)
@@ -130,6 +132,7 @@ def command(
             show_json({**asdict(result), "model": source})
         else:
             say(statistics(result))
+    return None
 
 
 def _check_raw(raw: bool, options: Mapping[str, Any]) -> None:
@@ -180,10 +183,3 @@ def _reply(
                 collector.interrupt()
                 break
     return collector.result()
-
-
-def _default_source(hub: Any) -> str:
-    source: str = hub.default_source()
-    if source == "demo":
-        say(f"using the demo model in the package; --model {hub.DEFAULT} downloads the real one")
-    return source

@@ -76,14 +76,14 @@ def dumb() -> bool:
     return os.environ.get("TERM") == "dumb"
 
 
-def read_stdin() -> str:
+def read_stdin(instead: str = "--prompt TEXT") -> str:
     """Raises UsageError if standard input is empty or not UTF-8."""
     try:
         text = sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(f"standard input is not UTF-8 text ({error.reason} at byte {error.start})") from None
     if not text.strip():
-        raise UsageError("standard input is empty; write the prompt to it, or give --prompt TEXT")
+        raise UsageError(f"standard input is empty; write the prompt to it, or give {instead}")
     return text
 
 

@@ -52,7 +52,7 @@ def emptied(folder):
 
 
 ERRORS = {
-    "no prompt": ([], None, 2, "Missing option '--prompt'"),
+    "no prompt": ([], None, 2, "there is no prompt; give --prompt TEXT, or --prompts FILE"),
     "unknown option": (["--prompt", "x", "--beams", "3"], None, 2, "No such option"),
     "not a number": (["--prompt", "x", "--temp", "hot"], None, 2, "'hot' is not a valid float"),
     "out of range": (["--prompt", "x", "--top-p", "7"], None, 2, "top_p is 7.0; expected a number in (0, 1]"),

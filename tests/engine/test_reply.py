@@ -420,13 +420,14 @@ def test_every_option_reaches_the_request(chat, monkeypatch):
     given = {
         "sampling": GREEDY,
         "max_tokens": 7,
-        "thinking": False,
+        "thinking": True,
         "stop": ("a", "b"),
         "tools": [],
         "chat_template": "default",
         "template_args": {"x": 1},
         "continue_final_message": True,
         "literal_content": True,
+        "thinking_budget": 5,
     }
     assert set(given) == set(ReplyOptions.__dataclass_fields__)
     seen = []

@@ -1,0 +1,13 @@
+"""The SOURCE of a command that was given none."""
+
+from .terminal import say
+
+
+def default_source() -> str:
+    """Qwen3-0.6B if it is downloaded, else the demo, which is then said on stderr."""
+    from ..files import hub
+
+    source: str = hub.default_source()
+    if source == "demo":
+        say(f"using the demo model in the package; {hub.DEFAULT} as the SOURCE downloads the real one")
+    return source
