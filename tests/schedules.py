@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import mlx.core as mx
+
 from mlx_qwen3.engine.prefix import PrefixStore
 from mlx_qwen3.engine.prefix_folder import PrefixFolder
 from mlx_qwen3.engine.rows import Row
@@ -79,6 +81,7 @@ class Schedule:
     prompts: Sequence[Sequence[int]]
     seed: int
     folder: PrefixFolder | None = None
+    kv_bits: int | None = None
     rows: list[tuple[Job, Row]] = field(default_factory=list)
     heard: dict[Row, list[int]] = field(default_factory=dict)
     errors: dict[Row, Exception] = field(default_factory=dict)
@@ -87,7 +90,8 @@ class Schedule:
     def run(self) -> None:
         rng = random.Random(self.seed)
         prefixes = PrefixStore(rng.choice([10**5, 10**8]), self.folder) if rng.random() < 0.6 else None
-        scheduler = Scheduler(self.model, self.vocabulary, max_rows=rng.choice([1, 2, 4, 8]), prefixes=prefixes)
+        max_rows = rng.choice([1, 2, 4, 8])
+        scheduler = Scheduler(self.model, self.vocabulary, max_rows=max_rows, prefixes=prefixes, kv_bits=self.kv_bits)
         waiting = [self._job(rng) for _ in range(rng.randint(1, 8))]
         pace = rng.choice([0.1, 0.5, 1.0])
         while waiting or scheduler.busy:
@@ -128,3 +132,11 @@ class Alone:
             scheduler.add(replace(job, max_tokens=40, drafts=False).row(self._stop_ids))
             self._known[key] = tuple(event for _, event in scheduler.run() if isinstance(event, int))
         return self._known[key][: job.max_tokens]
+
+
+def regret(model: Any, job: Job, heard: Sequence[int], kv_bits: int) -> float:
+    """How far the greedy tokens of a row are below the best ones, in logits of the row alone that is given them."""
+    ids = mx.array([[*job.prompt, *heard[:-1]]])
+    logits = model(ids, model.make_cache(1, None, kv_bits))[0, len(job.prompt) - 1 :]
+    chosen = mx.take_along_axis(logits, mx.array(heard)[:, None], axis=-1)[:, 0]
+    return float((logits.max(axis=-1) - chosen).max().item())

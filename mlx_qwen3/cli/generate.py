@@ -53,6 +53,7 @@ from .terminal import Printer, read_stdin, say, show_json, statistics, warnings_
 )
 @click.option("--cache-dir", metavar="DIR", help="Keep keys and values here, for later prompts that begin alike.")
 @click.option("--prompt-cache", metavar="FILE", help="The same in one file: of this prompt and its reply alone.")
+@click.option("--kv-bits", type=int, metavar="8|4", help="Store keys and values in so many bits. Default: as computed.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of streamed text.")
 def command(
     prompt: str | None,
@@ -74,6 +75,7 @@ def command(
     lookup: bool | None,
     cache_dir: str | None,
     prompt_cache: str | None,
+    kv_bits: int | None,
     as_json: bool,
     **sampling: Any,
 ) -> int | None:
@@ -86,6 +88,7 @@ def command(
     from ..files import hub
     from ..files.checkpoint import Checkpoint
     from ..model import load as loading
+    from ..model.kv_format import kv_format
     from ..text.tokenizer import Tokenizer
 
     # What no model could honour is told before one is downloaded.
@@ -106,13 +109,14 @@ def command(
     flags = {"--raw": raw or None, "--json": as_json or None, "--prompt-cache": prompt_cache}
     check_choice(prompt, prompts, rows, {"--prefill": prefill, "--draft": draft, "--lookup": lookup, **flags})
     if prompts is not None:
-        engine = {"max_rows": rows or DEFAULT_ROWS, "cache_dir": cache_dir}
+        engine = {"max_rows": rows or DEFAULT_ROWS, "cache_dir": cache_dir, "kv_bits": kv_bits}
         return run_prompts(prompts, source, dtype, Defaults(options, given, system), engine)
     text = read_stdin() if prompt == "-" else prompt or ""
     source = default_source() if source is None else source
     checkpoint = Checkpoint(hub.resolve(source))
     draft_checkpoint = Checkpoint(hub.resolve(draft)) if draft is not None else None
     config, tokenizer = checkpoint.config, Tokenizer(checkpoint)
+    kv_format(kv_bits, config.head_dim)
     contents = {"system": system, "user": text, "assistant": prefill}
     messages = [{"role": role, "content": content} for role, content in contents.items() if content is not None]
     options = replace(options, sampling=requests.default_sampling(tokenizer, options.thinks, **sampling))
@@ -124,10 +128,11 @@ def command(
     if prompt_cache is not None:
         prefix.check_file(prompt_cache)
     model = loading.load_model(checkpoint, dtype)
-    drafts = (loading.load_model(draft_checkpoint, dtype) if draft_checkpoint else None, lookup)
+    draft_model = loading.load_model(draft_checkpoint, dtype) if draft_checkpoint else None
     with interrupt.postponed() as interrupted:  # Ctrl-C ends the reply, and what there is of it is complete
-        with warnings_afterwards(), prefix.kept(model, cache_dir, prompt_cache) as prefixes:
-            result = _reply(model, tokenizer, request, (*drafts, prefixes), None if as_json else Printer(), interrupted)
+        with warnings_afterwards(), prefix.kept(model, cache_dir, prompt_cache, kv_bits=kv_bits) as prefixes:
+            helpers = draft_model, lookup, prefixes, kv_bits
+            result = _reply(model, tokenizer, request, helpers, None if as_json else Printer(), interrupted)
         if as_json:
             show_json({**asdict(result), "model": source})
         else:

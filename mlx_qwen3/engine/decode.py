@@ -50,12 +50,13 @@ def generate_batch(
     vocabulary: int | None = None,
     draft: Qwen3 | None = None,
     lookup: bool | None = None,
+    kv_bits: int | None = None,
 ) -> list[list[int]]:
     """New token ids for every prompt of token ids, up to `max_tokens` or a stop id, which is left out.
 
     Greedy unless `sampling` says otherwise; a row then gets the tokens it would get alone. `draft` and `lookup` are
-    those of `make_drafter`. Raises PromptError for a prompt that is empty or does not fit, HealthError if the logits of
-    a reply are unusable.
+    those of `make_drafter`, `kv_bits` that of `Qwen3.make_cache`. Raises PromptError for a prompt that is empty or does
+    not fit, HealthError if the logits of a reply are unusable.
     """
     prompts = [[int(token) for token in prompt] for prompt in prompts]  # of any array or sequence
     for prompt in prompts:
@@ -64,7 +65,7 @@ def generate_batch(
         return []
     sampling = sampling or SamplingParams(temperature=0)
     drafter = make_drafter(model, prompts, draft, lookup, vocabulary)
-    scheduler = Scheduler(model, _known_ids(model, vocabulary), max_rows=SIZES[-1])
+    scheduler = Scheduler(model, _known_ids(model, vocabulary), max_rows=SIZES[-1], kv_bits=kv_bits)
     rows = [Row(prompt, sampling, max_tokens, stop_ids, number) for number, prompt in enumerate(prompts)]
     for row in rows:
         row.drafter = drafter

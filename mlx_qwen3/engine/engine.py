@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 
 from ..errors import EngineError
+from ..model.kv_format import kv_format
 from ..model.qwen3 import Qwen3
 from ..text.tokenizer import Tokenizer
 from .prefix import PREFIX_BYTES, PrefixStore, model_key
@@ -66,6 +67,7 @@ class Engine:
     prefix_bytes: keys and values of earlier prompts and replies to keep, for prompts that begin alike; 0 keeps none.
     cache_dir: a folder for what does not fit there and for what is left when the engine closes; the next engine of the
     same model goes on with it. cache_dir_bytes: of its files, of all models; those used least recently go first.
+    kv_bits: 8 or 4 stores keys and values in so many bits, which saves memory and changes replies a little.
 
     Every method may be called from any thread.
     """
@@ -80,11 +82,15 @@ class Engine:
         prefix_bytes: int = PREFIX_BYTES,
         cache_dir: str | Path | None = None,
         cache_dir_bytes: int = FOLDER_BYTES,
+        kv_bits: int | None = None,
     ):
-        """Raises OutputError if `cache_dir` cannot be written to."""
+        """Raises OutputError if `cache_dir` cannot be written to, UsageError if this model cannot have `kv_bits`."""
+        kv_format(kv_bits, model.config.head_dim)
         self._model, self._tokenizer = model, tokenizer
         self._max_rows, self._max_gap, self._prefix_bytes = max_rows, max_gap, prefix_bytes
-        self._folder = PrefixFolder(cache_dir, model_key(model), cache_dir_bytes) if cache_dir is not None else None
+        self._kv_bits = kv_bits
+        key = model_key(model, kv_bits) if cache_dir is not None else ""
+        self._folder = PrefixFolder(cache_dir, key, cache_dir_bytes) if cache_dir is not None else None
         self._scheduler = self._new_scheduler()
         self._replies: dict[Row, Reply] = {}
         self._wake = threading.Condition()  # guards the two below
@@ -179,6 +185,7 @@ class Engine:
             max_rows=self._max_rows,
             max_gap=self._max_gap,
             prefixes=prefixes,
+            kv_bits=self._kv_bits,
         )
 
 

@@ -102,7 +102,11 @@ class PrefixStore:
 
 @contextmanager
 def kept(
-    model: Qwen3, folder: str | Path | None = None, file: str | Path | None = None, limit: int = PREFIX_BYTES
+    model: Qwen3,
+    folder: str | Path | None = None,
+    file: str | Path | None = None,
+    limit: int = PREFIX_BYTES,
+    kv_bits: int | None = None,
 ) -> Iterator[PrefixStore | None]:
     """A store for one reply, filled from a folder or a file or both, which take what the reply leaves.
 
@@ -112,7 +116,7 @@ def kept(
     if folder is None and file is None:
         yield None
         return
-    key = model_key(model)
+    key = model_key(model, kv_bits)
     store = PrefixStore(limit, PrefixFolder(folder, key) if folder is not None else None)
     if file is not None and (found := _read(Path(file), key)):
         store.put(*found)
@@ -154,11 +158,11 @@ def _has_content(path: Path) -> bool:
     return exists(path) and path.stat().st_size > 0
 
 
-def model_key(model: Qwen3) -> str:
-    """What decides the keys and values of token ids: the model, its dtype and settings, and the device.
+def model_key(model: Qwen3, kv_bits: int | None = None) -> str:
+    """What decides the keys and values of token ids: the model, its dtype and settings, the device, and `kv_bits`.
 
     Raises UsageError for a model that `load_model` did not make: nothing tells it from others.
     """
     if model.fingerprint is None:
         raise UsageError("this model was not loaded from a checkpoint; only a loaded one can keep prefixes in files")
-    return f"{model.fingerprint} {mx.default_device().type.name}"
+    return f"{model.fingerprint} {mx.default_device().type.name}" + (f" kv{kv_bits}" if kv_bits else "")

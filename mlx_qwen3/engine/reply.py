@@ -140,13 +140,15 @@ def run(
     draft: Qwen3 | None = None,
     lookup: bool | None = None,
     prefixes: PrefixStore | None = None,
+    kv_bits: int | None = None,
 ) -> Iterator[Chunk]:
-    """The reply to a prepared request, step by step; `draft` and `lookup` are those of `make_drafter`.
+    """The reply to a prepared request, step by step.
 
-    `prefixes` may hold what the prompt begins with, and takes what was computed for this reply when it ends.
+    `draft` and `lookup` are those of `make_drafter`, `kv_bits` that of `Qwen3.make_cache`. `prefixes` may hold what the
+    prompt begins with, and takes what was computed for this reply when it ends.
     """
     speaker = Speaker(tokenizer, request, make_drafter(model, [request.ids], draft, lookup, tokenizer.size))
-    scheduler = Scheduler(model, tokenizer.size, prefixes=prefixes)
+    scheduler = Scheduler(model, tokenizer.size, prefixes=prefixes, kv_bits=kv_bits)
     scheduler.add(speaker.row)
     try:
         for _, event in scheduler.run():
@@ -178,6 +180,7 @@ def stream(
     thinking_budget: int | None = None,
     draft: Qwen3 | None = None,
     lookup: bool | None = None,
+    kv_bits: int | None = None,
 ) -> Iterator[Chunk]:
     """The reply to a prompt, step by step as it is made. The options are those of `generate`."""
     options = ReplyOptions(
@@ -192,7 +195,7 @@ def stream(
         literal_content,
         thinking_budget,
     )
-    yield from run(model, tokenizer, prepare(model.config, tokenizer, prompt, options), draft, lookup)
+    yield from run(model, tokenizer, prepare(model.config, tokenizer, prompt, options), draft, lookup, kv_bits=kv_bits)
 
 
 def generate(
@@ -212,6 +215,7 @@ def generate(
     thinking_budget: int | None = None,
     draft: Qwen3 | None = None,
     lookup: bool | None = None,
+    kv_bits: int | None = None,
 ) -> Result:
     """The reply to a prompt, collected.
 
@@ -231,6 +235,7 @@ def generate(
     draft: a smaller model of the same tokenizer whose guesses are checked.
     lookup: guesses from prompt and reply: while they pay (None), always (True) or never (False). They give way to a
     draft model. Guesses make a reply faster and change no token.
+    kv_bits: 8 or 4 stores keys and values in so many bits, which saves memory and changes replies a little.
     Raises PromptError for a prompt that this model cannot take, UsageError for an option that it cannot honour.
     """
     options = ReplyOptions(
@@ -247,6 +252,6 @@ def generate(
     )
     request = prepare(model.config, tokenizer, prompt, options)
     collector = Collector(model, request)
-    for step in run(model, tokenizer, request, draft, lookup):
+    for step in run(model, tokenizer, request, draft, lookup, kv_bits=kv_bits):
         collector.add(step)
     return collector.result()

@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten
 
 from ..model import kernels
 from ..model.cache import KVCache, Listener, ReplayView
+from ..model.kv_format import KVFormat
 from ..model.qwen3 import Qwen3
 
 # Tokens of one forward pass, which bound the memory of activations. MLX's CPU also keeps the scores of the pass, as a
@@ -45,21 +46,28 @@ class DecodeStep:
     def __init__(self, model: Qwen3):
         self._model = weakref.ref(model)  # the model holds this step
         self._weights = _weights(model)
-        self._step: Callable[..., list[mx.array]] = partial(_step, self._model)
+        self._steps: dict[KVFormat, Callable[..., list[mx.array]]] = {}
         self._eager = kernels.replay_after()
 
     def __call__(self, tokens: mx.array, cache: KVCache, watch: Listener | None = None) -> mx.array:
         """Logits (B, V) of the tokens (B,) that follow the prompt in the cache. A watched step is built anew."""
         arrays = cache.arrays(1)
         if watch is None:
-            if self._eager == 0 and kernels.can_compile():
-                self._step = mx.compile(self._step)
-            self._eager -= 1
-            logits, *buffers = self._step(tokens, *arrays)
+            step = self._steps.get(cache.kv_format) or self._new_step(cache.kv_format)
+            logits, *buffers = step(tokens, *arrays)
         else:
-            logits, *buffers = _step(self._model, tokens, *arrays, watch=watch)
+            logits, *buffers = _step(self._model, cache.kv_format, tokens, *arrays, watch=watch)
         cache.commit(buffers, 1)
         return logits
+
+    def _new_step(self, kv_format: KVFormat) -> Callable[..., list[mx.array]]:
+        """The step for caches of a format. After the first tokens it is compiled and kept."""
+        step = partial(_step, self._model, kv_format)
+        self._eager -= 1
+        if self._eager >= 0:
+            return step
+        kept = self._steps[kv_format] = mx.compile(step) if kernels.can_compile() else step
+        return kept
 
     def fits(self, model: Qwen3) -> bool:
         """Whether this is a step of the model as it is now. A trace keeps the weights that it was made with."""
@@ -69,12 +77,16 @@ class DecodeStep:
 
 
 def _step(
-    model: weakref.ref[Qwen3], tokens: mx.array, *arrays: mx.array, watch: Listener | None = None
+    model: weakref.ref[Qwen3],
+    kv_format: KVFormat,
+    tokens: mx.array,
+    *arrays: mx.array,
+    watch: Listener | None = None,
 ) -> list[mx.array]:
     """Logits (B, V) and the cache's new buffers, as a function of arrays alone."""
     alive = model()
     assert alive is not None, "the caller holds the model"
-    view = ReplayView(1, *arrays, watch=watch)
+    view = ReplayView(1, *arrays, watch=watch, kv_format=kv_format)
     logits = alive.logits(alive.forward(tokens[:, None], view)[:, 0])
     if watch is not None:
         watch("logits", logits[:, None])
@@ -105,10 +117,9 @@ def _weights(model: Qwen3) -> list[Any]:
 class Prefill:
     """The prompt of one row on its way into a cache, chunk by chunk."""
 
-    def __init__(self, model: Qwen3, prompt: Sequence[int], cache: KVCache | None = None):
-        """`cache` holds the first tokens of the prompt already, but not all of them."""
-        self._model = model
-        self.cache = model.make_cache() if cache is None else cache
+    def __init__(self, model: Qwen3, prompt: Sequence[int], cache: KVCache):
+        """`cache` may hold the first tokens of the prompt already, but not all of them."""
+        self._model, self.cache = model, cache
         self._ids = mx.array([prompt])
         self.logits: mx.array | None = None  # (1, V), once the whole prompt is computed
 

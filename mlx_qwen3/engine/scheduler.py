@@ -42,11 +42,15 @@ class Scheduler:
         max_rows: int = 1,
         max_gap: float = MAX_GAP,
         prefixes: PrefixStore | None = None,
+        kv_bits: int | None = None,
     ):
-        """At most `max_rows` run together. Ids from `vocabulary` up are never chosen."""
+        """At most `max_rows` run together. Ids from `vocabulary` up are never chosen.
+
+        `kv_bits` is that of `Qwen3.make_cache`; `prefixes` holds caches of the same.
+        """
         self._model, self._vocabulary = model, vocabulary
         self._max_rows, self._max_gap = max_rows, max_gap
-        self.prefixes = prefixes
+        self.prefixes, self._kv_bits = prefixes, kv_bits
         self._waiting: deque[Row] = deque()
         self._prompt: tuple[Row, Prefill] | None = None
         self._batches: list[Batch] = []
@@ -144,9 +148,9 @@ class Scheduler:
     def _next_prompt(self) -> tuple[Row, Prefill] | None:
         while self._waiting and len(self.running) < self._max_rows:
             if not (row := self._waiting.popleft()).ended:
-                prompt = Prefill(self._model, row.prompt, self._known_part(row.prompt))
-                row.cached = prompt.cache.end
-                return row, prompt
+                cache = self._known_part(row.prompt) or self._model.make_cache(1, None, self._kv_bits)
+                row.cached = cache.end
+                return row, Prefill(self._model, row.prompt, cache)
         return None
 
     def _known_part(self, prompt: Sequence[int]) -> KVCache | None:

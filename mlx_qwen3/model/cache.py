@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import mlx.core as mx
 
 from . import kernels
+from .kv_format import FORMATS, PLAIN, KVFormat
 
 STEP = 256  # tokens by which a buffer grows; a write inside the buffer is in place
 
@@ -21,8 +22,9 @@ class View:
     `positions` (B, L) are those of the new tokens within their rows.
     """
 
-    def __init__(self, positions: mx.array, length: int, watch: Listener | None = None):
+    def __init__(self, positions: mx.array, length: int, watch: Listener | None = None, kv_format: KVFormat = PLAIN):
         self.positions = positions
+        self.kv_format = kv_format
         self.shape = positions.shape[0], length
         self.watch = watch
 
@@ -38,11 +40,11 @@ class View:
         if self.watch is not None:
             self.watch(step, *(array.reshape(*self.shape, *array.shape[1:]) for array in arrays))
 
-    def _attend(self, q: mx.array, kv: mx.array, scale: float, mask: mx.array | str | None) -> mx.array:
-        keys, values = kv[0, :], kv[1, :]  # slices; kv[0] would gather, which copies
+    def _attend(self, q: mx.array, stored: Sequence[mx.array], scale: float, mask: kernels.Mask) -> mx.array:
         if self.watch is not None:
-            self.watch("cache", keys, values)
-        return kernels.attend(q, keys, values, scale, mask)
+            kv = self.kv_format.unpack(stored)
+            self.watch("cache", kv[0, :], kv[1, :])
+        return self.kv_format.attend(q, stored, scale, mask)
 
 
 class NoCache(View):
@@ -53,25 +55,29 @@ class NoCache(View):
         self._mask = "causal" if length > 1 else None
 
     def attend(self, layer: int, q: mx.array, kv: mx.array, scale: float) -> mx.array:
-        return self._attend(q, kv, scale, self._mask)
+        return self._attend(q, (kv,), scale, self._mask)
 
 
 class EagerView(View):
     """The view of a pass that is built anew: slices by integers, and no mask if no row is padded."""
 
     def __init__(self, cache: "KVCache", length: int, watch: Listener | None = None):
-        super().__init__(mx.arange(cache.end, cache.end + length) - cache.start[:, None], length, watch)
+        positions = mx.arange(cache.end, cache.end + length) - cache.start[:, None]
+        super().__init__(positions, length, watch, cache.kv_format)
         cache.reserve(length)
         self.buffers = cache.buffers
         self._first, self._end = cache.end, cache.end + length
         self._mask = cache.mask(length)
 
     def attend(self, layer: int, q: mx.array, kv: mx.array, scale: float) -> mx.array:
-        if layer == len(self.buffers):
-            self.buffers.append(_with_capacity(mx.zeros((*kv.shape[:3], 0, kv.shape[4]), kv.dtype), self._end))
-        buffer = self.buffers[layer]
-        buffer[:, :, :, self._first : self._end] = kv
-        return self._attend(q, buffer[:, :, :, : self._end], scale, self._mask)
+        stored, first = [], layer * self.kv_format.arrays
+        for index, new in enumerate(self.kv_format.pack(kv), first):
+            if index == len(self.buffers):
+                self.buffers.append(_with_capacity(mx.zeros((*new.shape[:3], 0, new.shape[4]), new.dtype), self._end))
+            buffer = self.buffers[index]
+            buffer[:, :, :, self._first : self._end] = new
+            stored.append(buffer[:, :, :, : self._end])
+        return self._attend(q, stored, scale, self._mask)
 
 
 class ReplayView(View):
@@ -81,30 +87,45 @@ class ReplayView(View):
     the whole capacity of the buffers; the mask hides what is not filled.
     """
 
-    def __init__(self, length: int, end: mx.array, start: mx.array, *buffers: mx.array, watch: Listener | None = None):
+    def __init__(
+        self,
+        length: int,
+        end: mx.array,
+        start: mx.array,
+        *buffers: mx.array,
+        watch: Listener | None = None,
+        kv_format: KVFormat = PLAIN,
+    ):
         new = mx.arange(length)[:, None]
-        super().__init__((end + new - start).T, length, watch)
+        super().__init__((end + new - start).T, length, watch, kv_format)
         self.buffers = list(buffers)
         self._end = end
         slots = mx.arange(buffers[0].shape[3])
         self._mask = (slots <= end + new) & (slots >= start[:, None, None, None])
 
     def attend(self, layer: int, q: mx.array, kv: mx.array, scale: float) -> mx.array:
-        buffer = self.buffers[layer] = mx.slice_update(self.buffers[layer], kv, self._end, (3,))
-        return self._attend(q, buffer, scale, self._mask)
+        first, last = layer * self.kv_format.arrays, (layer + 1) * self.kv_format.arrays
+        stored = self.buffers[first:last]
+        stored = [
+            mx.slice_update(buffer, new, self._end, (3,))
+            for buffer, new in zip(stored, self.kv_format.pack(kv), strict=True)
+        ]
+        self.buffers[first:last] = stored
+        return self._attend(q, stored, scale, self._mask)
 
 
 class KVCache:
-    """Keys and values of every layer, in one buffer (2, B, K, capacity, D) a layer.
+    """Keys and values of every layer, in one buffer (2, B, K, capacity, D) a layer, or three if they are quantized.
 
     The rows of a batch end together: row b fills the slots from `starts[b]` to `end`. The slots before its start are
     padding, which no token of the row attends to and which does not count as positions.
     """
 
-    def __init__(self, batch: int = 1, padding: Sequence[int] | None = None):
+    def __init__(self, batch: int = 1, padding: Sequence[int] | None = None, kv_format: KVFormat = PLAIN):
         starts = [0] * batch if padding is None else list(padding)
         if len(starts) != batch or min(starts) < 0:
             raise ValueError(f"padding is {starts}; expected {batch} numbers of tokens, one for each row of the batch")
+        self.kv_format = kv_format
         self.end = 0
         self.starts = starts
         self.start = mx.array(starts)
@@ -154,7 +175,7 @@ class KVCache:
         """Make room for `length` more tokens."""
         self.buffers = [_with_capacity(buffer, self.end + length) for buffer in self.buffers]
 
-    def mask(self, length: int) -> mx.array | str | None:
+    def mask(self, length: int) -> kernels.Mask:
         """What `length` new queries may see of end + length keys, as scaled_dot_product_attention takes it."""
         if not any(self.starts):
             return "causal" if length > 1 else None
@@ -188,7 +209,7 @@ class KVCache:
 
     def extract(self, slot: int, length: int | None = None) -> "KVCache":
         """A copy of one row without padding, of all its tokens or the first `length`."""
-        row, start = KVCache(), self.starts[slot]
+        row, start = KVCache(kv_format=self.kv_format), self.starts[slot]
         row.end = self.end - start if length is None else length
         for buffer in self.buffers:
             row.buffers.append(mx.contiguous(buffer[:, slot : slot + 1, :, start : start + row.end]))
@@ -204,7 +225,8 @@ class KVCache:
 
         The arrays are not evaluated, so that they need not all be in memory twice.
         """
-        return {f"layers.{layer}.kv": buffer[:, :, :, : self.end] for layer, buffer in enumerate(self.buffers)}
+        names = self.kv_format.names(len(self.buffers))
+        return {name: buffer[:, :, :, : self.end] for name, buffer in zip(names, self.buffers, strict=True)}
 
     @classmethod
     def restored(cls, arrays: Mapping[str, mx.array], length: int) -> "KVCache":
@@ -212,12 +234,13 @@ class KVCache:
 
         Raises ValueError if they are not those of a cache.
         """
-        names = [f"layers.{layer}.kv" for layer in range(len(arrays))]
+        kv_format = next((known for known in FORMATS if known.names(1)[0] in arrays), PLAIN)
+        names = kv_format.names(len(arrays))
         if set(names) != set(arrays) or any(
             a.shape[:2] != (2, 1) or a.shape[3:4] != (length,) for a in arrays.values()
         ):
             raise ValueError(f"{list(arrays)[:3]} are not the arrays of a cache of {length} tokens")
-        row = cls()
+        row = cls(kv_format=kv_format)
         row.buffers, row.end = [arrays[name] for name in names], length
         return row
 

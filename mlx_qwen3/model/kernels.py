@@ -4,6 +4,7 @@ B batch, L new tokens, T = B * L, H query heads, K key/value heads, D head_dim, 
 """
 
 import os
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -12,6 +13,9 @@ import mlx.core as mx
 from ..errors import warn
 from .rope import rotate
 
+Mask = mx.array | str | None  # which keys a query sees, see `attend`
+# Up to so many queries, attention multiplies by packed keys; for more it unpacks them once.
+FEW_QUERIES = 8
 TEMPORARY = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")  # the order in which C++ looks for the folder
 KERNEL_BYTES = 4_000_000  # that must be free to compile; a step's kernels take 0.3 MB, g++ more while it runs
 REASON = 200  # characters of an error that a warning quotes
@@ -108,7 +112,7 @@ def _metal_kernel() -> Any:
     )
 
 
-def attend(q: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array | str | None) -> mx.array:
+def attend(q: mx.array, keys: mx.array, values: mx.array, scale: float, mask: Mask) -> mx.array:
     """Attention of q (B, H, L, D) over keys and values (B, K, S, D), (B, H, L, D).
 
     mask: (B, 1, L, S) bool, "causal", or None if every query sees every key.
@@ -122,6 +126,36 @@ def attend(q: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx
     scores = scores if mask is None else mx.where(mask, scores, -mx.inf)
     weights = mx.softmax(scores, axis=-1, precise=True)
     return (weights @ values).reshape(B, H, 1, D)
+
+
+def attend_quantized(
+    q: mx.array,
+    keys: Sequence[mx.array],
+    values: Sequence[mx.array],
+    scale: float,
+    mask: Mask,
+    group_size: int,
+    bits: int,
+) -> mx.array:
+    """`attend` for few queries, over packed keys and values, which are not unpacked.
+
+    keys and values: (packed, scales, biases) as mx.quantize gives them for (B, K, S, D).
+    """
+    B, H, L, D = q.shape
+    K, S = keys[0].shape[1:3]
+    if mask == "causal":
+        mask = mx.arange(S) <= mx.arange(S - L, S)[:, None]
+    # The queries of a key head are the rows of one product, which reads the keys once.
+    scores = _packed_product(q.reshape(B, K, -1, D), keys, True, group_size, bits) * scale
+    if isinstance(mask, mx.array):
+        scores = mx.where(mask, scores.reshape(B, H, L, S), -mx.inf).reshape(scores.shape)
+    weights = mx.softmax(scores, axis=-1, precise=True)
+    return _packed_product(weights, values, False, group_size, bits).reshape(B, H, L, D)
+
+
+def _packed_product(x: mx.array, matrix: Sequence[mx.array], transpose: bool, group_size: int, bits: int) -> mx.array:
+    packed, scales, biases = matrix
+    return mx.quantized_matmul(x, packed, scales, biases, transpose=transpose, group_size=group_size, bits=bits)
 
 
 def swiglu(gate_up: mx.array) -> mx.array:

@@ -21,6 +21,7 @@ from ..files.dtypes import dtype_name
 from ..files.values import to_mlx
 from . import kernels
 from .cache import KVCache, Listener, NoCache, View
+from .kv_format import kv_format
 from .linear import Linear
 from .rope import RoPE
 
@@ -141,9 +142,12 @@ class Qwen3(nn.Module):
         """
         return self.logits(self.hidden(ids, cache, watch), watch)
 
-    def make_cache(self, batch: int = 1, padding: Sequence[int] | None = None) -> KVCache:
-        """An empty cache for `batch` rows; `padding` gives the number of padding tokens at the left of each row."""
-        return KVCache(batch, padding)
+    def make_cache(self, batch: int = 1, padding: Sequence[int] | None = None, kv_bits: int | None = None) -> KVCache:
+        """An empty cache for `batch` rows; `padding` gives the number of padding tokens at the left of each row.
+
+        kv_bits: 8 or 4 quantizes keys and values. Raises UsageError if this model's cannot be.
+        """
+        return KVCache(batch, padding, kv_format(kv_bits, self.config.head_dim))
 
     def hidden(self, ids: Ids, cache: KVCache | None = None, watch: Listener | None = None) -> mx.array:
         """The normalised hidden states (B, L, hidden) from which `logits` projects. The cache moves on."""

@@ -246,3 +246,11 @@ def test_a_file_of_something_else_is_left_alone(chat, tmp_path):
     assert result.returncode == 2
     assert b"notes.txt is not a prompt cache" in result.stderr
     assert (tmp_path / "notes.txt").read_text() == "eggs, flour, butter"
+
+
+def test_bits_of_the_cache():
+    command = ["generate", "--prompt", "hi", "--model", "demo", "--max-tokens", "9", "--temp", "0"]
+    assert here(*command, "--kv-bits", "8").stdout == here(*command).stdout
+    refused = here(*command, "--kv-bits", "3")
+    assert refused.returncode == 2
+    assert refused.stderr == b"error: kv_bits is 3; expected 8 or 4, or leave it out for an unquantized cache\n"

@@ -229,13 +229,17 @@ def attend(tokens, cache):
 
 
 @pytest.mark.parametrize("replay_after", [0, 64], ids=["compiled", "eager"])
-@pytest.mark.parametrize("make_step", [batch.decode_step, lambda _: attend], ids=["Qwen3", "attention"])
-def test_decode_holds_the_cache_once(make_step, replay_after, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("make_step", "kv_bits", "size"),
+    [(batch.decode_step, None, 8192), (batch.decode_step, 8, 2304), (lambda _: attend, None, 8192)],
+    ids=["Qwen3", "Qwen3, 8 bits", "attention"],
+)
+def test_decode_holds_the_cache_once(make_step, kv_bits, size, replay_after, tmp_path, monkeypatch):
     """A step that is handed over while the one before it is unfinished copies the cache."""
     wide = {"num_hidden_layers": 1, "num_key_value_heads": 8, "num_attention_heads": 8, "head_dim": 128}
-    tokens = 131_072 - 16  # of 8 KB: a cache of 1 GB
+    tokens = 131_072 - 16  # of `size` bytes: a cache of 1 GB, or of 0.3 GB
     model = load_model(write_checkpoint(tmp_path, **wide, max_position_embeddings=2 * tokens), "fp32")
-    cache = model.make_cache()
+    cache = model.make_cache(kv_bits=kv_bits)
     fill(cache, 0, mx.zeros((2, 1, 8, tokens, 128)))
     cache.end = tokens
     monkeypatch.setattr(model, "make_cache", lambda *_: cache)
@@ -247,8 +251,8 @@ def test_decode_holds_the_cache_once(make_step, replay_after, tmp_path, monkeypa
     mx.reset_peak_memory()
     before = mx.get_active_memory()
     assert len(list(steps)) == 5
-    assert (size := sum(array.nbytes for array in cache.buffers)) > 1e9
-    assert mx.get_peak_memory() - before < 0.05 * size  # measured 0.004
+    assert cache.nbytes == pytest.approx(131_072 * size, rel=0.01)
+    assert mx.get_peak_memory() - before < 0.05 * cache.nbytes  # measured 0.004, and 0.04 of 8 bits: the scores
 
 
 # Replies
@@ -257,7 +261,7 @@ def test_decode_holds_the_cache_once(make_step, replay_after, tmp_path, monkeypa
 def say(monkeypatch, tokens):
     """Let the model say these tokens."""
     events = SimpleNamespace(add=lambda row: None, run=lambda: ((None, token) for token in tokens))
-    monkeypatch.setattr(generation, "Scheduler", lambda *_: events)
+    monkeypatch.setattr(generation, "Scheduler", lambda *_, **__: events)
 
 
 def scripted(monkeypatch, tokenizer, text, end=True):

@@ -102,8 +102,8 @@ def planted(**wrong):
     """A ReplayView that starts from other arrays."""
 
     class Planted(ReplayView):
-        def __init__(self, length, end, start, *buffers, watch=None):
-            super().__init__(length, end, start, *buffers, watch=watch)
+        def __init__(self, *arrays, **options):
+            super().__init__(*arrays, **options)
             for name, change in wrong.items():
                 setattr(self, name, change(getattr(self, name)))
 
