@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import tokenizers
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 # head_dim != hidden / heads, fewer kv heads, a prime vocabulary, and no two sizes alike
 TINY: dict[str, Any] = {
@@ -86,8 +86,33 @@ def write_checkpoint(
     return folder
 
 
+def write_shards(folder: Path, count: int, seed: int = 0) -> Path:
+    """The tensors of a checkpoint over `count` files in random order, with an index, in place of its one file."""
+    weights = load_file(folder / "model.safetensors")
+    names = list(np.random.default_rng(seed).permutation(list(weights)))
+    places: dict[str, str] = {}
+    for number in range(count):
+        file = f"model-{number + 1:05}-of-{count:05}.safetensors"
+        mine = names[number::count]
+        save_file({name: weights[name] for name in mine}, folder / file)
+        places |= dict.fromkeys(mine, file)
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return folder
+
+
 PACKABLE = {"hidden_size": 128, "head_dim": 32, "intermediate_size": 192}  # row lengths that groups of 64 divide
 AFFINE_4 = {"mode": "affine", "bits": 4, "group_size": 64}
+PACKINGS: dict[str, dict[str, Any]] = {
+    "affine 2": {"mode": "affine", "bits": 2, "group_size": 64},
+    "affine 3": {"mode": "affine", "bits": 3, "group_size": 32},
+    "affine 4": AFFINE_4,
+    "affine 6": {"mode": "affine", "bits": 6, "group_size": 64},
+    "affine 8": {"mode": "affine", "bits": 8, "group_size": 32},
+    "mxfp4": {"mode": "mxfp4", "bits": 4, "group_size": 32},
+    "mxfp8": {"mode": "mxfp8", "bits": 8, "group_size": 32},
+    "nvfp4": {"mode": "nvfp4", "bits": 4, "group_size": 16},
+}
 
 
 def write_packed(folder: Path, packing: dict[str, Any], changes: dict[str, Any] | None = None, **config: Any) -> Path:

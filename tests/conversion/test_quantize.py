@@ -10,40 +10,16 @@ import numpy as np
 import pytest
 from arrays import as_numpy
 from checkpoints import TINY, random_weights, stored, write_checkpoint
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from mlx.utils import tree_flatten
+from quantizing import MODES, PACKABLE, in_mlx_terms, source_in
 
 from mlx_qwen3.conversion.convert import convert
 from mlx_qwen3.conversion.quantize import parse
-from mlx_qwen3.conversion.tally import Tally
 from mlx_qwen3.errors import CheckpointError, UsageError
 from mlx_qwen3.files.checkpoint import Checkpoint
 from mlx_qwen3.files.layout import NAME_MAP
 from mlx_qwen3.files.quantization import Quantization
-from mlx_qwen3.files.values import E2M1, E4M3, E8M0, dequantize, read_rows
 from mlx_qwen3.model.load import load_model
-
-PACKABLE = {"hidden_size": 128, "head_dim": 32, "intermediate_size": 256, "num_attention_heads": 4}
-AFFINE = [f"affine{bits}{group}" for bits in (2, 3, 4, 5, 6, 8) for group in ("", "g32", "g64", "g128")]
-MODES = [*AFFINE, "mxfp4", "mxfp8", "nvfp4"]
-GROUPS = {"mxfp4": 32, "mxfp8": 32, "nvfp4": 16}
-
-
-def in_mlx_terms(spec: str) -> dict[str, Any]:
-    """The arguments of mlx-lm's quantize_model, written down here and not taken from the package."""
-    if spec in GROUPS:
-        return {"mode": spec, "bits": int(spec[-1]), "group_size": GROUPS[spec]}
-    bits, _, group = spec.removeprefix("affine").partition("g")
-    return {"mode": "affine", "bits": int(bits), "group_size": int(group or 64)}
-
-
-def source_in(folder: Path, dtype: mx.Dtype, **changes: Any) -> Path:
-    config = {**PACKABLE, **changes, "torch_dtype": str(dtype).removeprefix("mlx.core.")}
-    write_checkpoint(folder, **config)
-    weights = {name: mx.array(value).astype(dtype) for name, value in random_weights({**TINY, **config}).items()}
-    mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "pt"})
-    return folder
 
 
 def by_mlx_lm(source: Path, folder: Path, **how: Any) -> Path:
@@ -365,73 +341,3 @@ def test_a_budget_that_cannot_be(uneven, options, message, tmp_path):
 
 
 # --- the error of a tensor
-
-
-@pytest.mark.parametrize("spec", ["affine2", "affine4g128", "affine5", "mxfp4", "mxfp8", "nvfp4"])
-def test_errors_are_those_of_mlx_own_dequantization(spec, tmp_path):
-    how = in_mlx_terms(spec)
-    source = source_in(tmp_path / "source", mx.bfloat16)
-    certificate = convert(source, tmp_path / "out", quantize=spec, layout="native")
-    weights = mx.load(str(source / "model.safetensors"))
-    block = "model.layers.1.self_attn"
-    whole = mx.concatenate([weights[f"{block}.{name}_proj.weight"] for name in "qkv"])
-    packed = mx.quantize(whole, **how)
-    # Scales in float32 first: MLX computes in the dtype of the scales and rounds every value to it.
-    exact = [array if array.dtype in (mx.uint32, mx.uint8) else array.astype(mx.float32) for array in packed]
-    difference = np.array(mx.dequantize(*exact, **how, dtype=mx.float32)) - as_numpy(whole)
-    rows = np.linalg.norm(difference, axis=1) / np.linalg.norm(as_numpy(whole), axis=1)
-    (record,) = [r for r in certificate.tensors if r.name == "layers.1.self_attn.qkv_proj.weight"]
-    assert record.error.max == pytest.approx(np.abs(difference).max(), rel=1e-5)
-    expected = np.linalg.norm(difference) / np.linalg.norm(as_numpy(whole))
-    assert record.error.relative == pytest.approx(expected, rel=1e-5)
-    assert record.error.worst_row == rows.argmax()
-    assert record.error.worst_row_relative == pytest.approx(rows.max(), rel=1e-5)
-
-
-@settings(max_examples=60, deadline=None)
-@given(spec=st.sampled_from(MODES), rows=st.integers(1, 40), groups=st.integers(1, 3), seed=st.integers(0, 99))
-def test_numpy_reads_packed_weights_as_mlx_does(spec, rows, groups, seed):
-    how = in_mlx_terms(spec)
-    values = np.random.default_rng(seed).normal(0, 3, (rows, 128 * groups)).astype(np.float32)
-    packed = mx.quantize(mx.array(values), **how)
-    weight, scales, *biases = [np.array(array) for array in packed]
-    ours = dequantize(Quantization(**how), weight.view(np.uint8), scales, biases[0] if biases else None)
-    theirs = np.array(mx.dequantize(*packed, **how, dtype=mx.float32))
-    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)  # one device may fuse the multiplication and the sum
-
-
-def test_the_tables_of_small_floats():
-    """Values of the OCP specification, tables 1 and 2, and E8M0's ends."""
-    assert E2M1.tolist()[:8] == [0, 0.5, 1, 1.5, 2, 3, 4, 6]
-    assert (E4M3[0x01], E4M3[0x08], E4M3[0x7E], E4M3[0x80 | 0x38]) == (2**-9, 2**-6, 448, -1)
-    assert (E8M0[0], E8M0[127], E8M0[254]) == (2.0**-127, 1, 2.0**127)
-
-
-@pytest.mark.parametrize("spec", ["affine3g32", "affine8", "mxfp8", "nvfp4"])
-def test_any_rows_of_a_stored_matrix_are_read_alone(spec, tmp_path):
-    source = source_in(tmp_path / "source", mx.bfloat16)
-    convert(source, tmp_path / "out", quantize=spec, divergence=False)
-    part = Checkpoint(tmp_path / "out").parts["layers.1.self_attn.v_proj"]
-    whole = read_rows(part.leaves, part.quantization, 0, 64)
-    for first, count in ((0, 1), (5, 17), (63, 1)):
-        np.testing.assert_array_equal(
-            read_rows(part.leaves, part.quantization, first, count), whole[first : first + count]
-        )
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("options", [{"quantize": "affine4"}, {"dtype": "bf16"}], ids=str)
-def test_a_weight_that_is_not_finite_is_named(value, options, tmp_path):
-    config = {**TINY, **PACKABLE}
-    weights = random_weights(config)
-    weights["model.layers.1.self_attn.k_proj.weight"][3, 5] = value
-    source = write_checkpoint(tmp_path / "source", config, weights)
-    with pytest.raises(CheckpointError, match=r"layers\.1\.self_attn\.[qk]_proj\.weight.* not finite"):
-        convert(source, tmp_path / "out", **options)
-    assert [path.name for path in tmp_path.iterdir()] == ["source"]
-
-
-def test_a_tally_of_zeros():
-    tally = Tally("x")
-    tally.add(np.zeros((2, 3), np.float32), np.zeros((2, 3), np.float32))
-    assert tally.error.relative == 0

@@ -2,15 +2,17 @@
 
 import json
 import os
+import re
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from checkpoints import TINY, VOCABULARY, random_weights, write_checkpoint, write_tokenizer
-from safetensors.numpy import load_file, save_file
+from checkpoints import TINY, VOCABULARY, random_weights, write_checkpoint, write_shards, write_tokenizer
+from safetensors.numpy import save_file
 
 from mlx_qwen3.cli.app import cli
 from mlx_qwen3.conversion import staging
@@ -45,23 +47,9 @@ def reads(monkeypatch):
     return count
 
 
-def shard(folder: Path, count: int = 3) -> Path:
-    """The tensors over `count` files, with an index."""
-    weights = load_file(folder / "model.safetensors")
-    places = {}
-    for number in range(count):
-        file = f"model-{number + 1:05}-of-{count:05}.safetensors"
-        mine = sorted(weights)[number::count]
-        save_file({name: weights[name] for name in mine}, folder / file)
-        places |= dict.fromkeys(mine, file)
-    (folder / "model.safetensors").unlink()
-    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}))
-    return folder
-
-
 @pytest.fixture
 def chat(tmp_path):
-    return shard(write_tokenizer(write_checkpoint(tmp_path / "chat", vocab_size=VOCABULARY)))
+    return write_shards(write_tokenizer(write_checkpoint(tmp_path / "chat", vocab_size=VOCABULARY)), 3)
 
 
 def tensors(folder: Path) -> dict:
@@ -76,7 +64,9 @@ def once(folder: Path, counts: Counter) -> None:
 
 
 def test_generate_opens_every_file_once(chat, tmp_path, reads, capsys):
-    draft = shard(write_tokenizer(write_checkpoint(tmp_path / "draft", vocab_size=VOCABULARY, num_hidden_layers=1)))
+    draft = write_shards(
+        write_tokenizer(write_checkpoint(tmp_path / "draft", vocab_size=VOCABULARY, num_hidden_layers=1)), 3
+    )
     options = ["--model", str(chat), "--draft", str(draft), "--prompt", "Hi", "--max-tokens", "3"]
     with pytest.raises(SystemExit) as ended:
         cli.main(["generate", *options])
@@ -166,13 +156,13 @@ def test_an_index_of_another_form_is_refused(tmp_path, content):
 
 
 def test_an_index_needs_no_metadata(tmp_path):
-    folder = shard(write_checkpoint(tmp_path))
+    folder = write_shards(write_checkpoint(tmp_path), 3)
     (folder / INDEX).write_text(json.dumps({"weight_map": json.loads((folder / INDEX).read_text())["weight_map"]}))
     assert len(Checkpoint(folder).parts) == 2 + 11 * TINY["num_hidden_layers"]
 
 
 def test_a_tensor_that_the_index_does_not_list_is_named(tmp_path):
-    folder = shard(write_checkpoint(tmp_path))
+    folder = write_shards(write_checkpoint(tmp_path), 3)
     index = json.loads((folder / INDEX).read_text())
     file = index["weight_map"].pop("model.layers.1.mlp.up_proj.weight")
     (folder / INDEX).write_text(json.dumps(index))
@@ -181,7 +171,7 @@ def test_a_tensor_that_the_index_does_not_list_is_named(tmp_path):
 
 
 def test_a_long_name_is_shortened(tmp_path):
-    folder = shard(write_checkpoint(tmp_path))
+    folder = write_shards(write_checkpoint(tmp_path), 3)
     index = json.loads((folder / INDEX).read_text())
     for file in ("x" * 5000, "y" * 5000 + "/z", "model-" + "z" * 200 + ".safetensors"):
         changed = index["weight_map"] | {"model.norm.weight": file}
@@ -214,3 +204,53 @@ def test_what_changed_is_named_and_a_mere_link_is_no_change(tmp_path):
     assert checkpoint.changed(before) is None
     (folder / "chat_template.jinja").write_text("new")
     assert checkpoint.changed(before) == "chat_template.jinja"
+
+
+# --- the weights
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.pt", "model.pth"])
+def test_pickle_weights_are_refused_by_name(tmp_path, name):
+    (write_checkpoint(tmp_path) / "model.safetensors").rename(tmp_path / name)
+    with pytest.raises(CheckpointError, match=f"{re.escape(name)}, a pickle file"):
+        load_model(tmp_path)
+
+
+def test_a_folder_without_weights_says_so(tmp_path):
+    (write_checkpoint(tmp_path) / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"has no model\*\.safetensors"):
+        load_model(tmp_path)
+
+
+def spoiled_index(folder: Path, change: Any) -> None:
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    change(index["weight_map"])
+    path.write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update({"model.norm.weight": "model-00009-of-00003.safetensors"}), "lacks model-00009"),
+        (
+            lambda m: m.update({"ghost.weight": "model-00001-of-00003.safetensors"}),
+            "ghost.weight is in .*but in no file",
+        ),
+        (lambda m: m.update({"model.norm.weight": "../elsewhere.safetensors"}), "names the file '../elsewhere"),
+        (lambda m: [m.pop(k) for k, v in list(m.items()) if "00002" in v], "has model-00002.*does not list"),
+        (lambda m: m.clear(), "has no weight_map"),
+    ],
+)
+def test_an_index_that_lies_is_refused(tmp_path, change, message):
+    write_shards(write_checkpoint(tmp_path), 3)
+    spoiled_index(tmp_path, change)
+    with pytest.raises(CheckpointError, match=message):
+        load_model(tmp_path)
+
+
+def test_a_tensor_in_two_files_is_refused(tmp_path):
+    write_checkpoint(tmp_path)
+    save_file({"model.norm.weight": np.ones(48, np.float32)}, tmp_path / "model-extra.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight is stored twice"):
+        load_model(tmp_path)

@@ -1,4 +1,4 @@
-"""Stored bytes as MLX arrays."""
+"""Stored bytes as values of MLX and NumPy."""
 
 import ctypes
 import operator
@@ -7,8 +7,14 @@ import signal
 import mlx.core as mx
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from quantizing import MODES, in_mlx_terms, source_in
 
-from mlx_qwen3.files.values import to_mlx
+from mlx_qwen3.conversion.convert import convert
+from mlx_qwen3.files.checkpoint import Checkpoint
+from mlx_qwen3.files.quantization import Quantization
+from mlx_qwen3.files.values import E2M1, E4M3, E8M0, dequantize, read_rows, to_mlx
 
 
 @pytest.mark.parametrize("dtype", "bool uint8 uint16 uint32 int32 int64 float16 float32 float64".split())
@@ -28,3 +34,34 @@ def test_to_mlx_loses_no_ctrl_c():
             list(map(operator.call, [ctypes.CDLL(None)["raise"], to_mlx], [signal.SIGINT, np.ones(3)]))
     finally:
         signal.signal(signal.SIGINT, default)
+
+
+@settings(max_examples=60, deadline=None)
+@given(spec=st.sampled_from(MODES), rows=st.integers(1, 40), groups=st.integers(1, 3), seed=st.integers(0, 99))
+def test_numpy_reads_packed_weights_as_mlx_does(spec, rows, groups, seed):
+    how = in_mlx_terms(spec)
+    values = np.random.default_rng(seed).normal(0, 3, (rows, 128 * groups)).astype(np.float32)
+    packed = mx.quantize(mx.array(values), **how)
+    weight, scales, *biases = [np.array(array) for array in packed]
+    ours = dequantize(Quantization(**how), weight.view(np.uint8), scales, biases[0] if biases else None)
+    theirs = np.array(mx.dequantize(*packed, **how, dtype=mx.float32))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)  # one device may fuse the multiplication and the sum
+
+
+def test_the_tables_of_small_floats():
+    """Values of the OCP specification, tables 1 and 2, and E8M0's ends."""
+    assert E2M1.tolist()[:8] == [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+    assert (E4M3[0x01], E4M3[0x08], E4M3[0x7E], E4M3[0x80 | 0x38]) == (2**-9, 2**-6, 448, -1)
+    assert (E8M0[0], E8M0[127], E8M0[254]) == (2.0**-127, 1, 2.0**127)
+
+
+@pytest.mark.parametrize("spec", ["affine3g32", "affine8", "mxfp8", "nvfp4"])
+def test_any_rows_of_a_stored_matrix_are_read_alone(spec, tmp_path):
+    source = source_in(tmp_path / "source", mx.bfloat16)
+    convert(source, tmp_path / "out", quantize=spec, divergence=False)
+    part = Checkpoint(tmp_path / "out").parts["layers.1.self_attn.v_proj"]
+    whole = read_rows(part.leaves, part.quantization, 0, 64)
+    for first, count in ((0, 1), (5, 17), (63, 1)):
+        np.testing.assert_array_equal(
+            read_rows(part.leaves, part.quantization, first, count), whole[first : first + count]
+        )

@@ -1,0 +1,83 @@
+"""Opening files that may be anything: only a regular file is read, and every other one is an error in one line."""
+
+import os
+import socket
+
+import pytest
+
+from mlx_qwen3.errors import CheckpointError
+from mlx_qwen3.files.reading import exists, open_file, parse_json, read_file, read_json, read_text, short
+
+
+def bound(path):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+
+
+ODD = {
+    "missing": (lambda path: None, "does not exist; download the checkpoint again"),
+    "dangling": (lambda path: path.symlink_to("nowhere"), "is a link to a file that does not exist"),
+    "folder": (lambda path: path.mkdir(), "is a folder, not a file"),
+    "pipe": (os.mkfifo, "is a named pipe, not a file"),  # opening it would wait for ever
+    "socket": (bound, "is a socket, not a file"),
+    "device": (lambda path: path.symlink_to("/dev/zero"), "is a device, not a file"),  # reading it would never end
+    "loop": (lambda path: path.symlink_to(path), "cannot be read"),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), ODD.values(), ids=ODD)
+@pytest.mark.parametrize("read", [open_file, read_file, read_text, read_json])
+def test_what_is_not_a_regular_file_is_named(read, make, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a socket's path must be short
+    path = tmp_path / "x"
+    make(path if make is not bound else "x")
+    with pytest.raises(CheckpointError, match=message) as error:
+        read(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_link_to_a_file_is_the_file(tmp_path):
+    (tmp_path / "blob").write_text('{"a": 1}')
+    (tmp_path / "x").symlink_to("blob")
+    assert read_json(tmp_path / "x") == {"a": 1}
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 5000])
+def test_a_name_that_no_file_can_have(name, tmp_path):
+    assert not exists(tmp_path / name)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        open_file(tmp_path / name)
+
+
+def test_existence_counts_links_that_lead_nowhere(tmp_path):
+    (tmp_path / "x").symlink_to("nowhere")
+    assert exists(tmp_path / "x")
+    assert not exists(tmp_path / "y")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is not valid JSON"),
+        (b"{", "is not valid JSON"),
+        (b'{"a": "\xff"}', "is not valid JSON"),
+        (b"[" * 100_000, "is not valid JSON"),
+        (b"[]", "holds a list, not a JSON object"),
+        (b"null", "holds a NoneType, not a JSON object"),
+    ],
+    ids=["empty", "cut", "not UTF-8", "nested", "list", "null"],
+)
+def test_what_is_not_a_json_object_is_named(content, message, tmp_path):
+    with pytest.raises(CheckpointError, match=message):
+        parse_json(tmp_path / "config.json", content)
+
+
+def test_text_must_be_utf_8(tmp_path):
+    (tmp_path / "x").write_bytes(b"\xff")
+    with pytest.raises(CheckpointError, match="is not UTF-8 text"):
+        read_text(tmp_path / "x")
+
+
+def test_a_long_name_is_cut_in_the_middle():
+    assert short("x" * 120) == "x" * 120
+    assert short("a" * 2000 + "b" * 3000) == "a" * 60 + "..." + "b" * 60 + " (5000 characters)"
