@@ -2,11 +2,16 @@
 
 import os
 import socket
+from pathlib import Path
 
 import pytest
+from checkpoints import VOCABULARY, write_checkpoint, write_tokenizer
 
+from mlx_qwen3.conversion.convert import convert
 from mlx_qwen3.errors import CheckpointError
 from mlx_qwen3.files.reading import exists, open_file, parse_json, read_file, read_json, read_text, short
+from mlx_qwen3.model.load import load_model
+from mlx_qwen3.text.tokenizer import Tokenizer
 
 
 def bound(path):
@@ -81,3 +86,49 @@ def test_text_must_be_utf_8(tmp_path):
 def test_a_long_name_is_cut_in_the_middle():
     assert short("x" * 120) == "x" * 120
     assert short("a" * 2000 + "b" * 3000) == "a" * 60 + "..." + "b" * 60 + " (5000 characters)"
+
+
+# --- who opens them
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return write_tokenizer(write_checkpoint(tmp_path_factory.mktemp("whole"), vocab_size=VOCABULARY))
+
+
+USES = {
+    "model": load_model,
+    "tokenizer": Tokenizer,
+    "conversion": lambda folder: convert(folder, folder.parent / "out"),
+}
+MODEL, TEXT = frozenset({"model", "conversion"}), frozenset({"tokenizer", "conversion"})
+READ = {
+    "config.json": USES.keys(),
+    "model.safetensors": MODEL,
+    "model.safetensors.index.json": MODEL,
+    "generation_config.json": TEXT,
+    "tokenizer.json": TEXT,
+    "tokenizer_config.json": TEXT,
+    "added_tokens.json": TEXT,
+    "special_tokens_map.json": TEXT,
+    "chat_template.jinja": TEXT,
+    "additional_chat_templates/tool_use.jinja": TEXT,
+    "vocab.json": {"conversion"},  # the tokenizer reads it, and merges.txt, if there is no tokenizer.json
+    "merges.txt": {"conversion"},
+}
+
+
+@pytest.mark.parametrize("what", ["pipe", "folder", "device"])
+@pytest.mark.parametrize("name", READ)
+def test_every_file_of_a_checkpoint_is_checked(whole, name, what, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in whole.iterdir():
+        os.link(path, folder / path.name)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).unlink(missing_ok=True)
+    ODD[what][0](folder / name)
+    for use in READ[name]:
+        with pytest.raises(CheckpointError, match=rf"{Path(name).name} {ODD[what][1]}"):
+            USES[use](folder)
+    assert not (tmp_path / "out").exists()
