@@ -48,13 +48,13 @@ STANDINS: tuple[tuple[Any, str, Callable[..., Any]], ...] = (
 Graphs = dict[str, list[mx.array]]  # the arrays that each graph makes
 
 
-def ours(folder: str) -> tuple[Graphs, int]:
+def ours(folder: str, kv_bits: int | None = None) -> tuple[Graphs, int]:
     """The graphs, and the number of layers."""
     model = load_model(folder)
     graphs = {}
-    prompted = model.make_cache()
+    prompted = model.make_cache(kv_bits=kv_bits)
     graphs["prompt"] = [model(PROMPT, prompted), *prompted.buffers]
-    cache = model.make_cache()
+    cache = model.make_cache(kv_bits=kv_bits)
     mx.eval(prefill(model, PROMPT, cache), cache.buffers)
     graphs["decode step"] = [decode_step(model)(PROMPT[0, :1], cache), *cache.buffers]
     return graphs, len(model.layers)

@@ -27,6 +27,7 @@ from .terminal import read_stdin, show, show_json
     metavar="SOURCE|reference|transformers",
     help="Compare step by step with another checkpoint, with reference.py or with transformers.",
 )
+@click.option("--kv-bits", type=int, metavar="8|4", help="What a cache of so many bits costs, in every layer.")
 @click.option("--strict", is_flag=True, help="Exit code 1 if there is a fault or a difference.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Heat maps and an attention map as PNG.")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..errors import UsageError
 from ..files.config import Qwen3Config
+from ..model.kv_format import kv_format
 
 
 @dataclass(frozen=True)
@@ -12,7 +13,7 @@ class Options:
     """What to look at: `prompt`, or random tokens of `batch` and `length`; `layer` and `head` are shown in detail.
 
     `decode` is the number of tokens of the reply after which a decode step is shown, in place of the prompt's pass;
-    `temperature` and `seed` are those of the reply.
+    `temperature` and `seed` are those of the reply. `kv_bits` adds what a cache of so many bits costs in each layer.
     """
 
     prompt: str | None = None
@@ -27,6 +28,7 @@ class Options:
     dtype: str | None = None
     rules: Path | None = None
     against: str | None = None
+    kv_bits: int | None = None
 
 
 def check_options(options: Options, config: Qwen3Config) -> None:
@@ -37,6 +39,7 @@ def check_options(options: Options, config: Qwen3Config) -> None:
     ):
         if not 0 <= value < count:
             raise UsageError(f"--{name} is {value}; this model has {name}s 0 to {count - 1}")
+    kv_format(options.kv_bits, config.head_dim)
     for name, size in (("batch", options.batch), ("length", options.length)):
         if size is not None and options.prompt is not None:
             raise UsageError(f"--{name} is for random tokens, but --prompt brings its own; drop one of them")

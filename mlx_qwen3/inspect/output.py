@@ -45,6 +45,7 @@ def as_json(report: Report) -> dict[str, Any]:
             "first_fault": asdict(report.first_fault) if report.first_fault else None,
             "fp16": {"forecast": forecast(report), "peaks": [asdict(peak) for peak in report.peaks[:20]]},
             "comparison": _comparison(report),
+            "kv_cache": asdict(report.cache_cost) if report.cache_cost else None,
             "notes": list(report.rules.notes),
         }
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from ..compare.bounds import step_bound
+from ..compare.cache_cost import CacheCost, cache_cost
 from ..compare.comparison import Comparison, Difference, check_same_shape, differences
 from ..compare.flow import NUMBERS
 from ..compare.steps import (
@@ -82,6 +83,7 @@ class Report:
     units: Sequence[Mapping[str, float]]  # per layer: the size that QK-norm gives to q, k and scores
     peaks: tuple[Peak, ...]  # the largest first
     comparison: Comparison | None
+    cache_cost: CacheCost | None
     scale: float  # of q.k in the chosen layer
 
     @property
@@ -163,6 +165,7 @@ def inspect(source: str | Path, options: Options) -> Report:
         units=sizes,
         peaks=tuple(_peaks(rows, numbers)),
         comparison=comparison,
+        cache_cost=_cache_cost(model, prompts, reply, options) if options.kv_bits is not None else None,
         scale=model.layers[options.layer].self_attn.scale,
     )
 
@@ -172,6 +175,12 @@ def _measure(model: Qwen3, prompts: Prompts, reply: Reply | None, options: Optio
     if reply is None:
         return measure(model, prompts.ids, **shown)
     return measure_step(model, prompts.ids, mx.array(reply.tokens), **shown)
+
+
+def _cache_cost(model: Qwen3, prompts: Prompts, reply: Reply | None, options: Options) -> CacheCost:
+    assert options.kv_bits is not None
+    ids = prompts.ids if reply is None else mx.concatenate([prompts.ids, mx.array(reply.tokens)], axis=1)
+    return cache_cost(model, [ids], options.kv_bits)
 
 
 def _words(prompts: Prompts, reply: Reply | None) -> str:

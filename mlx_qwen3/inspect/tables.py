@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 
+from ..compare.cache_cost import CacheCost
 from ..compare.comparison import Difference
 from ..compare.flow import FLOW, NUMBERS
 from ..report import Table
@@ -44,6 +45,8 @@ def tables(report: Report, full: bool = False) -> Iterator[Table]:
         for layer in shown:
             yield heads(report, layer)
     yield overview(report)
+    if report.cache_cost:
+        yield quantized_cache(report.cache_cost)
     if report.comparison:
         yield comparison(report, full)
 
@@ -121,6 +124,21 @@ def overview(report: Report) -> Table:
         rows.append([str(layer), *values, "; ".join(words)])
     columns = ("layer", *(heading for heading, _, _ in OVERVIEW), "verdict")
     return Table("All layers", columns, rows, "r" * (len(columns) - 1) + "l", frozenset(marked), report.rules.notes)
+
+
+def quantized_cache(cost: CacheCost) -> Table:
+    """Relative differences of a row for each layer, and what the logits lose."""
+    rows = [
+        [str(layer), *(f"{value:.1e}" for value in (own.keys, own.values, own.residual))]
+        for layer, own in enumerate(cost.layers)
+    ]
+    notes = (
+        f"logits: KL {cost.kl_mean:.2g} nats in the mean, {cost.kl_max:.2g} at most; the best token is the same at "
+        f"{cost.top1_agreement:.1%} of {cost.tokens} positions",
+        f"a token takes {cost.token_bytes:,} bytes, unquantized {cost.unquantized_bytes:,}",
+    )
+    title = f"Cache at {cost.kv_bits} bits: relative difference from the unquantized one, ||a - b|| / ||b||"
+    return Table(title, ("layer", "keys", "values", "residual"), rows, "rrrr", notes=notes)
 
 
 def comparison(report: Report, full: bool) -> Table:

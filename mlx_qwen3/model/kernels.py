@@ -146,10 +146,9 @@ def attend_quantized(
     if mask == "causal":
         mask = mx.arange(S) <= mx.arange(S - L, S)[:, None]
     # The queries of a key head are the rows of one product, which reads the keys once.
-    scores = _packed_product(q.reshape(B, K, -1, D), keys, True, group_size, bits) * scale
-    if isinstance(mask, mx.array):
-        scores = mx.where(mask, scores.reshape(B, H, L, S), -mx.inf).reshape(scores.shape)
-    weights = mx.softmax(scores, axis=-1, precise=True)
+    scores = _packed_product(q.reshape(B, K, -1, D), keys, True, group_size, bits).reshape(B, H, L, S) * scale
+    scores = mx.where(mask, scores, -mx.inf) if isinstance(mask, mx.array) else scores
+    weights = mx.softmax(scores, axis=-1, precise=True).reshape(B, K, -1, S)
     return _packed_product(weights, values, False, group_size, bits).reshape(B, H, L, D)
 
 

@@ -217,8 +217,12 @@ def test_tokens_are_those_of_the_plain_path(tiny, ids, replay):
         assert np.array_equal(as_numpy(plain), as_numpy(stepped))
 
 
-@pytest.mark.parametrize(("options", "nodes"), [({}, 10), ({"quantize": "affine4"}, 12)], ids=["float", "quantized"])
-def test_nodes_of_a_layer(options, nodes, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("options", "kv_bits", "nodes", "prompt"),
+    [({}, None, 10, 11), ({"quantize": "affine4"}, None, 12, 13), ({}, 8, 16, 23)],
+    ids=["float", "quantized", "quantized cache"],
+)
+def test_nodes_of_a_layer(options, kv_bits, nodes, prompt, tmp_path, monkeypatch):
     """As Metal dispatches them; the script prints mlx-lm's 19 and 21 beside them."""
     script = Path(__file__).parents[2] / "benchmarks" / "nodes.py"
     counting = SimpleNamespace(**runpy.run_path(str(script)))
@@ -230,6 +234,6 @@ def test_nodes_of_a_layer(options, nodes, tmp_path, monkeypatch):
         folder = tmp_path / "packed"
     for standin in counting.STANDINS:
         monkeypatch.setattr(*standin)
-    graphs, layers = counting.ours(str(folder))
+    graphs, layers = counting.ours(str(folder), kv_bits)
     found = {name: counting.per_layer(counting.count(arrays), layers) for name, arrays in graphs.items()}
-    assert found == {"decode step": nodes, "prompt": nodes + 1}  # a prompt makes its buffers
+    assert found == {"decode step": nodes, "prompt": prompt}  # a prompt makes its buffers

@@ -12,12 +12,14 @@ WRONG = {
     "no step": (Options(decode=0), "--decode is 0; expected 1 or more"),
     "a temperature without a step": (Options("hi", temperature=0.0), "--temp is for the reply to a prompt"),
     "a seed without a step": (Options("hi", seed=0), "--seed is for the reply to a prompt"),
+    "other bits": (Options(kv_bits=5), "kv_bits is 5; expected 8 or 4"),
+    "a head that does not divide": (Options(kv_bits=8), "kv_bits is 8, but the model's head_dim is 20, not a multiple"),
     "a seed without a prompt": (Options(decode=1, seed=0), "--seed is for the reply to a prompt"),
 }
 
 
 @pytest.mark.parametrize(("options", "message"), WRONG.values(), ids=WRONG.keys())
-def test_options_of_a_decode_step(options, message):
+def test_wrong_options(options, message):
     with pytest.raises(UsageError, match=f"^{message}"):
         check_options(options, CONFIG)
 

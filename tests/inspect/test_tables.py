@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from checkpoints import TINY, random_weights, write_checkpoint
 
-from mlx_qwen3.inspect import Options, inspect, render
+from mlx_qwen3.inspect import Options, as_json, inspect, render
 from mlx_qwen3.inspect.tables import forecast, number, sharing
 from mlx_qwen3.model.load import load_model
 
@@ -51,6 +51,20 @@ def test_full_and_heads_show_all(four_layers):
     counts = {name: sum(line.split()[0] == name for line in per_head.splitlines()[2:]) for name in ("q_norm", "k_rope")}
     assert counts == {"q_norm": 6, "k_rope": 2}
     assert sum("first_token" in line for line in per_head.splitlines()) == 6
+
+
+def test_a_quantized_cache_is_shown_layer_by_layer():
+    report = inspect("demo", Options("What is 17 + 25?", kv_bits=4, decode=3))
+    cost = report.cache_cost
+    assert cost.tokens == 18 + 3  # of prompt and reply
+    text = render(report)
+    table = text[text.index("Cache at 4 bits") :].splitlines()
+    assert table[1].split() == ["layer", "keys", "values", "residual"]
+    for layer, own in enumerate(cost.layers):
+        assert table[2 + layer].split() == [str(layer), *(f"{x:.1e}" for x in (own.keys, own.values, own.residual))]
+    assert f"KL {cost.kl_mean:.2g} nats" in text
+    assert "a token takes 1,440 bytes, unquantized 7,680" in text
+    assert as_json(report)["kv_cache"]["layers"][0]["keys"] == cost.layers[0].keys
 
 
 def test_sharing_in_words():
