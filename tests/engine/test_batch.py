@@ -1,0 +1,103 @@
+"""A batch: its slots as rows come and go, and the cache that a row takes with it."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from arrays import as_numpy
+from checkpoints import TINY, write_checkpoint
+
+from mlx_qwen3.engine.batch import Batch
+from mlx_qwen3.engine.rows import Row
+from mlx_qwen3.engine.sampling import SamplingParams
+from mlx_qwen3.model.load import load_model
+
+GREEDY = SamplingParams(temperature=0)
+SIZE = TINY["vocab_size"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """Untied: a tied model with random weights repeats one token."""
+    return load_model(write_checkpoint(tmp_path_factory.mktemp("model"), tie_word_embeddings=False), "fp32")
+
+
+def prefilled(model, length, seed, limit=40):
+    """A row whose first token is known, and the cache with its prompt."""
+    prompt = np.random.default_rng(seed).integers(0, SIZE, length).tolist()
+    row, cache = Row(prompt, GREEDY, limit, number=seed), model.make_cache()
+    row.take(int(mx.argmax(model(mx.array([prompt]), cache)[0, -1])))
+    return row, cache
+
+
+def greedy(model, row):
+    """The tokens that the row gets alone, by the plain model without a cache."""
+    ids = list(row.prompt)
+    for _ in row.tokens:
+        ids.append(int(mx.argmax(model(mx.array([ids]))[0, -1])))
+    return ids[len(row.prompt) :]
+
+
+def test_slots_grow_and_shrink_and_the_rows_keep_their_tokens(model):
+    rows = [prefilled(model, length, seed) for seed, length in enumerate((5, 21, 3, 34, 8))]
+    batch = Batch(model, *rows[0], SIZE)
+    slots = [len(batch.slots)]
+    for row, cache in rows[1:]:
+        batch.step()
+        batch.join(row, cache)
+        slots.append(len(batch.slots))
+    assert slots == [1, 2, 4, 4, 8]
+    for row, _ in (rows[3], rows[0], rows[4]):
+        batch.step()
+        batch.leave(row)
+        slots.append(len(batch.slots))
+    assert slots[5:] == [8, 8, 2]  # from a quarter on
+    batch.step()
+    assert batch.rows == [rows[1][0], rows[2][0]]
+    for row, _ in rows:
+        assert row.tokens == greedy(model, row)
+
+
+@pytest.mark.parametrize("others", [0, 2])
+def test_a_row_takes_its_keys_and_values_with_it(model, others):
+    row, cache = prefilled(model, 12, 1)
+    batch = Batch(model, row, cache, SIZE)
+    for seed in range(others):
+        batch.join(*prefilled(model, 30, 10 + seed))
+    for _ in range(7):
+        batch.step()
+    taken = batch.take_out(row)
+    assert taken.end == row.length - 1  # the last token was not fed
+    assert row not in batch.rows
+    logits = as_numpy(model(mx.array([[row.tokens[-1]]]), taken))[0, -1]
+    expected = as_numpy(model(mx.array([[*row.prompt, *row.tokens]])))[0, -1]
+    assert np.abs(logits - expected).max() < 2e-5
+
+
+def test_a_copy_of_a_beginning_leaves_the_row_as_it_is(model):
+    row, cache = prefilled(model, 12, 1)
+    batch = Batch(model, row, cache, SIZE)
+    batch.join(*prefilled(model, 5, 2))
+    batch.step()
+    copy = batch.copy_of(row, 9)
+    assert copy.end == 9
+    logits = as_numpy(model(mx.array([row.prompt[9:]]), copy))[0, -1]
+    assert np.abs(logits - as_numpy(model(mx.array([row.prompt])))[0, -1]).max() < 2e-5
+    batch.step()
+    assert row.tokens == greedy(model, row)
+
+
+def test_known_are_the_tokens_in_the_cache(model):
+    row, cache = prefilled(model, 6, 3)
+    batch = Batch(model, row, cache, SIZE)
+    batch.step()
+    batch.step()
+    assert batch.known(row).tolist() == [*row.prompt, *row.tokens[:-1]]
+    assert batch.end >= len(batch.known(row))
+    assert batch.nbytes == cache.nbytes > 0
+
+
+def test_nothing_happens_once_every_row_has_ended(model):
+    row, cache = prefilled(model, 6, 3, limit=3)
+    batch = Batch(model, row, cache, SIZE)
+    news = [batch.step() for _ in range(4)]
+    assert [len(found) for found in news] == [1, 1, 0, 0]
