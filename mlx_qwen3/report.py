@@ -3,7 +3,6 @@
 import io
 import math
 import os
-import secrets
 import stat
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -132,7 +131,7 @@ def replace_file(path: Path, content: bytes | Iterable[Buffer], durable: bool = 
         _write_directly(path, pieces)
         return
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{secrets.token_hex(6)}{PARTIAL}")
+    temporary = target.with_name(f".{os.urandom(6).hex()}{PARTIAL}")
     undo = partial(temporary.unlink, missing_ok=True)
     with interrupt.cleaning(undo):
         try:

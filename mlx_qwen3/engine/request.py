@@ -1,6 +1,6 @@
 """From a prompt and options to a checked request; needs no weights, so that a bad one fails before they are read."""
 
-import secrets
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Integral
@@ -131,7 +131,9 @@ def check_draft(draft: Checkpoint, tokenizer: Tokenizer) -> None:
 
 def default_sampling(tokenizer: Tokenizer, thinking: bool | None = None, **changes: Any) -> SamplingParams:
     """The checkpoint's sampling settings with a fresh seed; `changes` replace single ones, None changes nothing."""
-    chosen = {"seed": secrets.randbits(32)} | {name: value for name, value in changes.items() if value is not None}
+    chosen = {"seed": int.from_bytes(os.urandom(4))} | {
+        name: value for name, value in changes.items() if value is not None
+    }
     return replace(SamplingParams.from_generation_config(tokenizer.generation_config, thinking is not False), **chosen)
 
 

@@ -1,7 +1,6 @@
 """From a SOURCE, which is a folder, a Hub id or `demo`, to a local folder."""
 
 import re
-from difflib import get_close_matches
 from pathlib import Path
 
 from ..errors import SourceError
@@ -50,6 +49,8 @@ def check_text(name: str) -> None:
 
 def _similar(name: str) -> str:
     """The folders of a similar name that are there, for a message."""
+    from difflib import get_close_matches  # only a failure needs it
+
     path = Path(name)
     try:
         found = [entry.name for entry in path.expanduser().parent.iterdir() if entry.is_dir()]

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any
 
 from ..errors import PromptError, UsageError
@@ -21,8 +21,6 @@ from .messages import (
     read_messages,
     shown,
 )
-from .sandbox import compile_template, render, variables
-from .tool_schema import tool_schema
 
 RESERVED = ("messages", "tools", "documents", "add_generation_prompt")  # variables that are options of their own
 FUNCTIONS = ("raise_exception", "strftime_now", "namespace", "range", "dict", "cycler", "joiner")
@@ -56,7 +54,7 @@ class ChatTemplate:
 
     @property
     def can_switch_thinking(self) -> bool:
-        return "enable_thinking" in variables(self.source)
+        return "enable_thinking" in _sandbox().variables(self.source)
 
     def render(
         self,
@@ -145,7 +143,7 @@ class ChatTemplate:
         for name in arguments:
             if name in RESERVED:
                 raise UsageError(f"template_args may not set {name}; it is an option of its own")
-        known = variables(self.source) if arguments else frozenset()
+        known = _sandbox().variables(self.source) if arguments else frozenset()
         if unknown := [name for name in arguments if name not in known]:
             own = [name for name in sorted(known.difference(RESERVED, FUNCTIONS)) if not name.endswith("_token")]
             listed = ", ".join(map(shown, own)) or "none"
@@ -222,10 +220,11 @@ class ChatTemplate:
         return text, [*messages[:-1], last]
 
     def _run(self, messages: list[Message], values: Mapping[str, Any]) -> str:
-        template = compile_template(self.source)
+        sandbox = _sandbox()
+        template = sandbox.compile_template(self.source)
         messages = [self._mark(message) for message in messages]
         try:
-            return render(template, {**values, "messages": messages})
+            return sandbox.render(template, {**values, "messages": messages})
         except Exception as error:  # a template can raise anything
             reason = " ".join(str(error).split())
             reason = reason if len(reason) <= 300 else f"{reason[:300]}..."
@@ -234,7 +233,15 @@ class ChatTemplate:
             raise PromptError(f"the chat template cannot render {what}: {reason}") from None
 
 
+def _sandbox() -> ModuleType:
+    from . import sandbox  # here, because it imports jinja2, which a raw prompt need not wait for
+
+    return sandbox
+
+
 def _tool(index: int, tool: Tool) -> dict[str, Any]:
+    from .tool_schema import tool_schema
+
     where = f"tools[{index}]"
     schema: dict[str, Any] = plain(tool if isinstance(tool, Mapping) else tool_schema(tool, where), where)
     return schema

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any
 
+MAX_SOURCE = 1 << 20  # characters of a template; Qwen3's has 4,000
 MAX_SIZE = 1 << 24  # characters of one value, and of the whole prompt: about four million tokens
 
 PERCENT_WIDTH = re.compile(r"%(?:\([^)]*\))?[^a-zA-Z%]*?(\d{6,})")  # with a name or without

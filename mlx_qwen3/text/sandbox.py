@@ -24,9 +24,18 @@ from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 from ..errors import CheckpointError
-from .growth import FILTERS, MAX_SIZE, METHODS, OPERATORS, TemplateLimitError, check_growth, check_size, size
+from .growth import (
+    FILTERS,
+    MAX_SIZE,
+    MAX_SOURCE,
+    METHODS,
+    OPERATORS,
+    TemplateLimitError,
+    check_growth,
+    check_size,
+    size,
+)
 
-MAX_SOURCE = 1 << 20  # characters; Qwen3's template has 4,000
 MAX_SECONDS = 5.0  # of the thread's processor time for one conversation
 TOO_DEEP = "the chat template nests too deeply; take the template of the model's release"
 CHECK, COUNT = "a value", "a round"  # filters that no template can write, since their names hold a space

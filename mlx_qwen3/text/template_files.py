@@ -8,8 +8,8 @@ from ..errors import CheckpointError, PromptError, UsageError
 from ..files.members import TEMPLATES, members
 from ..files.reading import exists, open_file, short
 from .chat_template import ChatTemplate
+from .growth import MAX_SOURCE
 from .messages import shown
-from .sandbox import MAX_SOURCE
 
 FILE = "chat_template.jinja"  # the default, as transformers 5 writes it
 

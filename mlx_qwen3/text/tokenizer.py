@@ -14,7 +14,6 @@ from .chat_template import THINK as THINK
 from .chat_template import ChatTemplate, Tool
 from .literal import LiteralText, Piece
 from .panic import PanicError, panics_as_errors
-from .sandbox import written_text
 from .template_files import ChatTemplates
 from .vocabulary import QWEN_PATTERN, read_vocabulary
 
@@ -174,6 +173,8 @@ class Tokenizer:
         special = {token for index, token in added.items() if index in self.special or index in self.stop_ids}
         if isinstance(chosen := self.config.get("chat_control_tokens"), list):
             return frozenset(special | (tokens & {token for token in chosen if isinstance(token, str)}))
+        from .sandbox import written_text
+
         written = written_text(template.source)
         words = {token for token in tokens if all(letter.isalnum() or letter.isspace() for letter in token)}
         return frozenset(special | (tokens - words) | {w for w in words if w in written and not w.isspace()})

@@ -19,7 +19,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
 from ..errors import CheckpointError
-from ..files.reading import exists, read_json, read_text
+from ..files.reading import exists, read_file, read_json
 from .panic import panics_as_errors
 
 QWEN = "Qwen2Tokenizer"
@@ -68,7 +68,7 @@ def read_vocabulary(folder: Path, settings: Mapping[str, Any], model_config: Map
     Raises CheckpointError that names the file and the remedy.
     """
     path = folder / "tokenizer.json"
-    content = read_text(path) if exists(path) else None
+    content = read_file(path)[0] if exists(path) else None
     backend, is_qwen = _backend(path, content, settings.get("tokenizer_class") or model_config.get("tokenizer_class"))
     if is_qwen:
         _be_qwen(backend, add_prefix_space=bool(settings.get("add_prefix_space")))
@@ -96,13 +96,13 @@ def _past(rows: Any, backend: tokenizers.Tokenizer, declared: Declared) -> set[s
     return {text for text in texts if isinstance(rows, int) and (backend.token_to_id(text) or 0) >= rows}
 
 
-def _backend(path: Path, content: str | None, class_name: Any) -> tuple[tokenizers.Tokenizer, bool]:
+def _backend(path: Path, content: bytes | None, class_name: Any) -> tuple[tokenizers.Tokenizer, bool]:
     """(the tokenizer before tokens are added, whether it is a Qwen2Tokenizer, which has its own settings)"""
     if content is None:
         return tokenizers.Tokenizer(_read_merges(path.parent)), True
     try:
         with panics_as_errors(report=False):
-            backend = tokenizers.Tokenizer.from_str(content)
+            backend = tokenizers.Tokenizer.from_buffer(content)
     except Exception as error:  # the library raises Exception itself
         raise CheckpointError(f"{path} is not a tokenizer ({error}); download it again") from None
     if str(class_name or QWEN).removesuffix("Fast") != QWEN:
@@ -165,7 +165,7 @@ def _as_added(token: Token, named: bool) -> AddedToken:
     return token
 
 
-def _declared(folder: Path, config: Mapping[str, Any], tokenizer_json: str | None) -> Declared:
+def _declared(folder: Path, config: Mapping[str, Any], tokenizer_json: bytes | None) -> Declared:
     """What the files declare. The order of the steps is that of transformers' `_from_pretrained`.
 
     tokenizer_config.json stands alone if it has `added_tokens_decoder`; if not, the older files are read too.
@@ -215,7 +215,7 @@ def _add_special_tokens_map(path: Path, settings: dict[str, Any]) -> None:
         settings[key] = value
 
 
-def _older_added_tokens(path: Path, settings: Mapping[str, Any], tokenizer_json: str | None) -> dict[int, AddedToken]:
+def _older_added_tokens(path: Path, settings: Mapping[str, Any], tokenizer_json: bytes | None) -> dict[int, AddedToken]:
     """added_tokens.json and the added tokens of tokenizer.json, by id; of two tokens with one id the latter."""
     special = {str(settings[name]) for name in NAMED if settings.get(name)}
     special |= {str(token) for token in settings.get("extra_special_tokens") or []}
@@ -227,10 +227,11 @@ def _older_added_tokens(path: Path, settings: Mapping[str, Any], tokenizer_json:
     return added
 
 
-def _added_tokens_of(tokenizer_json: str) -> list[dict[str, Any]]:
+def _added_tokens_of(tokenizer_json: bytes) -> list[dict[str, Any]]:
     """The array `added_tokens` of tokenizer.json, found without reading the vocabulary, which is most of the file."""
-    start = re.search(r'"added_tokens"\s*:\s*(?=\[)', tokenizer_json)  # a token of that name has a number here
-    return json.JSONDecoder().raw_decode(tokenizer_json, start.end())[0] if start else []
+    text = tokenizer_json.decode("utf-8")
+    start = re.search(r'"added_tokens"\s*:\s*(?=\[)', text)  # a token of that name has a number here
+    return json.JSONDecoder().raw_decode(text, start.end())[0] if start else []
 
 
 def _is_own_name(key: str) -> bool:
