@@ -272,7 +272,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("function", "reason"), REFUSED.items(), ids=str)
+@pytest.mark.parametrize(
+    ("function", "reason"), REFUSED.items(), ids=[text.split(",")[0][:40] for text in REFUSED.values()]
+)
 def test_a_function_without_a_schema_is_refused(function: Any, reason: str) -> None:
     with pytest.raises(PromptError, match=reason):
         tool_schema(function, "tools[0]")
