@@ -93,6 +93,25 @@ def postponed() -> Iterator[Callable[[], bool]]:
             _end()
 
 
+@contextmanager
+def answered(answer: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C inside the block calls `answer`, in the main thread, and does not end the process.
+
+    For a command that goes on after Ctrl-C. Changes nothing if SIGINT is ignored, or in another thread.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        yield
+        return
+    watched = signal.set_wakeup_fd(-1)  # or the second thread would end the process
+    before = signal.signal(signal.SIGINT, lambda *_: answer())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        signal.set_wakeup_fd(watched, warn_on_full_buffer=False)
+
+
 def _handle(*_: object) -> None:
     global _asked
     if _postponed and not _asked:

@@ -13,6 +13,7 @@ FOLDERS = ["cli", "server", "bench", "inspect", "conversion", "compare", "engine
 PUBLIC_ONLY = [folder for folder in ("bench", "server") if (PACKAGE / folder).is_dir()]
 ONLY_IN = {
     "click": "cli/",
+    "prompt_toolkit": "cli/reader.py",
     "torch": "compare/ bench/workers/peer_",
     "transformers": "compare/ bench/workers/peer_",
     "mlx_lm": "bench/workers/peer_",

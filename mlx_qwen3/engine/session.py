@@ -1,0 +1,188 @@
+"""A conversation of several turns: its messages and settings, what fits the context, and files that keep it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import OutputError, PromptError, UsageError
+from ..files.config import Qwen3Config
+from ..files.reading import short
+from ..report import write_file
+from ..text.messages import read_messages
+from ..text.tokenizer import Tokenizer
+from .reply import Result
+from .request import ReplyOptions, Request, default_sampling, prepare
+from .sampling import SamplingParams
+
+FORMAT = "mlx-qwen3 chat 1"
+NEARLY_FULL = 0.8  # of the context: from here on each turn is announced with what is left
+SAMPLING = tuple(setting.name for setting in fields(SamplingParams))
+PROBE = [{"role": "user", "content": "hello"}]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What holds for every reply. `sampling` has the settings of SamplingParams that are not the checkpoint's."""
+
+    system: str | None = None
+    thinking: bool | None = None
+    thinking_budget: int | None = None
+    max_tokens: int | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raises UsageError that names the setting."""
+        if self.system is not None and not isinstance(self.system, str):
+            raise UsageError(f"system is {short(repr(self.system))}; expected a text")
+        if self.thinking is not None and not isinstance(self.thinking, bool):
+            raise UsageError(f"thinking is {short(repr(self.thinking))}; expected true, false or null")
+        if not isinstance(self.sampling, Mapping) or (unknown := set(self.sampling) - set(SAMPLING)):
+            named = short(sorted(unknown)[0]) if isinstance(self.sampling, Mapping) else "not an object"
+            raise UsageError(f"sampling has {named!r}; known are {', '.join(SAMPLING)}")
+        SamplingParams(**self.sampling)
+        ReplyOptions(max_tokens=self.max_tokens, thinking_budget=self.thinking_budget)
+
+    def options(self, tokenizer: Tokenizer) -> ReplyOptions:
+        """Those of the next reply; a budget waits while thinking is switched off."""
+        return ReplyOptions(
+            sampling=default_sampling(tokenizer, self.thinking, **self.sampling),
+            thinking=self.thinking,
+            thinking_budget=None if self.thinking is False else self.thinking_budget,
+        )
+
+
+class Session:
+    """A conversation. It changes only by complete turns: a request that is refused leaves it as it was."""
+
+    def __init__(self, config: Qwen3Config, tokenizer: Tokenizer, settings: Settings | None = None):
+        """Raises UsageError for settings that this checkpoint cannot honour."""
+        self._config, self._tokenizer = config, tokenizer
+        self.settings = Settings()
+        self.messages: list[dict[str, Any]] = []
+        self.used = 0  # tokens of the context after the last reply
+        self._use(settings or Settings())
+
+    @property
+    def context(self) -> int:
+        return self._config.context_length
+
+    @property
+    def turns(self) -> int:
+        return sum(message["role"] == "user" for message in self.messages)
+
+    def request(self, text: str) -> Request:
+        """The request of the next turn. Raises PromptError if it does not fit the context."""
+        messages = [*self._beginning(self.settings), *self.messages, {"role": "user", "content": text}]
+        request = prepare(self._config, self._tokenizer, messages, self.settings.options(self._tokenizer))
+        limit = self.settings.max_tokens
+        return request if limit is None else replace(request, max_tokens=min(limit, request.max_tokens))
+
+    def warning(self, request: Request) -> str | None:
+        """What to say before a turn near the end of the context."""
+        tokens = len(request.ids)
+        if tokens < NEARLY_FULL * self.context:
+            return None
+        return (
+            f"the conversation takes {tokens:,} of {self.context:,} tokens ({tokens / self.context:.0%}), and this "
+            f"reply is cut after {request.max_tokens:,}; a turn that does not fit is refused, /undo and /new make room"
+        )
+
+    def keep(self, text: str, result: Result) -> None:
+        """Add a turn: what the user said, and the reply."""
+        reply = {"role": "assistant", "content": result.text}
+        if result.thinking:
+            reply["reasoning_content"] = result.thinking
+        self.messages += [{"role": "user", "content": text}, reply]
+        self.used = result.prompt_tokens + result.generation_tokens
+
+    def undo(self) -> str | None:
+        """Drop the last turn. Returns what the user said in it; None if there is no turn."""
+        last = next((at for at in reversed(range(len(self.messages))) if self.messages[at]["role"] == "user"), None)
+        if last is None:
+            return None
+        text: str = self.messages[last]["content"]
+        del self.messages[last:]
+        self.used = self._count()
+        return text
+
+    def clear(self) -> None:
+        """Drop all turns; the settings stay."""
+        self.messages, self.used = [], 0
+
+    def change(self, name: str, value: Any) -> None:
+        """Set one setting by its name, a sampling setting too; None is the default.
+
+        Raises UsageError for a value that is wrong or that this checkpoint cannot honour; nothing changes then.
+        """
+        if name not in SAMPLING:
+            self._use(replace(self.settings, **{name: value}))
+            return
+        sampling = {key: item for key, item in self.settings.sampling.items() if key != name}
+        self._use(replace(self.settings, sampling=sampling if value is None else {**sampling, name: value}))
+
+    def save(self, path: Path, source: str) -> None:
+        """Write the conversation to a JSON file, whole or not at all. Raises OutputError.
+
+        A file that is not a saved conversation is not replaced.
+        """
+        if path.is_file() and path.stat().st_size:
+            try:
+                _read(path)
+            except PromptError:
+                raise OutputError(f"{path} exists and is not a saved conversation; give another name") from None
+        content = {"format": FORMAT, "model": source, "settings": asdict(self.settings), "messages": self.messages}
+        write_file(path, (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode("utf-8", "surrogatepass"))
+
+    def load(self, path: Path) -> None:
+        """Go on with a saved conversation and its settings. Raises PromptError or UsageError; nothing changes then."""
+        values = _read(path)
+        try:
+            settings = Settings(**values.get("settings", {}))
+        except TypeError as error:
+            raise PromptError(f"{short(path)} has settings of another form ({error})") from None
+        messages = [dict(message) for message in values["messages"]]
+        if messages:
+            self._render([*self._beginning(settings), *messages])
+        self._use(settings)
+        self.messages = messages
+        self.used = self._count()
+
+    def _beginning(self, settings: Settings) -> list[dict[str, Any]]:
+        return [] if settings.system is None else [{"role": "system", "content": settings.system}]
+
+    def _use(self, settings: Settings) -> None:
+        prepare(self._config, self._tokenizer, [*self._beginning(settings), *PROBE], settings.options(self._tokenizer))
+        self.settings = settings
+
+    def _render(self, messages: list[dict[str, Any]]) -> int:
+        text = self._tokenizer.apply_chat_template(messages, add_generation_prompt=False)
+        return len(self._tokenizer.encode(text))
+
+    def _count(self) -> int:
+        """Tokens of the conversation as the template has it now."""
+        return self._render([*self._beginning(self.settings), *self.messages]) if self.messages else 0
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The content of a saved conversation. Raises PromptError."""
+    try:
+        if not path.is_file():
+            raise PromptError(f"{short(path)} is not a file; give one that /save has written")
+        values = json.loads(path.read_bytes().decode("utf-8"))
+    except OSError as error:
+        raise PromptError(f"{short(path)} cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError):
+        raise PromptError(f"{short(path)} is not JSON; give a file that /save has written") from None
+    if not isinstance(values, dict) or values.get("format") != FORMAT or not isinstance(values.get("settings"), dict):
+        raise PromptError(f"{short(path)} is not a conversation of this version; give a file that /save has written")
+    messages = values.get("messages")
+    if not isinstance(messages, list):
+        raise PromptError(f"{short(path)} has no list of messages; give a file that /save has written")
+    if messages:
+        read_messages(messages)
+    for at, message in enumerate(messages):
+        if message["role"] not in ("user", "assistant", "tool") or not isinstance(message.get("content"), str):
+            raise PromptError(f"{short(path)}: message {at + 1} is not a text of the user, the assistant or a tool")
+    return values
