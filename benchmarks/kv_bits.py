@@ -6,7 +6,6 @@ python benchmarks/kv_bits.py SOURCE [random]
 
 import sys
 
-import mlx.core as mx
 import numpy as np
 
 from mlx_qwen3.compare.cache_cost import cache_cost
@@ -24,7 +23,7 @@ def main(source: str, tokens: str = "text") -> None:
     if tokens == "random":
         rows = [to_mlx(np.random.default_rng(0).integers(0, checkpoint.config.vocab_size, (4, 128)))]
     else:
-        rows = [mx.array([ids]) for ids in sequences_for(checkpoint, None)[0][1:]]
+        rows = [to_mlx(np.array([ids])) for ids in sequences_for(checkpoint, None)[0][1:]]
     print("| bits | bytes of a token | of unquantized | KL mean | KL max | same best token | keys | values | tokens |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
     for bits in KV_BITS:
