@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import CheckpointError
 from .dtypes import FLOATS
-from .headers import StoredTensor
+from .headers import CHUNK, StoredTensor, read_pieces
 from .quantization import Quantization
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
@@ -54,9 +54,13 @@ def stacked(runs: Sequence[StoredTensor]) -> mx.array:
     raw = mx.empty((sum(run.nbytes for run in runs),), mx.uint8)
     mx.eval(raw)
     target, done = np.array(raw, copy=False).data, 0
+    pieces = []
     for run in runs:
-        run.file.read_into(target[done : done + run.nbytes], run.start, run.name)
-        done += run.nbytes
+        for first in range(0, run.nbytes, CHUNK):
+            size = min(CHUNK, run.nbytes - first)
+            pieces.append((run.file, target[done : done + size], run.start + first, run.name))
+            done += size
+    read_pieces(pieces)
     rows = sum(run.shape[0] for run in runs) if runs[0].shape else 1
     return raw.view(runs[0].dtype).reshape((rows, *runs[0].shape[1:]) if runs[0].shape else ())
 

@@ -2,19 +2,23 @@
 
 import ctypes
 import operator
+import os
 import signal
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from checkpoints import write_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from quantizing import MODES, in_mlx_terms, source_in
 
 from mlx_qwen3.conversion.convert import convert
+from mlx_qwen3.errors import CheckpointError
+from mlx_qwen3.files import headers, values
 from mlx_qwen3.files.checkpoint import Checkpoint
 from mlx_qwen3.files.quantization import Quantization
-from mlx_qwen3.files.values import E2M1, E4M3, E8M0, dequantize, read_rows, to_mlx
+from mlx_qwen3.files.values import E2M1, E4M3, E8M0, dequantize, read_rows, stacked, to_mlx
 
 
 @pytest.mark.parametrize("dtype", "bool uint8 uint16 uint32 int32 int64 float16 float32 float64".split())
@@ -65,3 +69,28 @@ def test_any_rows_of_a_stored_matrix_are_read_alone(spec, tmp_path):
         np.testing.assert_array_equal(
             read_rows(part.leaves, part.quantization, first, count), whole[first : first + count]
         )
+
+
+@pytest.fixture
+def small_pieces(monkeypatch):
+    """Every tensor is read in many pieces, several at a time, as large ones are."""
+    monkeypatch.setattr(headers, "CHUNK", 64)
+    monkeypatch.setattr(values, "CHUNK", 64)
+
+
+def test_pieces_that_are_read_together_make_the_whole(tiny, small_pieces):
+    tensors = Checkpoint(tiny).tensors
+    weights = mx.load(str(tiny / "model.safetensors"))
+    parts = [f"model.layers.0.self_attn.{name}_proj.weight" for name in "qkv"]
+    assert mx.array_equal(stacked([tensors[name] for name in parts]), mx.concatenate([weights[name] for name in parts]))
+    rows = tensors["model.embed_tokens.weight"].rows(7, 100)
+    assert mx.array_equal(stacked([rows]), weights["model.embed_tokens.weight"][7:107])
+
+
+def test_a_file_that_is_cut_is_named_whoever_reads_it(tmp_path, small_pieces):
+    folder = write_checkpoint(tmp_path)
+    tensors = Checkpoint(folder).tensors
+    last = max(tensors.values(), key=lambda tensor: tensor.start)
+    os.truncate(folder / "model.safetensors", last.start + 100)
+    with pytest.raises(CheckpointError, match=rf"model\.safetensors ends inside {last.name}"):
+        stacked([last])
