@@ -129,7 +129,8 @@ def read_pieces(pieces: Sequence[Piece]) -> None:
             file.read_into(target, start, name)
         return
     with ThreadPoolExecutor(READERS) as pool:
-        for read in [pool.submit(file.read_into, *where) for file, *where in pieces]:
+        reads = [pool.submit(file.read_into, target, start, name) for file, target, start, name in pieces]
+        for read in reads:
             read.result()
 
 
