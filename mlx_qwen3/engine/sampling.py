@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import Any
 
 import mlx.core as mx
@@ -43,9 +44,11 @@ class SamplingParams:
         """Raises UsageError that names the setting."""
         for name, (valid, expected) in RANGES.items():
             value = getattr(self, name)
-            number = isinstance(value, int) or (isinstance(value, float) and name not in ("top_k", "seed"))
+            number = isinstance(value, Integral if name in ("top_k", "seed") else Real)
             if isinstance(value, bool) or not number or not valid(value):
                 raise UsageError(f"{name} is {value!r}; expected {expected}")
+            if not isinstance(value, int | float):  # of NumPy, say, which JSON does not take
+                object.__setattr__(self, name, int(value) if isinstance(value, Integral) else float(value))
 
     @property
     def greedy(self) -> bool:

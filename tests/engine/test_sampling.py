@@ -1,5 +1,8 @@
 """The settings, and the state of replies: random numbers by place, forks, and what happens to unusable logits."""
 
+import json
+from dataclasses import asdict
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -104,6 +107,14 @@ def test_unusable_logits_of_a_draft_model_are_its_own():
     fork = Sampler(SamplingParams(0), [[1]], 500).fork(500, "the draft model")
     with pytest.raises(HealthError, match=r"^the draft model has NaN"):
         fork.known(fork.next(mx.full((1, 500), mx.nan), 0), 0)
+
+
+def test_numbers_of_numpy_are_numbers():
+    params = SamplingParams(np.float32(0.5), np.int64(7), np.float64(0.5), seed=np.uint64(3))
+    assert params == SamplingParams(0.5, 7, 0.5, seed=3)
+    assert json.dumps(asdict(params)) == json.dumps(asdict(SamplingParams(0.5, 7, 0.5, seed=3)))
+    with pytest.raises(UsageError, match=r"top_k is .*7\.0"):
+        SamplingParams(top_k=np.float32(7))
 
 
 @pytest.mark.parametrize(
