@@ -13,6 +13,7 @@ from mlx_qwen3.engine.rows import Row
 from mlx_qwen3.engine.sampling import SamplingParams
 from mlx_qwen3.engine.scheduler import Scheduler
 from mlx_qwen3.engine.speculative import Lookup, Pace
+from mlx_qwen3.engine.thinking import ThinkingBudget
 
 QUESTIONS = (
     "What is 17 + 25?",
@@ -29,6 +30,7 @@ SETTINGS = (
     {"temperature": 0, "repetition_penalty": 1.3},
     {"temperature": 0.8, "frequency_penalty": 0.5},
 )
+LONGEST = 60  # tokens of a reply with a thinking budget: the closing text has 42
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,13 @@ class Job:
     seed: int
     max_tokens: int
     drafts: bool
+    budget: int | None = None  # of thinking
 
-    def row(self, stop_ids: Any) -> Row:
+    def row(self, stop_ids: Any, tokenizer: Any = None) -> Row:
         sampling = SamplingParams(**SETTINGS[self.setting], seed=self.seed)
         drafter = Lookup(self.prompt, Pace((1.0,) * 8)) if self.drafts else None
-        return Row(self.prompt, sampling, self.max_tokens, stop_ids, drafter=drafter)
+        steering = [] if self.budget is None else [ThinkingBudget(tokenizer, self.budget)]
+        return Row(self.prompt, sampling, self.max_tokens, stop_ids, steering=steering, drafter=drafter)
 
 
 class Broken(Exception):
@@ -86,6 +90,7 @@ class Schedule:
     heard: dict[Row, list[int]] = field(default_factory=dict)
     errors: dict[Row, Exception] = field(default_factory=dict)
     cancelled: set[Row] = field(default_factory=set)
+    tokenizer: Any = None  # with it some rows have a thinking budget
 
     def run(self) -> None:
         rng = random.Random(self.seed)
@@ -97,9 +102,9 @@ class Schedule:
         while waiting or scheduler.busy:
             if waiting and rng.random() < pace:
                 job = waiting.pop()
-                row = job.row(self.stop_ids)
+                row = job.row(self.stop_ids, self.tokenizer)
                 if rng.random() < 0.1:
-                    row.steering = [Breaks(rng.randint(0, 8))]
+                    row.steering = [*row.steering, Breaks(rng.randint(0, 8))]
                 self.rows.append((job, row))
                 scheduler.add(row)
             for row, event in scheduler.step():
@@ -115,21 +120,26 @@ class Schedule:
         prompt = tuple(rng.choice(self.prompts))
         if rng.random() < 0.3:  # a beginning of another prompt, one token at the least
             prompt = prompt[: rng.randint(1, len(prompt))]
-        return Job(prompt, rng.randrange(len(SETTINGS)), rng.randrange(3), rng.randint(1, 40), rng.random() < 0.3)
+        job = Job(prompt, rng.randrange(len(SETTINGS)), rng.randrange(3), rng.randint(1, 40), rng.random() < 0.3)
+        if self.tokenizer is not None and rng.random() < 0.2:
+            return replace(job, budget=rng.choice([0, 2, 9]), max_tokens=rng.randint(1, LONGEST))
+        return job
 
 
 class Alone:
     """The tokens of jobs that run by themselves, without drafts."""
 
-    def __init__(self, model: Any, vocabulary: int, stop_ids: Any):
+    def __init__(self, model: Any, vocabulary: int, stop_ids: Any, tokenizer: Any = None):
+        self._tokenizer = tokenizer
         self._model, self._vocabulary, self._stop_ids = model, vocabulary, stop_ids
         self._known: dict[Any, tuple[int, ...]] = {}
 
     def __call__(self, job: Job) -> tuple[int, ...]:
-        key = job.prompt, job.setting, job.seed
+        key = job.prompt, job.setting, job.seed, job.budget
         if key not in self._known:
             scheduler = Scheduler(self._model, self._vocabulary)
-            scheduler.add(replace(job, max_tokens=40, drafts=False).row(self._stop_ids))
+            longest = 40 if job.budget is None else LONGEST
+            scheduler.add(replace(job, max_tokens=longest, drafts=False).row(self._stop_ids, self._tokenizer))
             self._known[key] = tuple(event for _, event in scheduler.run() if isinstance(event, int))
         return self._known[key][: job.max_tokens]
 

@@ -25,12 +25,12 @@ def demo():
     prompts = [
         tokenizer.encode(tokenizer.apply_chat_template([{"role": "user", "content": text}])) for text in QUESTIONS
     ]
-    return (model, tokenizer.size, tokenizer.stop_ids), prompts
+    return (model, tokenizer.size, tokenizer.stop_ids), prompts, tokenizer
 
 
 @pytest.fixture(scope="module")
 def alone(demo):
-    return Alone(*demo[0])
+    return Alone(*demo[0], demo[2])
 
 
 def check(schedule: Schedule, alone: Alone) -> None:
@@ -50,7 +50,7 @@ def test_a_row_gets_the_tokens_that_it_gets_alone(demo, alone, seed, ahead, monk
     """On a GPU a step is handed over before anybody knows whether a row that has ended still needs it."""
     if ahead:
         monkeypatch.setattr(batch, "kernels", SimpleNamespace(on_gpu=lambda: True))
-    check(Schedule(*demo[0], demo[1], seed), alone)
+    check(Schedule(*demo[0], demo[1], seed, tokenizer=demo[2]), alone)
 
 
 def test_prefixes_on_disk_change_no_token(demo, alone, tmp_path):
@@ -81,7 +81,7 @@ def test_a_row_with_a_quantized_cache_gets_the_tokens_that_it_gets_alone(demo, k
 @pytest.mark.parametrize("thousand", range(2))
 def test_in_thousands_of_schedules_too(demo, alone, thousand):
     for seed in range(1000 * (thousand + 1), 1000 * (thousand + 2)):
-        check(Schedule(*demo[0], demo[1], seed), alone)
+        check(Schedule(*demo[0], demo[1], seed, tokenizer=demo[2]), alone)
 
 
 def test_a_row_that_fails_leaves_nothing_to_the_row_in_its_place(tmp_path):
