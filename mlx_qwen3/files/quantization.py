@@ -70,7 +70,7 @@ def _packings(settings: Mapping[str, Any]) -> Packings:
 def _packing(settings: Any, where: str) -> Quantization:
     if not isinstance(settings, dict):
         raise ConfigError(f"{where} is {shown(settings)}; expected an object with mode, bits and group_size")
-    mode = settings.get("mode", "affine")  # mlx-lm wrote no mode while affine was the only one
+    mode = "affine" if settings.get("mode") is None else settings["mode"]  # mlx-lm wrote none while it had one mode
     if not isinstance(mode, str) or mode not in QUANTIZATION_MODES:
         raise ConfigError(f"{where}.mode is {shown(mode)}; supported: {', '.join(QUANTIZATION_MODES)}")
     for key in settings.keys() - PACKING_KEYS:

@@ -57,6 +57,7 @@ def test_a_module_may_be_true():
 SAME = [
     ({"bits": 4, "group_size": 64}, {"bits": 4, "group_size": 64, "mode": "affine"}),
     ({"bits": 4, "group_size": None}, {"bits": 4, "group_size": 64}),
+    ({"bits": 4, "group_size": 64, "mode": None}, {"bits": 4, "group_size": 64}),
     (
         {"bits": 4, "group_size": 64, "lm_head": True},
         {"bits": 4, "group_size": 64, "lm_head": {"bits": 4, "group_size": 64}},
