@@ -113,3 +113,11 @@ def test_one_place_writes_output_files():
         place = path.relative_to(PACKAGE).as_posix()
         calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call) and writes(node)]
         assert not calls or place in WRITERS, f"{place}:{calls[0].lineno} writes a file; use report.py"
+
+
+def test_arrays_of_numpy_are_handed_over_in_one_way():
+    """`mx.array(ndarray)` loses a Ctrl-C; files.values.to_mlx does not. It can be told only if NumPy is in the call."""
+    for path in set(PACKAGE.rglob("*.py")) - {PACKAGE / "files" / "values.py"}:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "mx.array" and node.args:
+                assert not ast.unparse(node.args[0]).startswith("np."), f"{path.name}, line {node.lineno}"

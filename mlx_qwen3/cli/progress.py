@@ -41,16 +41,19 @@ class Bar:
         self._done = min(self._done + done, stage.total)  # mixed measures some parts again
         if self._terminal:
             self._draw(stage)
-        elif self._done * 10 // stage.total > self._tenths:
-            self._tenths = self._done * 10 // stage.total
+        elif int(self._share(stage) * 10) > self._tenths:
+            self._tenths = int(self._share(stage) * 10)
             _print(f"{stage.name} {10 * self._tenths}%  {self._rate(stage)}\n")
 
     def _draw(self, stage: Stage) -> None:
         columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80  # some pseudo-terminals say 0
-        line = bar_line(stage.name, self._done / stage.total, self._rate(stage), columns)
+        line = bar_line(stage.name, self._share(stage), self._rate(stage), columns)
         if line != self._shown:
             _print("\r" + line.ljust(len(self._shown)))
             self._shown = line
+
+    def _share(self, stage: Stage) -> float:
+        return self._done / stage.total if stage.total else 1.0
 
     def _rate(self, stage: Stage) -> str:
         if stage.unit != BYTES:

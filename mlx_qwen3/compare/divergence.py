@@ -83,7 +83,7 @@ class Streamed:
             states = self._layer(layer, states)
             tick()
         norm = nn.RMSNorm(self.config.hidden_size, eps=self.config.rms_norm_eps)
-        norm.weight = mx.array(self._weight("norm"))
+        norm.weight = to_mlx(self._weight("norm"))
         return np.concatenate([np.array(norm(state)) for state in states])
 
     def head(self, first: int, count: int) -> Floats:
@@ -95,7 +95,7 @@ class Streamed:
         block = Block(self.config, 0)
         prefix = f"layers.{layer}"
         for name in ("input_layernorm", "self_attn.q_norm", "self_attn.k_norm", "post_attention_layernorm"):
-            _submodule(block, name).weight = mx.array(self._weight(f"{prefix}.{name}"))
+            _submodule(block, name).weight = to_mlx(self._weight(f"{prefix}.{name}"))
         plain = {name: (name,) for name in ("self_attn.o_proj", "mlp.down_proj")}
         for name, parts in {**NAME_MAP, **plain}.items():
             weight = np.concatenate([self._weight(f"{prefix}.{part}") for part in parts])

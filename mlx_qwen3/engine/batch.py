@@ -12,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import HealthError
+from ..files.values import to_mlx
 from ..model import kernels
 from ..model.cache import KVCache
 from ..model.qwen3 import Qwen3
@@ -166,7 +167,7 @@ class Batch:
         if all(mask is None for mask in masks):
             return logits
         everything = np.ones(logits.shape[-1], bool)
-        return mx.where(mx.array(np.stack([everything if mask is None else mask for mask in masks])), logits, -mx.inf)
+        return mx.where(to_mlx(np.stack([everything if mask is None else mask for mask in masks])), logits, -mx.inf)
 
     def _mask(self, row: Row) -> np.ndarray | None:
         try:

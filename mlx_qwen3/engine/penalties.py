@@ -10,6 +10,8 @@ from typing import Protocol
 import mlx.core as mx
 import numpy as np
 
+from ..files.values import to_mlx
+
 
 class Params(Protocol):
     """The settings that are read here, see `sampling.SamplingParams`."""
@@ -48,7 +50,7 @@ class Penalties:
         counts = np.zeros(self._prompted.shape, np.int32)
         for row, reply in zip(counts, replies or (), strict=False):
             np.add.at(row, [token for token in reply if token < vocabulary], 1)
-        self._counts = mx.array(counts)  # of the generated tokens
+        self._counts = to_mlx(counts)  # of the generated tokens
 
     def __call__(self, logits: mx.array) -> mx.array:
         """The logits (B, V) after the penalties, in float32."""
@@ -92,4 +94,4 @@ def _prompted(prompts: Sequence[Sequence[int]], vocabulary: int) -> mx.array:
     prompted = np.zeros((len(prompts), vocabulary), bool)
     for row, prompt in zip(prompted, prompts, strict=True):
         row[[token for token in prompt if token < vocabulary]] = True
-    return mx.array(prompted)
+    return to_mlx(prompted)

@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import ConfigError, HealthError, UsageError
+from ..files.values import to_mlx
 from . import generation_config
 from .filters import BROKEN, Chooser
 from .penalties import Penalties, has_penalty
@@ -183,4 +184,4 @@ class Sampler:
 def random_keys(places: Sequence[tuple[int, int, int]]) -> mx.array:
     """An independent key for each (seed, number of the row, position), (N, 2), by NumPy's hash."""
     words = [np.random.SeedSequence(seed, spawn_key=place).generate_state(2) for seed, *place in places]
-    return mx.array(np.stack(words))
+    return to_mlx(np.stack(words))

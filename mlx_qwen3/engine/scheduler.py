@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 import mlx.core as mx
 import numpy as np
 
+from ..files.values import to_mlx
 from ..model.cache import KVCache
 from ..model.qwen3 import Qwen3
 from .batch import SIZES, Batch
@@ -177,7 +178,7 @@ class Scheduler:
 
     def _first_token(self, row: Row, logits: mx.array) -> int:
         if (mask := row.allowed()) is not None:
-            logits = mx.where(mx.array(mask), logits, -mx.inf)
+            logits = mx.where(to_mlx(mask), logits, -mx.inf)
         sampler = Sampler([row.sampling], [row.prompt], self._vocabulary, [row.number])
         token: int = sampler.next(logits, 0).item()  # type: ignore[assignment]
         if token == BROKEN:

@@ -97,3 +97,11 @@ def test_ctrl_c_leaves_the_line(screen, monkeypatch):
     bar(Stage("writing", 2, "tensors"), 1)
     bar._leave_line()
     assert written == [(2, b"\n")]
+
+
+@pytest.mark.parametrize("term", ["xterm", "dumb"])
+def test_a_stage_without_work_is_complete(screen, monkeypatch, term):
+    monkeypatch.setenv("TERM", term)
+    with Bar(None) as bar:
+        bar(Stage("writing", 0, "tensors"), 0)
+    assert "100%" in screen.getvalue()
