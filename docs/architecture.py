@@ -17,10 +17,16 @@ PACKAGE = "mlx_qwen3"
 Graph = dict[str, set[str]]  # name -> what it imports
 
 
-def imports(path: Path, package: Path) -> Iterator[tuple[str, ...]]:
-    """The names of the package that a file imports anywhere: ("files", "config", "Qwen3Config")."""
+def imports(path: Path, package: Path, types: bool = True) -> Iterator[tuple[str, ...]]:
+    """The names of the package that a file imports anywhere: ("files", "config", "Qwen3Config").
+
+    Without `types`, what only type checkers import is left out.
+    """
     here = path.relative_to(package).parts[:-1]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    if not types:
+        tree = RunTime().visit(tree)
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").split(".")[0] == PACKAGE):
             base = here[: len(here) + 1 - node.level] if node.level else ()
             module = tuple((node.module or "").split(".")) if node.module else ()
@@ -28,6 +34,13 @@ def imports(path: Path, package: Path) -> Iterator[tuple[str, ...]]:
                 yield (*base, *(module if node.level else module[1:]), alias.name)
         elif isinstance(node, ast.Import):
             yield from (tuple(a.name.split(".")[1:]) for a in node.names if a.name.startswith(f"{PACKAGE}."))
+
+
+class RunTime(ast.NodeTransformer):
+    """Drops the blocks `if TYPE_CHECKING:`."""
+
+    def visit_If(self, node: ast.If) -> ast.AST | None:
+        return None if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" else node
 
 
 def files(root: Path) -> list[Path]:
@@ -46,15 +59,16 @@ def folders(root: Path) -> Graph:
 
 
 def modules(root: Path) -> Graph:
-    """Which module imports which, a package's __init__ left out."""
+    """Which module imports which when it runs, a package's __init__ left out."""
     package = root / PACKAGE
     names = {path.relative_to(package).with_suffix("").parts for path in files(root) if path.name != "__init__.py"}
     graph: Graph = {}
     for path in files(root):
         if path.name != "__init__.py":
-            found = {name[:end] for name in imports(path, package) for end in range(1, len(name) + 1)} & names
             own = path.relative_to(package).with_suffix("").parts
-            graph["/".join(own)] = {"/".join(name) for name in found - {own}}
+            imported = imports(path, package, types=False)
+            found = {name[:end] for name in imported for end in range(1, len(name) + 1)} & names - {own}
+            graph["/".join(own)] = {"/".join(name) for name in found}
     return graph
 
 

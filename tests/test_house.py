@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from docs.architecture import levels, modules
+
 PACKAGE = Path(__file__).parent.parent / "mlx_qwen3"
 # From the roof down. The modules beside the folders (errors, blas, report, progress) lie under all of them.
 FOLDERS = ["cli", "server", "bench", "inspect", "conversion", "compare", "engine", "model", "text", "files"]
@@ -121,3 +123,7 @@ def test_arrays_of_numpy_are_handed_over_in_one_way():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "mx.array" and node.args:
                 assert not ast.unparse(node.args[0]).startswith("np."), f"{path.name}, line {node.lineno}"
+
+
+def test_no_module_imports_itself_through_others():
+    assert len(levels(modules(PACKAGE.parent))) > 100  # a circle has no levels

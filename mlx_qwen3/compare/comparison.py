@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import UsageError
 from ..files.config import Qwen3Config
 from .flow import FLOW, SCORES, SOFTMAX
-from .steps import Blocks, LayerSteps
+from .layer_steps import Blocks, LayerSteps
 
 STATES = ("input", "output", "logits")  # the residual stream and what it comes to
 ALL = tuple(step.name for step in FLOW)

@@ -18,7 +18,7 @@ from transformers.utils import logging
 from ..files.checkpoint import Checkpoint
 from ..files.layout import part_shapes
 from ..files.values import read_rows
-from .steps import LayerSteps, score_maker
+from .layer_steps import LayerSteps, score_maker
 
 OURS = ("mlx_qwen3", "quantization", "quantization_config")  # in config.json, but not for transformers
 WATCHED = "mlx_qwen3_watched"  # our attention function's name in transformers' registry

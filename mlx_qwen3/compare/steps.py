@@ -6,10 +6,8 @@ time. The names of the steps are those of flow.py.
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -18,21 +16,12 @@ from ..engine.runner import decode_step, known_cache
 from ..errors import UsageError
 from ..files.checkpoint import Checkpoint
 from ..model.qwen3 import Qwen3
-from .attention import score_blocks, softmax
 from .flow import FLOW, Step
+from .layer_steps import Blocks, LayerSteps, score_maker
 from .probe import Probe, ScoreBlock
 
 REFERENCE, TRANSFORMERS = "reference", "transformers"
 NEEDS = {REFERENCE: ("torch",), TRANSFORMERS: ("torch", "transformers")}  # the packages of each
-Blocks = Callable[[], Iterator[Any]]
-
-
-@dataclass
-class LayerSteps:
-    """The arrays of one layer by the name of their step, MLX or torch, and a way to make its blocks of scores."""
-
-    arrays: dict[str, Any] = field(default_factory=dict)
-    blocks: Blocks | None = None
 
 
 def model_steps(model: Qwen3, ids: mx.array) -> Iterator[LayerSteps]:
@@ -101,16 +90,6 @@ def check_installed(name: str, option: str) -> None:
     if any(find_spec(package) is None for package in NEEDS[name]):
         packages = NEEDS[name]
         raise UsageError(f"{option} needs {' and '.join(packages)}; pip install {' '.join(packages)}")
-
-
-def score_maker(q: Any, k: Any, scale: float) -> Blocks:
-    """Makes the scores and weights of q and k in query blocks, when it is called."""
-
-    def blocks() -> Iterator[ScoreBlock]:
-        for start, scores, visible in score_blocks(q, k, scale=scale):
-            yield start, scores, softmax(scores), visible
-
-    return blocks
 
 
 class _LayerKeeper:

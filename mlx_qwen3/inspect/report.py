@@ -12,10 +12,10 @@ from ..compare.bounds import step_bound
 from ..compare.cache_cost import CacheCost, cache_cost
 from ..compare.comparison import Comparison, Difference, check_same_shape, differences
 from ..compare.flow import NUMBERS
+from ..compare.layer_steps import LayerSteps
 from ..compare.steps import (
     REFERENCE,
     TRANSFORMERS,
-    LayerSteps,
     check_installed,
     decode_steps,
     last_token,

@@ -1,0 +1,28 @@
+"""The steps of one layer: their arrays by name, and its attention scores in blocks."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from .attention import score_blocks, softmax
+from .probe import ScoreBlock
+
+Blocks = Callable[[], Iterator[Any]]
+
+
+@dataclass
+class LayerSteps:
+    """The arrays of one layer by the name of their step, MLX or torch, and a way to make its blocks of scores."""
+
+    arrays: dict[str, Any] = field(default_factory=dict)
+    blocks: Blocks | None = None
+
+
+def score_maker(q: Any, k: Any, scale: float) -> Blocks:
+    """Makes the scores and weights of q and k in query blocks, when it is called."""
+
+    def blocks() -> Iterator[ScoreBlock]:
+        for start, scores, visible in score_blocks(q, k, scale=scale):
+            yield start, scores, softmax(scores), visible
+
+    return blocks
