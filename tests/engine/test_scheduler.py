@@ -1,5 +1,6 @@
 """Rows that come and go at random get the tokens that they get alone."""
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import mlx.core as mx
@@ -109,3 +110,35 @@ def test_a_row_that_fails_leaves_nothing_to_the_row_in_its_place(tmp_path):
             joined = True
     assert [row for row, _ in errors] == [rows[1]]
     assert (rows[0].tokens, rows[2].tokens) == (steady, late)
+
+
+@dataclass
+class Says:
+    """Steering that puts one token in place of every other."""
+
+    token: int
+
+    def waits(self) -> bool:
+        return True
+
+    def allowed(self) -> None:
+        return None
+
+    def settle(self, token: int) -> int:
+        return self.token
+
+
+def test_a_token_that_is_replaced_leaves_the_penalties_of_the_rows_beside_it(tmp_path):
+    """Tied random weights repeat a token until its penalty has grown: one count too few changes the reply."""
+    model = load_model(write_checkpoint(tmp_path), "fp32")
+    sampling = SamplingParams(temperature=0, frequency_penalty=2)
+    prompts = [[5, 6, 7], [8, 9, 3]]
+    alone = list(decode(model, prompts[1], sampling, max_tokens=30))
+    rows = [Row(prompts[0], sampling, 30, steering=[Says(4)]), Row(prompts[1], sampling, 30)]
+    scheduler = Scheduler(model, model.config.vocab_size, max_rows=2)
+    for row in rows:
+        scheduler.add(row)
+    assert not [event for _, event in scheduler.run() if isinstance(event, Exception)]
+    assert rows[0].tokens == [4] * 30
+    assert rows[1].tokens == alone
+    assert len(set(alone)) > 1
