@@ -14,9 +14,10 @@ from ..files.checkpoint import Checkpoint
 from ..files.config import Qwen3Config
 from ..files.config_keys import FORMAT
 from ..files.dtypes import FLOATS, NAMES, dtype_name, parse_dtype
-from ..files.layout import Part, is_ignored, part_shapes
+from ..files.layout import Part, part_shapes
 from ..files.quantization import Quantization
 from ..files.reading import short
+from ..files.surplus import is_ignored
 from ..progress import Progress, silent
 from ..report import Table
 from .quantize import DEFAULT_BITS, LEVELS, MIXED, NONE, block_columns, fits, mixed, parse

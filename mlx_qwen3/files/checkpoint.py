@@ -11,9 +11,10 @@ from typing import Any
 from ..errors import CheckpointError
 from .config import Qwen3Config
 from .headers import StoredTensor, TensorFile, tensors_of
-from .layout import Part, head_differs, is_ignored, locate_parts, repeated_head
+from .layout import Part, head_differs, locate_parts, repeated_head
 from .members import CONFIG, INDEX, members
 from .reading import exists, parse_json, read_file, short
+from .surplus import is_ignored
 from .values import same_values
 
 Content = tuple[bytes, os.stat_result]

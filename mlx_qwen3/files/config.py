@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
 from .config_keys import check_keys
 from .quantization import Quantization, read_quantization
-from .reading import read_json
 from .rope import Scaling, Yarn, read_rope
 from .settings import count, flag, number, token_ids
 
@@ -44,10 +42,6 @@ class Qwen3Config:
     def attention_factor(self) -> float:
         """By which rotary embeddings multiply both q and k: of YaRN and LongRoPE, else 1."""
         return getattr(self.rope_scaling, "attention_factor", 1.0)
-
-    @classmethod
-    def from_folder(cls, folder: Path) -> "Qwen3Config":
-        return cls.from_hf(read_json(folder / "config.json"))
 
     @classmethod
     def from_hf(cls, raw: Mapping[str, Any]) -> "Qwen3Config":

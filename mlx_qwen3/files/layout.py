@@ -5,7 +5,6 @@ part by itself (Hugging Face, mlx-lm) or as rows of a fused matrix (native); `lo
 """
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
@@ -19,6 +18,7 @@ from .dtypes import FLOATS, NAMES
 from .headers import StoredTensor, join
 from .quantization import Quantization, inferred
 from .reading import short
+from .surplus import is_ignored, refuse_added
 
 # fused module -> the Hugging Face modules whose rows it stacks, in this order
 NAME_MAP = {
@@ -44,18 +44,6 @@ SHAPES: dict[str, tuple[str, ...]] = {
 }
 OUTSIDE = ("embed_tokens", "norm", "lm_head")  # of the layers
 LEAVES = ("weight", "scales", "biases")
-# Tensors that training adds to a model: pattern of the name -> (what it is, remedy)
-ADDED = {
-    r"^(v_head|value_head)\.": ("a value head of reinforcement learning", "save the language model without it: {save}"),
-    r"^(reward_head|reward_model)\.": ("a reward head", "use the model that it was trained from"),
-    r"^(score|classifier|classification_head)\.": ("a classification head", "use the model that it was trained from"),
-    r"^qa_outputs\.": ("a question-answering head", "use the model that it was trained from"),
-    r"\.lora_(A|B|embedding_A|embedding_B)\b": (
-        "an adapter",
-        "merge it into the model with PEFT's merge_and_unload",
-    ),
-}
-SAVE = "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW) of transformers"
 
 
 @dataclass(frozen=True)
@@ -114,7 +102,7 @@ def locate_parts(folder: Path, tensors: Mapping[str, StoredTensor], config: Qwen
     if head_dim contradicts the tensors.
     """
     tensors = _without_prefix({name: tensor for name, tensor in tensors.items() if not is_ignored(name)})
-    _refuse_added(folder, tensors)
+    refuse_added(folder, tensors)
     _check_head_dim(tensors, config)
     shapes = part_shapes(config)
     located, claimed = _locate(tensors, shapes, fusions(config))
@@ -131,11 +119,6 @@ def locate_parts(folder: Path, tensors: Mapping[str, StoredTensor], config: Qwen
         parts[name] = Part(name, leaves, _packing(name, leaves, shapes[name][-1], config))
         _check_leaves(parts[name], shapes[name])
     return parts
-
-
-def is_ignored(name: str) -> bool:
-    """Whether a tensor is left out in silence, as transformers does: old checkpoints hold the angles of RoPE."""
-    return "rotary_emb.inv_freq" in name
 
 
 def native_modules(parts: Mapping[str, Part], config: Qwen3Config, dtype: mx.Dtype | None = None) -> list[Module]:
@@ -204,9 +187,10 @@ def head_differs(name: str) -> CheckpointError:
 def _without_prefix(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     plain: dict[str, StoredTensor] = {}
     for name, tensor in tensors.items():
-        if (short := name.removeprefix("model.")) in plain:
-            raise CheckpointError(f"{short} is stored with and without the prefix 'model.'; remove one of them")
-        plain[short] = tensor
+        bare = name.removeprefix("model.")
+        if bare in plain:
+            raise CheckpointError(f"{short(bare)} is stored with and without the prefix 'model.'; remove one of them")
+        plain[bare] = tensor
     return plain
 
 
@@ -245,6 +229,8 @@ def _packing(name: str, leaves: Mapping[str, StoredTensor], columns: int, config
     if name in config.quantization_overrides:
         return packing
     weight, scales = leaves["weight"], leaves["scales"]
+    if not weight.shape or not scales.shape:  # single values, which are refused for their shape
+        return packing
     return inferred(columns, weight.shape[-1], scales.shape[-1], scales.dtype == mx.uint8) or packing
 
 
@@ -269,8 +255,8 @@ def _check_head_dim(tensors: Mapping[str, StoredTensor], config: Qwen3Config) ->
     for name, tensor in tensors.items():
         if name.endswith(("q_norm.weight", "k_norm.weight")) and tensor.shape != (config.head_dim,):
             raise ConfigError(
-                f"head_dim is {config.head_dim} in config.json, but {tensor.name} has shape {list(tensor.shape)}; "
-                f"set head_dim to what the weights say"
+                f"head_dim is {config.head_dim} in config.json, but {short(tensor.name)} has shape "
+                f"{list(tensor.shape)}; set head_dim to what the weights say"
             )
 
 
@@ -286,16 +272,6 @@ def _stacking_key(part: Part, dtype: mx.Dtype | None) -> tuple[object, ...]:
 
 def _some(names: list[str]) -> str:
     return f"{short(names[0])} and {len(names) - 1} more tensors" if len(names) > 1 else short(names[0])
-
-
-def _refuse_added(folder: Path, tensors: Mapping[str, StoredTensor]) -> None:
-    """Say of a tensor that training added what it is; a model without its own head may lack others."""
-    for name in sorted(tensors):
-        for pattern, (what, remedy) in ADDED.items():
-            if re.search(pattern, name):
-                raise CheckpointError(
-                    f"{folder} holds {short(name)}, {what}, which generates no text; {remedy.format(save=SAVE)}"
-                )
 
 
 def _remedy(missing: list[str], config: Qwen3Config) -> str:

@@ -10,7 +10,7 @@ from mlx_qwen3 import bench
 from mlx_qwen3.bench.process import Worker
 from mlx_qwen3.bench.session import prompt
 from mlx_qwen3.errors import BenchError
-from mlx_qwen3.files.config import Qwen3Config
+from mlx_qwen3.files.checkpoint import Checkpoint
 
 
 def test_all_contestants_say_the_same(everything):
@@ -97,6 +97,6 @@ def test_ctrl_c_ends_the_workers_and_writes_nothing(chat, tmp_path, monkeypatch)
 
 
 def test_prompts_are_the_same_for_everyone(chat):
-    config = Qwen3Config.from_folder(chat)
+    config = Checkpoint(chat).config
     assert prompt(config, 50) == prompt(config, 50)
     assert set(prompt(config, 5000)) <= set(range(VOCABULARY))

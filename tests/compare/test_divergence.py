@@ -16,7 +16,6 @@ from mlx_qwen3.compare.divergence import Streamed, compare, fixed_ids, sequences
 from mlx_qwen3.conversion.convert import convert
 from mlx_qwen3.errors import UsageError
 from mlx_qwen3.files.checkpoint import Checkpoint
-from mlx_qwen3.files.config import Qwen3Config
 from mlx_qwen3.model.load import load_model
 from mlx_qwen3.text.tokenizer import Tokenizer
 
@@ -86,7 +85,7 @@ def test_the_streamed_forward_pass_is_that_of_transformers(chat, ids, transforme
 def test_the_sequences_are_fixed_ids_and_a_text(chat):
     sequences, text = sequences_for(Checkpoint(chat), None)
     assert text == "built-in"
-    assert sequences[0] == fixed_ids(Qwen3Config.from_folder(chat))
+    assert sequences[0] == fixed_ids(Checkpoint(chat).config)
     assert len(set(sequences[0])) == 64
     assert max(sequences[0]) < VOCABULARY
     assert Tokenizer(chat).decode([token for ids in sequences[1:] for token in ids]) == divergence.TEXT

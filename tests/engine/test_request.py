@@ -11,7 +11,7 @@ from checkpoints import VOCABULARY, write_checkpoint, write_tokenizer
 from mlx_qwen3.engine.request import ReplyOptions, prepare
 from mlx_qwen3.engine.sampling import SamplingParams
 from mlx_qwen3.errors import PromptError, UsageError
-from mlx_qwen3.files.config import Qwen3Config
+from mlx_qwen3.files.checkpoint import Checkpoint
 from mlx_qwen3.text.tokenizer import Tokenizer
 
 HI = [{"role": "user", "content": "hi"}]
@@ -21,7 +21,7 @@ HI = [{"role": "user", "content": "hi"}]
 def chat(tmp_path_factory):
     """(config, tokenizer) of a checkpoint."""
     folder = write_tokenizer(write_checkpoint(tmp_path_factory.mktemp("chat"), vocab_size=VOCABULARY))
-    return Qwen3Config.from_folder(folder), Tokenizer(folder)
+    return Checkpoint(folder).config, Tokenizer(folder)
 
 
 def weather(city: str):
@@ -36,7 +36,7 @@ def weather(city: str):
 def test_the_limit_of_generation_config_is_the_default(tmp_path, settings, limit):
     folder = write_checkpoint(tmp_path, vocab_size=VOCABULARY, max_position_embeddings=64)
     tokenizer = Tokenizer(write_tokenizer(folder, **settings))
-    assert prepare(Qwen3Config.from_folder(folder), tokenizer, [1, 2, 3]).max_tokens == limit
+    assert prepare(Checkpoint(folder).config, tokenizer, [1, 2, 3]).max_tokens == limit
 
 
 def test_sampling_defaults_follow_thinking(chat):
@@ -121,7 +121,7 @@ BAD_PROMPTS = {
 def test_a_bad_prompt_fails_before_any_work(tmp_path, prompt, options, error, message):
     folder = write_tokenizer(write_checkpoint(tmp_path, vocab_size=VOCABULARY, max_position_embeddings=CONTEXT))
     with pytest.raises(error, match=message):
-        prepare(Qwen3Config.from_folder(folder), Tokenizer(folder), prompt, ReplyOptions(**options))
+        prepare(Checkpoint(folder).config, Tokenizer(folder), prompt, ReplyOptions(**options))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_thinking_that_the_template_cannot_switch_is_refused(chat, tmp_path, tem
 def test_a_tokenizer_of_a_larger_model_is_refused(tiny, tmp_path):
     tokenizer = Tokenizer(write_tokenizer(tmp_path))
     with pytest.raises(PromptError, match="the tokenizer has 261 ids, the model 151"):
-        prepare(Qwen3Config.from_folder(tiny), tokenizer, "?")
+        prepare(Checkpoint(tiny).config, tokenizer, "?")
 
 
 IDS = {

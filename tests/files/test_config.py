@@ -84,7 +84,7 @@ def test_a_broken_file_is_named(content, message, tmp_path):
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(CheckpointError, match=message) as error:
-        Qwen3Config.from_folder(tmp_path)
+        assert Checkpoint(tmp_path).config
     assert str(path) in str(error.value)
 
 

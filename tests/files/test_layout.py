@@ -1,17 +1,21 @@
 """Which tensor is which parameter: a checkpoint that does not add up is refused."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import PACKINGS, TINY, random_weights, shapes, write_checkpoint, write_packed
+from checkpoints import PACKABLE, PACKINGS, TINY, random_weights, shapes, write_checkpoint, write_packed
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from mlx_qwen3.conversion.convert import convert
 from mlx_qwen3.errors import CheckpointError, ConfigError, Qwen3Error
 from mlx_qwen3.files.checkpoint import Checkpoint
-from mlx_qwen3.files.layout import NAME_MAP
+from mlx_qwen3.files.dtypes import STORED
+from mlx_qwen3.files.layout import NAME_MAP, locate_parts
 from mlx_qwen3.model.load import load_model
 
 
@@ -74,7 +78,7 @@ BROKEN: dict[str, tuple[Any, dict[str, Any], str]] = {
     "adapter": (
         replaced(f"base_model.{ATTENTION}.q_proj.lora_A.weight", np.zeros((2, 48), np.float32)),
         {},
-        "lora_A.weight, an adapter, .*merge_and_unload",
+        "lora_A.weight, an adapter; .*merge_and_unload",
     ),
     "bias": (replaced(f"{ATTENTION}.q_proj.bias", np.zeros(120, np.float32)), {}, r"holds .*q_proj\.bias"),
     "shape": (
@@ -144,3 +148,37 @@ def test_the_parts_are_what_hugging_face_stores(tiny):
     parts = Checkpoint(tiny).parts
     assert {f"model.{name}.weight" for name in parts} == shapes(TINY).keys()
     assert {name for names in NAME_MAP.values() for name in names} < {name.split(".", 2)[-1] for name in parts}
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_any_tensor_of_another_form_is_refused_in_one_line(several, data):
+    """With another shape or dtype, another name or none, the parts are found all the same, or one error says why."""
+    checkpoint = data.draw(st.sampled_from(several))
+    name = data.draw(st.sampled_from(sorted(checkpoint.tensors)))
+    tensor = checkpoint.tensors[name]
+    changed = {key: value for key, value in checkpoint.tensors.items() if key != name}
+    sizes = st.lists(st.sampled_from([0, 1, 2, 48, 151]), max_size=3)
+    shape = data.draw(st.one_of(st.just(tensor.shape), sizes.map(tuple)))
+    dtype = data.draw(st.sampled_from([tensor.dtype, *STORED.values()]))
+    other = data.draw(st.sampled_from([name, *checkpoint.tensors, "lm_head.weight", "lm_head.scales", "x", "model."]))
+    if data.draw(st.booleans()):
+        changed[other] = replace(tensor, name=other, shape=shape, dtype=dtype)
+    try:
+        assert locate_parts(checkpoint.folder, changed, checkpoint.config).keys() == checkpoint.parts.keys()
+    except Qwen3Error as error:
+        refusal = str(error)
+    else:
+        refusal = ""
+    assert "\n" not in refusal
+
+
+@pytest.fixture(scope="module")
+def several(tiny, untied, tmp_path_factory):
+    """Split and fused, tied and untied, plain and packed."""
+    folders = [tiny, untied]
+    for options in ({}, {"quantize": "affine4"}, {"quantize": "mxfp4"}, {"quantize": "affine4", "layout": "native"}):
+        source = write_checkpoint(tmp_path_factory.mktemp("source"), **PACKABLE)
+        folders.append(tmp_path_factory.mktemp("several") / "out")
+        convert(source, folders[-1], divergence=False, **options)
+    return [Checkpoint(folder) for folder in folders]

@@ -1,0 +1,32 @@
+"""Tensors that are not part of a Qwen3: some are left out, and others say that this is another kind of model."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..errors import CheckpointError
+from .reading import short
+
+BASE = "use the model that it was trained from"
+SAVE = "save the language model alone, with AutoModelForCausalLM's from_pretrained and save_pretrained of transformers"
+# Tensors that training adds to a model: pattern of the name -> (what it is, remedy)
+ADDED = {
+    r"(^|\.)(v_head|value_head)\.": ("a value head of reinforcement learning, which generates no text", SAVE),
+    r"(^|\.)(reward_head|reward_model)\.": ("a reward head, which generates no text", BASE),
+    r"(^|\.)(score|classifier|classification_head)\.": ("a classification head, which generates no text", BASE),
+    r"(^|\.)qa_outputs\.": ("a question-answering head, which generates no text", BASE),
+    r"\.lora_(A|B|embedding_A|embedding_B)\b": ("an adapter", "merge it into the model with PEFT's merge_and_unload"),
+}
+
+
+def is_ignored(name: str) -> bool:
+    """Whether a tensor is left out in silence, as transformers does: old checkpoints hold the angles of RoPE."""
+    return "rotary_emb.inv_freq" in name
+
+
+def refuse_added(folder: Path, names: Iterable[str]) -> None:
+    """Raises CheckpointError that says what a tensor is which training added. Such a model may lack others."""
+    for name in sorted(names):
+        for pattern, (what, remedy) in ADDED.items():
+            if re.search(pattern, name):
+                raise CheckpointError(f"{folder} holds {short(name)}, {what}; {remedy}")
