@@ -9,6 +9,7 @@ import pytest
 from checkpoints import TINY, YARN
 
 from mlx_qwen3.errors import CheckpointError, ConfigError
+from mlx_qwen3.files.checkpoint import Checkpoint
 from mlx_qwen3.files.config import Qwen3Config
 from mlx_qwen3.files.layout import part_shapes
 
