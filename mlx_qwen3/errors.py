@@ -8,6 +8,7 @@ Qwen3Error              exit code 1
 |- OutputError          a file or folder that cannot be written
 |- HealthError          a model computes NaN or infinity, or `inspect --strict` found a fault in it
 |- EngineError          the engine is closed, or was closed before a reply was complete
+|- MemoryBudgetError    weights or a request that do not fit the memory budget
 |- BenchError           `bench`: a contestant failed, or ours is worse than the baseline allows
 |- VerificationError    a conversion that is not what it should be: damaged, or further from its source than allowed
 `- UsageError           options that contradict each other or the model; exit code 2
@@ -49,6 +50,10 @@ class HealthError(Qwen3Error):
 
 
 class EngineError(Qwen3Error):
+    pass
+
+
+class MemoryBudgetError(Qwen3Error):
     pass
 
 

@@ -51,6 +51,7 @@ from .terminal import Printer, read_stdin, say, show_json, statistics, warnings_
     default=None,
     help="Guess tokens from the text so far. Default: while that is faster. It changes no token.",
 )
+@click.option("--memory", metavar="SIZE", help="Take at most so much, such as 12GB. Default: what the machine allows.")
 @click.option("--cache-dir", metavar="DIR", help="Keep keys and values here, for later prompts that begin alike.")
 @click.option("--prompt-cache", metavar="FILE", help="The same in one file: of this prompt and its reply alone.")
 @click.option("--kv-bits", type=int, metavar="8|4", help="Store keys and values in so many bits. Default: as computed.")
@@ -73,6 +74,7 @@ def command(
     stop: tuple[str, ...],
     draft: str | None,
     lookup: bool | None,
+    memory: str | None,
     cache_dir: str | None,
     prompt_cache: str | None,
     kv_bits: int | None,
@@ -81,6 +83,8 @@ def command(
 ) -> int | None:
     """Reply to a prompt; the text streams to stdout."""
     from .. import blas
+    from ..conversion.plan import parse_size
+    from ..engine import memory as budgets
     from ..engine import prefix
     from ..engine import request as requests
     from ..engine.many import Defaults
@@ -91,6 +95,7 @@ def command(
     from ..model.kv_format import kv_format
     from ..text.tokenizer import Tokenizer
 
+    budget = parse_size(memory) if memory is not None else None
     # What no model could honour is told before one is downloaded.
     of_template = {"system": system, "thinking": thinking, "prefill": prefill, "chat_template": chat_template}
     _check_raw(raw, {**of_template, "template_args": template_args, "literal": literal or None})
@@ -109,7 +114,7 @@ def command(
     flags = {"--raw": raw or None, "--json": as_json or None, "--prompt-cache": prompt_cache}
     check_choice(prompt, prompts, rows, {"--prefill": prefill, "--draft": draft, "--lookup": lookup, **flags})
     if prompts is not None:
-        engine = {"max_rows": rows or DEFAULT_ROWS, "cache_dir": cache_dir, "kv_bits": kv_bits}
+        engine = {"max_rows": rows or DEFAULT_ROWS, "cache_dir": cache_dir, "kv_bits": kv_bits, "memory": budget}
         return run_prompts(prompts, source, dtype, Defaults(options, given, system), engine)
     text = read_stdin() if prompt == "-" else prompt or ""
     source = default_source() if source is None else source
@@ -127,7 +132,13 @@ def command(
         say(f"note: {advice}")
     if prompt_cache is not None:
         prefix.check_file(prompt_cache)
+    budget = budgets.default_budget() if budget is None else budget
+    budgets.check_checkpoint(checkpoint, dtype, budget)
+    budgets.set_limits(budget)
     model = loading.load_model(checkpoint, dtype)
+    limits = budgets.Memory(model, budget, kv_bits=kv_bits)
+    limit = limits.limit(len(request.ids), request.max_tokens, request.open_ended)
+    request = replace(request, max_tokens=limit)
     draft_model = loading.load_model(draft_checkpoint, dtype) if draft_checkpoint else None
     with interrupt.postponed() as interrupted:  # Ctrl-C ends the reply, and what there is of it is complete
         with warnings_afterwards(), prefix.kept(model, cache_dir, prompt_cache, kv_bits=kv_bits) as prefixes:

@@ -39,6 +39,7 @@ def run_prompts(file: str, source: str | None, dtype: str | None, defaults: "Def
     from .. import blas
     from ..engine.engine import Engine
     from ..engine.many import prepare_lines, read_lines, run_all
+    from ..engine.memory import check_checkpoint, default_budget
     from ..files import hub
     from ..files.checkpoint import Checkpoint
     from ..model import load as loading
@@ -51,6 +52,7 @@ def run_prompts(file: str, source: str | None, dtype: str | None, defaults: "Def
     requests = prepare_lines(lines, name, checkpoint.config, tokenizer)
     if advice := blas.advice():
         say(f"note: {advice}")
+    check_checkpoint(checkpoint, dtype, options["memory"] or default_budget())
     model = loading.load_model(checkpoint, dtype)
     began, tokens, failed = time.monotonic(), 0, 0
     stage = Stage("replies", len(lines), "prompts")

@@ -21,6 +21,9 @@ from .rows import Row
 from .runner import decode_step
 from .sampling import Sampler, SamplingParams
 
+# All rows of a batch attend to as many slots as its longest. So a row joins a batch only if one of the two is at most
+# SLACK tokens or SPREAD times longer; otherwise it begins a batch of its own.
+SLACK, SPREAD = 512, 4
 SIZES = (1, 2, 4, 8, 16, 32)
 IDLE = Row((0,), SamplingParams(temperature=0), 0)  # stands in a free slot
 News = list[tuple[Row, int | Exception]]  # tokens in the order in which they were chosen, or what went wrong
@@ -249,3 +252,8 @@ class Batch:
             [row.number for row in rows],
             [row.tokens for row in rows],
         )
+
+
+def alike(a: int, b: int) -> bool:
+    """Whether rows of these lengths share a batch."""
+    return abs(a - b) <= SLACK or max(a, b) <= SPREAD * min(a, b)

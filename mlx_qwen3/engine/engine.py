@@ -5,6 +5,7 @@ import queue
 import threading
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -12,6 +13,7 @@ from ..errors import EngineError
 from ..model.kv_format import kv_format
 from ..model.qwen3 import Qwen3
 from ..text.tokenizer import Tokenizer
+from .memory import Memory, set_limits
 from .prefix import PREFIX_BYTES, PrefixStore, model_key
 from .prefix_folder import FOLDER_BYTES, PrefixFolder
 from .reply import Chunk, Speaker
@@ -68,6 +70,8 @@ class Engine:
     cache_dir: a folder for what does not fit there and for what is left when the engine closes; the next engine of the
     same model goes on with it. cache_dir_bytes: of its files, of all models; those used least recently go first.
     kv_bits: 8 or 4 stores keys and values in so many bits, which saves memory and changes replies a little.
+    memory: bytes for weights, caches, prefixes and activations; by default what Metal recommends, CUDA's memory, or the
+    machine's less a tenth. A request waits until it fits. If it gives no max_tokens, these are cut to what fits.
 
     Every method may be called from any thread.
     """
@@ -83,12 +87,15 @@ class Engine:
         cache_dir: str | Path | None = None,
         cache_dir_bytes: int = FOLDER_BYTES,
         kv_bits: int | None = None,
+        memory: int | None = None,
     ):
         """Raises OutputError if `cache_dir` cannot be written to, UsageError if this model cannot have `kv_bits`."""
         kv_format(kv_bits, model.config.head_dim)
         self._model, self._tokenizer = model, tokenizer
         self._max_rows, self._max_gap, self._prefix_bytes = max_rows, max_gap, prefix_bytes
         self._kv_bits = kv_bits
+        self._memory = Memory(model, memory, max_rows, kv_bits)
+        set_limits(self._memory.budget)
         key = model_key(model, kv_bits) if cache_dir is not None else ""
         self._folder = PrefixFolder(cache_dir, key, cache_dir_bytes) if cache_dir is not None else None
         self._scheduler = self._new_scheduler()
@@ -110,7 +117,9 @@ class Engine:
         return prepare(self._model.config, self._tokenizer, prompt, options)
 
     def submit(self, request: Request) -> Reply:
-        """Begin a reply. Raises EngineError if the engine is closed."""
+        """Begin a reply. Raises EngineError if the engine is closed, MemoryBudgetError for what can never fit."""
+        limit = self._memory.limit(len(request.ids), request.max_tokens, request.open_ended)
+        request = replace(request, max_tokens=limit)
         drafter = make_drafter(self._model, [request.ids], vocabulary=self._tokenizer.size)
         reply = Reply(Speaker(self._tokenizer, request, drafter), self._wake)
         with self._wake:
@@ -186,6 +195,7 @@ class Engine:
             max_gap=self._max_gap,
             prefixes=prefixes,
             kv_bits=self._kv_bits,
+            memory=self._memory,
         )
 
 

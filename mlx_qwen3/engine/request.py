@@ -92,6 +92,7 @@ class Request:
     opens_thinking: bool  # the reply begins inside a think block
     begun: bool = False  # it continues a text, of its thinking or its answer
     thinking_budget: int | None = None  # tokens of thinking after which the engine closes the block
+    open_ended: bool = False  # max_tokens is a default, which may be cut to what fits the memory
 
 
 def prepare(config: Qwen3Config, tokenizer: Tokenizer, prompt: Prompt, options: ReplyOptions | None = None) -> Request:
@@ -119,7 +120,9 @@ def prepare(config: Qwen3Config, tokenizer: Tokenizer, prompt: Prompt, options: 
         max_tokens = token_limit(tokenizer.generation_config, len(ids), config.context_length)
     check_prompt(ids, max_tokens, config)
     sampling = options.sampling or default_sampling(tokenizer, thinks)
-    return Request(ids, sampling, max_tokens, options.stops, opens, begun, options.thinking_budget)
+    return Request(
+        ids, sampling, max_tokens, options.stops, opens, begun, options.thinking_budget, options.max_tokens is None
+    )
 
 
 def check_draft(draft: Checkpoint, tokenizer: Tokenizer) -> None:

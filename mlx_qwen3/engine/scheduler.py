@@ -15,8 +15,9 @@ import numpy as np
 from ..files.values import to_mlx
 from ..model.cache import KVCache
 from ..model.qwen3 import Qwen3
-from .batch import SIZES, Batch
+from .batch import SIZES, Batch, alike
 from .filters import BROKEN
+from .memory import Memory
 from .prefix import PrefixStore
 from .prefix_folder import shared_length
 from .rows import Row
@@ -26,9 +27,6 @@ from .threads import any_thread
 
 MAX_GAP = 0.25  # seconds for which a chunk of a prompt may hold up the rows that run
 SMALLEST_CHUNK = 16  # tokens
-# All rows of a batch attend to as many slots as its longest. So a row joins a batch only if one of the two is at most
-# SLACK tokens or SPREAD times longer; otherwise it begins a batch of its own.
-SLACK, SPREAD = 512, 4
 WORTH_SHARING = 32  # tokens in common with a running row from which copying is faster than computing them
 
 Event = tuple[Row, int | Exception]  # the next token of a row, or the error that ended it
@@ -44,14 +42,17 @@ class Scheduler:
         max_gap: float = MAX_GAP,
         prefixes: PrefixStore | None = None,
         kv_bits: int | None = None,
+        memory: Memory | None = None,
     ):
         """At most `max_rows` run together. Ids from `vocabulary` up are never chosen.
 
-        `kv_bits` is that of `Qwen3.make_cache`; `prefixes` holds caches of the same.
+        `kv_bits` is that of `Qwen3.make_cache`; `prefixes` holds caches of the same. `memory` lets rows wait that do
+        not fit beside those that run.
         """
         self._model, self._vocabulary = model, vocabulary
         self._max_rows, self._max_gap = max_rows, max_gap
         self.prefixes, self._kv_bits = prefixes, kv_bits
+        self._memory = memory
         self._waiting: deque[Row] = deque()
         self._prompt: tuple[Row, Prefill] | None = None
         self._batches: list[Batch] = []
@@ -147,12 +148,23 @@ class Scheduler:
                 self._prompt = None
 
     def _next_prompt(self) -> tuple[Row, Prefill] | None:
-        while self._waiting and len(self.running) < self._max_rows:
+        while self._waiting and len(self.running) < self._max_rows and self._fits(self._waiting[0]):
             if not (row := self._waiting.popleft()).ended:
                 cache = self._known_part(row.prompt) or self._model.make_cache(1, None, self._kv_bits)
                 row.cached = cache.end
                 return row, Prefill(self._model, row.prompt, cache)
         return None
+
+    def _fits(self, row: Row) -> bool:
+        """Whether there is memory for one more row. Prefixes go before a row waits; alone it fits, or is refused."""
+        if self._memory is None:
+            return True
+        left = self._memory.budget - self._memory.with_row(self._batches, row)
+        if left < 0 and self._batches:
+            return False
+        if self.prefixes:
+            self.prefixes.shrink(max(0, left))
+        return True
 
     def _known_part(self, prompt: Sequence[int]) -> KVCache | None:
         """A cache with the longest beginning of the prompt that is known. It leaves a token to compute."""
@@ -207,11 +219,8 @@ class Scheduler:
     def _keep(self, ids: Sequence[int], cache: KVCache) -> None:
         if self.prefixes is not None:
             self.prefixes.put(ids, cache)
-
-
-def alike(a: int, b: int) -> bool:
-    """Whether rows of these lengths share a batch."""
-    return abs(a - b) <= SLACK or max(a, b) <= SPREAD * min(a, b)
+            if self._memory:
+                self.prefixes.shrink(max(0, self._memory.budget - self._memory.running(self._batches)))
 
 
 def fail(row: Row, error: Exception) -> Iterator[Event]:

@@ -258,7 +258,7 @@ class KVCache:
         end = lead + self.end - first
         for layer, buffer in enumerate(self.buffers):
             _, _, K, _, D = buffer.shape
-            moved = mx.zeros((2, size, K, _rounded(end + 1), D), buffer.dtype)
+            moved = mx.zeros((2, size, K, rounded(end + 1), D), buffer.dtype)
             kept = buffer if list(rows) == list(range(self.batch)) else buffer[:, mx.array(list(rows))]
             moved[:, : len(rows), :, lead:end] = kept[:, :, :, first : self.end]
             mx.eval(moved)  # one layer at a time, or all would be in memory twice
@@ -275,10 +275,10 @@ def _with_capacity(buffer: mx.array, needed: int) -> mx.array:
     filled = buffer.shape[3]
     if filled >= needed:
         return buffer
-    extra = mx.zeros((*buffer.shape[:3], _rounded(needed) - filled, buffer.shape[4]), buffer.dtype)
+    extra = mx.zeros((*buffer.shape[:3], rounded(needed) - filled, buffer.shape[4]), buffer.dtype)
     return mx.concatenate([buffer, extra], axis=3) if filled else extra
 
 
-def _rounded(tokens: int) -> int:
+def rounded(tokens: int) -> int:
     """The capacity that a buffer has for so many tokens."""
     return -(-tokens // STEP) * STEP

@@ -29,7 +29,7 @@ def load_model(checkpoint: Checkpoint | str | Path, dtype: str | mx.Dtype | None
     """
     checkpoint = Checkpoint.of(checkpoint)
     config, parts = checkpoint.config, checkpoint.parts
-    compute = parse_dtype(dtype) or (checkpoint_dtype(parts) if kernels.on_gpu() else mx.float32)
+    compute = compute_dtype(checkpoint, dtype)
     modules = native_modules(parts, config, compute)
     model = Qwen3(config)
     places = _shape_modules(model, modules, config)
@@ -41,6 +41,11 @@ def load_model(checkpoint: Checkpoint | str | Path, dtype: str | mx.Dtype | None
     model.load_weights(parameters, strict=True)
     model.fingerprint = fingerprint(checkpoint, compute)
     return model
+
+
+def compute_dtype(checkpoint: Checkpoint, dtype: str | mx.Dtype | None = None) -> mx.Dtype:
+    """The dtype in which `load_model` would have a checkpoint compute. Raises UsageError for another dtype."""
+    return parse_dtype(dtype) or (checkpoint_dtype(checkpoint.parts) if kernels.on_gpu() else mx.float32)
 
 
 def _shape_modules(model: Qwen3, modules: list[Module], config: Qwen3Config) -> dict[str, str]:

@@ -254,3 +254,18 @@ def test_bits_of_the_cache():
     refused = here(*command, "--kv-bits", "3")
     assert refused.returncode == 2
     assert refused.stderr == b"error: kv_bits is 3; expected 8 or 4, or leave it out for an unquantized cache\n"
+
+
+# --- memory
+
+
+def test_a_model_that_does_not_fit_the_budget_is_refused(chat):
+    result = here("generate", "--prompt", "hi", "--model", chat, "--memory", "100KB")
+    assert result.returncode == 1
+    assert b"the memory budget is 0.10 MB" in result.stderr
+
+
+def test_a_reply_that_does_not_fit_the_budget_is_refused(chat):
+    result = here("generate", "--prompt", "hi", "--model", chat, "--memory", "2MB", "--max-tokens", "9000")
+    assert result.returncode == 1
+    assert b"a reply of 9000 need" in result.stderr

@@ -1,0 +1,177 @@
+"""The memory budget: what is refused, what waits, and that the estimate is what is measured."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from checkpoints import AFFINE_4, TINY, write_checkpoint, write_packed
+from mlx.utils import tree_flatten
+from prefixes import LIMIT, prompt_of, reply, row
+
+from mlx_qwen3 import load
+from mlx_qwen3.engine import memory
+from mlx_qwen3.engine.memory import Memory, check_checkpoint, default_budget, loaded_bytes
+from mlx_qwen3.engine.prefix import PrefixStore
+from mlx_qwen3.engine.scheduler import Scheduler
+from mlx_qwen3.errors import MemoryBudgetError, Qwen3Warning
+from mlx_qwen3.files.checkpoint import Checkpoint
+from mlx_qwen3.files.config import Qwen3Config
+from mlx_qwen3.model.load import load_model
+from mlx_qwen3.model.qwen3 import Qwen3
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return load_model(tiny, "fp32")
+
+
+# --- before loading
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("write", [write_checkpoint, lambda folder: write_packed(folder, AFFINE_4)])
+def test_what_a_checkpoint_needs_is_known_before_it_is_read(tmp_path, write, dtype):
+    folder = write(tmp_path / "model")
+    loaded = sum(array.nbytes for _, array in tree_flatten(load_model(folder, dtype).parameters()))
+    assert loaded_bytes(Checkpoint(folder), dtype) == loaded
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_with_both_numbers(tiny):
+    need = loaded_bytes(Checkpoint(tiny), "fp32")
+    check_checkpoint(Checkpoint(tiny), "fp32", need)
+    with pytest.raises(MemoryBudgetError, match=r"take 0\.25 MB and the memory budget is 0\.10 MB; use fewer bits"):
+        check_checkpoint(Checkpoint(tiny), "fp32", 100_000)
+
+
+def test_load_refuses_it_too(tiny):
+    with pytest.raises(MemoryBudgetError, match="the weights take"):
+        load(tiny, memory=100_000)
+
+
+def test_the_limits_of_control_groups_count(tmp_path, monkeypatch):
+    own = tmp_path / "cgroup"
+    own.write_text("5:cpu:/\n4:memory:/job/task\n0::/unified\n")
+    for place, name, limit in (
+        ("memory/job", "memory.limit_in_bytes", "7000000000"),
+        ("memory/job/task", "memory.limit_in_bytes", "9000000000"),
+        ("unified", "memory.max", "max"),
+    ):
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        (tmp_path / place / name).write_text(limit + "\n")
+    assert sorted(memory._cgroup_limits(tmp_path, own)) == [7 * 10**9, 9 * 10**9]
+    assert list(memory._cgroup_limits(tmp_path, tmp_path / "none")) == []
+    monkeypatch.setattr(memory, "_cgroup_limits", lambda: [8 * 10**9])
+    assert default_budget() == 7 * 10**9
+
+
+def test_the_default_budget_is_part_of_the_machine():
+    assert 0 < default_budget() < 10**14
+
+
+# --- requests
+
+
+def test_a_request_that_never_fits_is_refused_with_both_numbers(model):
+    enough = Memory(model).row(100, 400)
+    assert Memory(model, enough).limit(100, 400, open_ended=False) == 400
+    with pytest.raises(MemoryBudgetError, match=r"100 tokens and a reply of 4000 need .* MB .*budget is .* MB; make"):
+        Memory(model, enough).limit(100, 4000, open_ended=False)
+
+
+def test_a_default_limit_is_cut_to_what_fits_and_that_is_said(model):
+    limits = Memory(model, Memory(model).row(100, 2400))
+    with pytest.warns(Qwen3Warning, match="max_tokens is 2460: more would not fit the memory budget of"):
+        assert limits.limit(100, 4000, open_ended=True) == 2460  # 2,560 slots
+    assert limits.limit(100, 300, open_ended=True) == 300
+    with pytest.raises(MemoryBudgetError):
+        limits.limit(3000, 4000, open_ended=True)
+
+
+def test_a_default_limit_leaves_room_for_other_rows(model):
+    budget = Memory(model).row(10, 9000)
+    with pytest.warns(Qwen3Warning, match="max_tokens is"):
+        alone = Memory(model, budget, 1).limit(10, 20000, open_ended=True)
+    with pytest.warns(Qwen3Warning, match="max_tokens is"):
+        shared = Memory(model, budget, 4).limit(10, 20000, open_ended=True)
+    assert shared == pytest.approx(alone / 4, rel=0.15)
+
+
+@pytest.mark.parametrize(("share", "together"), [(1.0, 1), (1.3, 2)])
+def test_rows_that_do_not_fit_now_wait(model, share, together):
+    limits = Memory(model, int(share * Memory(model).row(100, 400)))
+    assert limits.with_row([], row(prompt_of(100), 400)) <= limits.budget
+    scheduler = Scheduler(model, 151, max_rows=4, memory=limits)
+    rows = [row(prompt_of(100, seed), 400) for seed in range(3)]
+    for made in rows:
+        scheduler.add(made)
+    most = 0
+    while scheduler.busy:
+        list(scheduler.step())
+        most = max(most, len(scheduler.running))
+        assert limits.running(scheduler._batches) <= limits.budget
+        for made in scheduler.running:
+            made.ended = len(made.tokens) >= 10
+    assert most == together
+    for made, seed in zip(rows, range(3), strict=True):
+        assert made.tokens == reply(model, None, prompt_of(100, seed), 10)[0]
+
+
+def test_prefixes_go_before_a_row_waits(model):
+    store = PrefixStore(LIMIT)
+    for seed in range(3):
+        reply(model, store, prompt_of(300, seed))
+    held = store.nbytes
+    limits = Memory(model)
+    limits.budget = limits.with_row([], row(prompt_of(100, 7))) + held // 3
+    scheduler = Scheduler(model, 151, prefixes=store, memory=limits)
+    scheduler.add(made := row(prompt_of(100, 7)))
+    list(scheduler.step())
+    assert scheduler.running == [made]
+    assert 0 < store.nbytes <= held // 3
+
+
+# --- the estimate
+
+LARGE = {"vocab_size": 40009, "hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 16}
+LARGE |= {"num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 64}  # 57 MB, and 34 MB for 256 tokens
+
+
+@pytest.fixture(scope="module")
+def large():
+    """(a model whose weights and cache are nearly all that it takes, the memory that was in use before)"""
+    before = mx.get_active_memory()
+    model = Qwen3(Qwen3Config.from_hf(TINY | LARGE))
+    mx.eval(model.parameters())
+    return model, before
+
+
+@pytest.mark.parametrize(("rows", "prompt", "tokens"), [(1, 60, 4), (1, 250, 8), (3, 5, 4)])
+def test_the_peak_is_what_was_estimated(large, rows, prompt, tokens):
+    model, before = large
+    limits, made = Memory(model), [row(np.arange(prompt) + first, tokens + rows) for first in range(rows)]
+    scheduler = Scheduler(model, 1009, max_rows=rows, memory=limits)
+    estimate = 0
+    mx.reset_peak_memory()
+    for one in made:
+        scheduler.add(one)
+    while scheduler.busy:
+        if scheduler._waiting:
+            estimate = max(estimate, limits.with_row(scheduler._batches, scheduler._waiting[0]))
+        list(scheduler.step())
+    assert 0.9 < (mx.get_peak_memory() - before) / estimate <= 1.0
+
+
+def test_a_row_that_joins_is_copied_layer_by_layer(large):
+    """Only one layer is in memory twice, so that a batch never takes twice its memory."""
+    model, _ = large
+    scheduler = Scheduler(model, 1009, max_rows=3)
+    for first in range(3):
+        scheduler.add(row(np.arange(5) + first, 12))
+    while len(scheduler.running) < 3:
+        held = mx.get_active_memory()
+        mx.reset_peak_memory()
+        list(scheduler.step())
+    [batch] = scheduler._batches
+    new, alone = Memory(model).cache(4, 20), Memory(model).cache(1, 20)
+    assert batch.nbytes == new
+    # From two slots to four, beside the cache of the new row. A copy of all layers at once would add half of `new`.
+    assert mx.get_peak_memory() - held < new / 2 + alone + 0.1 * new
