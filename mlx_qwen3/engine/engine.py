@@ -161,8 +161,8 @@ class Engine:
         self._replies = {row: reply for row, reply in self._replies.items() if not reply._complete}
 
     def _tell(self, row: Row, event: int | Exception) -> None:
-        reply = self._replies[row]
-        if reply._complete:  # it was cancelled, or drafts brought tokens after the one that ended it
+        reply = self._replies.get(row)
+        if reply is None or reply._complete:  # it was cancelled, or drafts brought tokens after the one that ended it
             return
         try:
             reply._put(event if isinstance(event, Exception) else reply._speaker.say(event))
@@ -201,10 +201,11 @@ class Engine:
 
 def _loop(engine: Engine) -> None:
     note_thread()
-    while engine._wait():
-        engine.step()
-    assert engine._closing
-    engine._end_all(engine._closing)
+    try:
+        while engine._wait():
+            engine.step()
+    finally:  # whatever happens, nobody waits for a thread that has ended
+        engine._end_all(engine._closing or EngineError("the engine's thread has ended by an error"))
     for _ in engine._scheduler.close():
         pass
     if engine._scheduler.prefixes:

@@ -4,10 +4,12 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from mlx_qwen3 import load
+from mlx_qwen3.engine import batch
 from mlx_qwen3.engine.engine import Engine
 from mlx_qwen3.engine.reply import generate
 from mlx_qwen3.engine.request import ReplyOptions, prepare
@@ -66,6 +68,19 @@ def test_a_cancelled_reply_ends_and_the_others_go_on(demo):
         first.cancel()
         assert len(list(first)) < 60
         assert said(second) == generate(*demo, TEXTS[0], sampling=SamplingParams(temperature=0)).tokens
+
+
+def test_tokens_of_a_cancelled_reply_that_come_late_disturb_nobody(demo, monkeypatch):
+    """On a GPU a step is under way when a row joins or leaves, so its tokens are told one step later."""
+    monkeypatch.setattr(batch, "kernels", SimpleNamespace(on_gpu=lambda: True))
+    expected = generate(*demo, TEXTS[0], sampling=SamplingParams(temperature=0)).tokens
+    with Engine(*demo) as engine:
+        kept = engine.submit(request(demo, TEXTS[0]))
+        for _ in range(6):
+            gone = engine.submit(request(demo, TEXTS[1]))
+            next(gone)
+            gone.cancel()
+        assert said(kept) == expected
 
 
 def test_a_reply_that_nobody_reads_holds_back_nobody(demo):
