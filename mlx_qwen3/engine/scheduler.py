@@ -136,16 +136,15 @@ class Scheduler:
                 self._run(prompt)
             if row.ended:
                 self._keep_prompt(row, prompt)
-            if row.ended or prompt.logits is None:
+            elif prompt.logits is None:
                 return
-            yield row, self._first_token(row, prompt.logits)
-            self._place(row, prompt.cache)
+            else:
+                yield row, self._first_token(row, prompt.logits)
+                self._place(row, prompt.cache)
         except Exception as error:
             self._prompt = None
             yield from fail(row, error)
-        finally:
-            if row.ended or prompt.logits is not None:
-                self._prompt = None
+        self._prompt = None  # if nobody reads on after the first token, `close` still finds it
 
     def _next_prompt(self) -> tuple[Row, Prefill] | None:
         while self._waiting and len(self.running) < self._max_rows and self._fits(self._waiting[0]):

@@ -89,3 +89,16 @@ def test_what_a_failed_row_computed_is_not_kept(model):
     scheduler.add(failed)
     assert isinstance(list(scheduler.run())[-1][1], Broken)
     assert store.last is None
+
+
+@pytest.mark.parametrize("heard", [1, 2, 4])
+def test_a_reply_that_is_not_read_to_its_end_leaves_its_prefix(model, heard):
+    store = PrefixStore(LIMIT)
+    scheduler = Scheduler(model, model.config.vocab_size, prefixes=store)
+    scheduler.add(made := row(prompt_of(40)))
+    for _ in scheduler.run():
+        if len(made.tokens) == heard:
+            break
+    list(scheduler.close())
+    assert store.last.ids.tolist() == [*made.prompt, *made.tokens[:-1]]
+    assert reply(model, store, made.prompt)[1] == 1
