@@ -192,6 +192,7 @@ def test_decode_holds_the_cache_once(make_step, kv_bits, size, replay_after, tmp
     wide = {"num_hidden_layers": 1, "num_key_value_heads": 8, "num_attention_heads": 8, "head_dim": 128}
     tokens = 131_072 - 16  # of `size` bytes: a cache of 1 GB, or of 0.3 GB
     model = load_model(write_checkpoint(tmp_path, **wide, max_position_embeddings=2 * tokens), "fp32")
+    empty = mx.get_active_memory()
     cache = model.make_cache(kv_bits=kv_bits)
     fill(cache, 0, mx.zeros((2, 1, 8, tokens, 128)))
     cache.end = tokens
@@ -202,7 +203,6 @@ def test_decode_holds_the_cache_once(make_step, kv_bits, size, replay_after, tmp
     next(steps)
     mx.clear_cache()
     mx.reset_peak_memory()
-    before = mx.get_active_memory()
     assert len(list(steps)) == 5
     assert cache.nbytes == pytest.approx(131_072 * size, rel=0.01)
-    assert mx.get_peak_memory() - before < 0.05 * cache.nbytes  # measured 0.004, and 0.04 of 8 bits: the scores
+    assert mx.get_peak_memory() - empty < 1.05 * cache.nbytes  # measured 0.004, and 0.04 of 8 bits: the scores

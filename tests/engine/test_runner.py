@@ -191,6 +191,8 @@ def test_a_step_writes_in_place(tmp_path, replay):
     """Otherwise every token copies the cache: its memory would be there twice."""
     shape = {"num_hidden_layers": 2, "num_key_value_heads": 8, "num_attention_heads": 8, "head_dim": 64}
     model, tokens = load_model(write_checkpoint(tmp_path / "model", **shape), "fp32"), 20_000
+    mx.clear_cache()
+    before = mx.get_active_memory()
     cache = KVCache()
     cache.buffers = [mx.zeros((2, 1, 8, tokens, 64)) for _ in range(2)]
     mx.eval(cache.buffers)
@@ -200,11 +202,11 @@ def test_a_step_writes_in_place(tmp_path, replay):
     mx.eval(token)
     mx.clear_cache()
     mx.reset_peak_memory()
-    before = mx.get_active_memory()
     for _ in range(10):
         token = mx.argmax(step(token, cache), axis=-1)
         mx.eval(token)
-    assert mx.get_peak_memory() - before < 0.1 * sum(buffer.nbytes for buffer in cache.buffers)
+    size = sum(buffer.nbytes for buffer in cache.buffers)
+    assert mx.get_peak_memory() - before < 1.1 * size
 
 
 def test_tokens_are_those_of_the_plain_path(tiny, ids, replay):
