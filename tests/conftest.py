@@ -1,8 +1,11 @@
 import os
+import signal
 
 # Before MLX, torch and transformers are imported, which read these. Tests run in a process for each core, and threads
 # of several processes that wait for one core are far slower than one thread. No test reaches the network.
 os.environ |= {"MKL_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # pytest was started in the background, by a shell
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # or all that the tests start would ignore Ctrl-C
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

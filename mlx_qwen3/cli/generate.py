@@ -117,7 +117,7 @@ def command(
         engine = {"max_rows": rows or DEFAULT_ROWS, "cache_dir": cache_dir, "kv_bits": kv_bits, "memory": budget}
         return run_prompts(prompts, source, dtype, Defaults(options, given, system), engine)
     text = read_stdin() if prompt == "-" else prompt or ""
-    source = default_source() if source is None else source
+    source = default_source("--model ") if source is None else source
     checkpoint = Checkpoint(hub.resolve(source))
     draft_checkpoint = Checkpoint(hub.resolve(draft)) if draft is not None else None
     config, tokenizer = checkpoint.config, Tokenizer(checkpoint)

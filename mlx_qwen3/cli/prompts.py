@@ -47,7 +47,7 @@ def run_prompts(file: str, source: str | None, dtype: str | None, defaults: "Def
 
     name = "standard input" if file == "-" else file
     lines = read_lines(read_stdin("--prompts FILE") if file == "-" else _read(Path(file)), name, defaults)
-    checkpoint = Checkpoint(hub.resolve(default_source() if source is None else source))
+    checkpoint = Checkpoint(hub.resolve(default_source("--model ") if source is None else source))
     tokenizer = Tokenizer(checkpoint)
     requests = prepare_lines(lines, name, checkpoint.config, tokenizer)
     if advice := blas.advice():

@@ -3,11 +3,14 @@
 from .terminal import say
 
 
-def default_source() -> str:
-    """Qwen3-0.6B if it is downloaded, else the demo, which is then said on stderr."""
+def default_source(option: str = "") -> str:
+    """Qwen3-0.6B if it is downloaded, else the demo, which is then said on stderr.
+
+    `option` is that of the command for a SOURCE, such as "--model ".
+    """
     from ..files import hub
 
     source: str = hub.default_source()
     if source == "demo":
-        say(f"using the demo model in the package; {hub.DEFAULT} as the SOURCE downloads the real one")
+        say(f"using the demo model in the package; {option or 'the SOURCE '}{hub.DEFAULT} downloads the real one")
     return source

@@ -3,6 +3,14 @@ from pathlib import Path
 import pytest
 from checkpoints import VOCABULARY, write_checkpoint, write_tokenizer
 
+from mlx_qwen3 import blas
+
+
+@pytest.fixture(autouse=True)
+def no_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No command in this process advises to install a BLAS, which only some machines would be told."""
+    monkeypatch.setattr(blas, "advice", lambda: None)
+
 
 @pytest.fixture(scope="session")
 def chat(tmp_path_factory: pytest.TempPathFactory) -> Path:

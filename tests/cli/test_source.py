@@ -1,16 +1,19 @@
 """Which model runs if none is named."""
 
+import pytest
+
 from mlx_qwen3.cli.source import default_source
 from mlx_qwen3.files import hub
 
 
-def test_the_demo_is_announced(monkeypatch, capsys):
+@pytest.mark.parametrize(("option", "remedy"), [("--model ", "; --model Qwen/"), ("", "; the SOURCE Qwen/")])
+def test_the_demo_is_announced_with_what_the_command_takes(option, remedy, monkeypatch, capsys):
     monkeypatch.setattr(hub, "default_source", lambda: "demo")
-    assert default_source() == "demo"
+    assert default_source(option) == "demo"
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1
-    assert hub.DEFAULT in captured.err
+    assert remedy in captured.err
 
 
 def test_the_real_model_needs_no_words(monkeypatch, capsys):
