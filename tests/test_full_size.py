@@ -54,7 +54,7 @@ def test_float32_equals_transformers(full, full_ids, transformers_model, transfo
 def test_loading_never_holds_two_copies(full, dtype, gigabytes):
     """Peak resident memory of a process that loads the weights and does nothing else."""
     program = (
-        "import pathlib, sys, mlx_qwen3; mlx_qwen3.load_model(pathlib.Path(sys.argv[1]), sys.argv[2]); "
+        "import pathlib, sys; from mlx_qwen3.model.load import load_model; load_model(sys.argv[1], sys.argv[2]); "
         "print(pathlib.Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
     )
     output = subprocess.run([sys.executable, "-c", program, str(full), dtype], capture_output=True, check=True).stdout
