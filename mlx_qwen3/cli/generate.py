@@ -83,7 +83,6 @@ def command(
 ) -> int | None:
     """Reply to a prompt; the text streams to stdout."""
     from .. import blas
-    from ..conversion.plan import parse_size
     from ..engine import memory as budgets
     from ..engine import prefix
     from ..engine import request as requests
@@ -95,7 +94,11 @@ def command(
     from ..model.kv_format import kv_format
     from ..text.tokenizer import Tokenizer
 
-    budget = parse_size(memory) if memory is not None else None
+    budget = None
+    if memory is not None:
+        from ..conversion.plan import parse_size  # here, since no other reply needs the modules of conversions
+
+        budget = parse_size(memory)
     # What no model could honour is told before one is downloaded.
     of_template = {"system": system, "thinking": thinking, "prefill": prefill, "chat_template": chat_template}
     _check_raw(raw, {**of_template, "template_args": template_args, "literal": literal or None})
