@@ -11,7 +11,8 @@ if interrupt.is_command():
 
 from . import blas
 
-blas.preload()  # before the first import of MLX
+with interrupt.held():  # or the threads of the library could take the signal
+    blas.preload()  # before the first import of MLX
 
 if TYPE_CHECKING:
     from .conversion.certificate import Certificate

@@ -77,6 +77,19 @@ def cleaning(cleanup: Callable[[], None]) -> Iterator[None]:
 
 
 @contextmanager
+def held() -> Iterator[None]:
+    """Ctrl-C inside the block is answered after it. Threads that start inside never take the signal.
+
+    For short calls that ignore the signal, and so would lose it.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def postponed() -> Iterator[Callable[[], bool]]:
     """Ctrl-C inside the block ends the process when the block ends, so that what was begun can be finished.
 

@@ -21,7 +21,10 @@ PYTHONS_OWN = warnings.showwarning
 def run(arguments: Sequence[str] | None = None) -> NoReturn:
     """The whole process of a command: `arguments` are those of the process by default."""
     interrupt.install()
-    interrupt.watch()
+    with interrupt.held():
+        interrupt.watch()
+        if sys.platform == "linux":  # elsewhere MLX computes on a GPU
+            _look_for_compiler()
     code: Any = None
     try:
         cli(arguments, prog_name="mlx-qwen3")
@@ -29,6 +32,17 @@ def run(arguments: Sequence[str] | None = None) -> NoReturn:
         code = error.code
     atexit._run_exitfuncs()
     os._exit(code)  # MLX's threads can abort a process whose interpreter is taken apart
+
+
+def _look_for_compiler() -> None:
+    """Let MLX ask now whether there is a g++, which it does once.
+
+    It asks by `system`, which ignores Ctrl-C until it returns. Now the main thread holds the signal back, and the
+    threads that would take it and lose it do not run yet.
+    """
+    import mlx.core as mx
+
+    mx.compile(mx.negative)(mx.zeros(1))  # not evaluated, so nothing is compiled
 
 
 class Commands(click.Group):
