@@ -64,14 +64,14 @@ __all__ = [
 ]
 
 
-def load(source: str | Path, dtype: str | None = None, memory: int | None = None) -> "tuple[Qwen3, Tokenizer]":
+def load(source: str | Path, dtype: str | None = None, memory: int | str | None = None) -> "tuple[Qwen3, Tokenizer]":
     """Model and tokenizer of a folder, a Hub id or "demo".
 
     `dtype`: bf16, fp16 or fp32; the default is the checkpoint's on a GPU and float32 on a CPU.
-    `memory`: bytes that the weights may take at most; the default is what the machine allows.
+    `memory`: what the weights may take at most, in bytes or as a text such as 12GB; by default what the machine allows.
     Raises a subclass of Qwen3Error that names what is wrong and the remedy.
     """
-    from .engine.memory import check_checkpoint, default_budget
+    from .engine.memory import budget_bytes, check_checkpoint
     from .files.checkpoint import Checkpoint
     from .files.hub import resolve
     from .model.load import load_model
@@ -79,7 +79,7 @@ def load(source: str | Path, dtype: str | None = None, memory: int | None = None
 
     blas.check()
     checkpoint = Checkpoint(resolve(source))
-    check_checkpoint(checkpoint, dtype, default_budget() if memory is None else memory)
+    check_checkpoint(checkpoint, dtype, budget_bytes(memory))
     return load_model(checkpoint, dtype), Tokenizer(checkpoint)
 
 

@@ -54,10 +54,11 @@ def command(
 
     If killed, rerun the command to resume.
     """
-    from ..conversion import certificate, plan
+    from ..conversion import certificate
     from ..conversion.convert import convert, dry_plan
+    from ..files.sizes import parse_size
 
-    choices["shard_bytes"] = plan.parse_size(shard_size)
+    choices["shard_bytes"] = parse_size(shard_size, "--shard-size")
     with Bar(progress) as bar:
         if dry_run:
             planned = dry_plan(source, out, overwrite=overwrite, progress=bar, **choices)

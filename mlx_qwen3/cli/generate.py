@@ -90,15 +90,12 @@ def command(
     from ..engine.sampling import SamplingParams
     from ..files import hub
     from ..files.checkpoint import Checkpoint
+    from ..files.sizes import parse_size
     from ..model import load as loading
     from ..model.kv_format import kv_format
     from ..text.tokenizer import Tokenizer
 
-    budget = None
-    if memory is not None:
-        from ..conversion.plan import parse_size  # here, since no other reply needs the modules of conversions
-
-        budget = parse_size(memory)
+    budget = None if memory is None else parse_size(memory, "--memory")
     # What no model could honour is told before one is downloaded.
     of_template = {"system": system, "thinking": thinking, "prefill": prefill, "chat_template": chat_template}
     _check_raw(raw, {**of_template, "template_args": template_args, "literal": literal or None})

@@ -1,9 +1,7 @@
 """A conversion before it is run: every tensor, every file, and the sizes before and after."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from decimal import Decimal
 from math import isfinite, prod
 from typing import Any
 
@@ -16,7 +14,6 @@ from ..files.config_keys import FORMAT
 from ..files.dtypes import FLOATS, NAMES, dtype_name, parse_dtype
 from ..files.layout import Part, part_shapes
 from ..files.quantization import Quantization
-from ..files.reading import short
 from ..files.surplus import is_ignored
 from ..progress import Progress, silent
 from ..report import Table
@@ -27,12 +24,6 @@ from .transform import Recipe, float_dtype, jobs, modules, refuse_packed
 LAYOUTS = ("native", "hf")
 SHARD_BYTES = 5 * 10**9
 NO_PACKING = "this model cannot be quantized, leave quantize out"
-# B, K, KB, KIB, M, ...: decimal, and powers of 1024 with an I
-UNITS = {"B": 1} | {
-    letter + ending: base ** (index + 1)
-    for index, letter in enumerate("KMGT")
-    for ending, base in (("", 1000), ("B", 1000), ("IB", 1024))
-}
 
 
 @dataclass(frozen=True)
@@ -158,15 +149,6 @@ def make_plan(source: Checkpoint, options: Options, progress: Progress = silent)
 
 def _why_dropped(name: str) -> str:
     return "made from config.json by every program" if is_ignored(name) else "repeats the embedding that it is tied to"
-
-
-def parse_size(text: str) -> int:
-    """Bytes of a size such as 5GB, 20G, 4.1M or 2GiB. Raises UsageError, also for a number that has no unit."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", text.strip(), re.ASCII)
-    unit = UNITS.get(match[2].upper()) if match else None
-    if match is None or unit is None or (size := Decimal(match[1]) * unit) < 1:
-        raise UsageError(f"size is {short(repr(text))}; expected a number with a unit, such as 5GB, 500M or 2GiB")
-    return round(size)
 
 
 def default_layout(quantize: str | None) -> str:

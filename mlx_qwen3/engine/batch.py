@@ -198,8 +198,6 @@ class Batch:
                 row.ended = True
                 news.append((row, error))
                 continue
-            if row.drafter:
-                row.drafter.add(taken)
             steered = steered or taken != token
         if steered:  # the sampler has noted the other token; every row must have its new one by now
             self._sampler = self._new_sampler()
@@ -237,8 +235,6 @@ class Batch:
                 break
         self._cache.trim(len(fed) - len(taken))
         row.drafter.checked(len(drafts), len(taken) - 1)
-        for token in taken:
-            row.drafter.add(token)
         if taken != tokens:
             self._sampler = self._new_sampler()
         return [(row, token) for token in taken]

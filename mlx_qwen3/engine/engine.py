@@ -70,8 +70,9 @@ class Engine:
     cache_dir: a folder for what does not fit there and for what is left when the engine closes; the next engine of the
     same model goes on with it. cache_dir_bytes: of its files, of all models; those used least recently go first.
     kv_bits: 8 or 4 stores keys and values in so many bits, which saves memory and changes replies a little.
-    memory: bytes for weights, caches, prefixes and activations; by default what Metal recommends, CUDA's memory, or the
-    machine's less a tenth. A request waits until it fits. If it gives no max_tokens, these are cut to what fits.
+    memory: bytes, or a text such as "12GB", for weights, caches, prefixes and activations; by default what Metal
+    recommends, CUDA's memory, or the machine's less a tenth. A request waits until it fits. If it gives
+    no max_tokens, these are cut to what fits.
 
     Every method may be called from any thread.
     """
@@ -87,7 +88,7 @@ class Engine:
         cache_dir: str | Path | None = None,
         cache_dir_bytes: int = FOLDER_BYTES,
         kv_bits: int | None = None,
-        memory: int | None = None,
+        memory: int | str | None = None,
     ):
         """Raises OutputError if `cache_dir` cannot be written to, UsageError if this model cannot have `kv_bits`."""
         kv_format(kv_bits, model.config.head_dim)

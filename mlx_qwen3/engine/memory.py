@@ -14,6 +14,7 @@ from ..errors import MemoryBudgetError, warn
 from ..files.checkpoint import Checkpoint
 from ..files.config import Qwen3Config
 from ..files.dtypes import FLOATS
+from ..files.sizes import bytes_of
 from ..model import kernels
 from ..model.cache import rounded
 from ..model.kv_format import kv_format
@@ -36,6 +37,11 @@ def default_budget() -> int:
         return int(info.get("max_recommended_working_set_size") or info.get("total_memory") or info["memory_size"])
     total = min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_cgroup_limits())
     return max(total - max(int(MARGIN * total), LEAST_MARGIN), total // 2)
+
+
+def budget_bytes(memory: int | str | None) -> int:
+    """A budget that is given in bytes or as a text such as 12GB; None is the default. Raises UsageError."""
+    return default_budget() if memory is None else bytes_of(memory, "memory")
 
 
 def _cgroup_limits(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterable[int]:
@@ -94,9 +100,9 @@ def check_checkpoint(checkpoint: Checkpoint, dtype: str | mx.Dtype | None, budge
 class Memory:
     """What a model's rows take of a budget, in bytes. Estimates are a little above what is measured."""
 
-    def __init__(self, model: Qwen3, budget: int | None = None, max_rows: int = 1, kv_bits: int | None = None):
-        """`budget` is by default that of the machine."""
-        self.budget = default_budget() if budget is None else budget
+    def __init__(self, model: Qwen3, budget: int | str | None = None, max_rows: int = 1, kv_bits: int | None = None):
+        """`budget` is what `budget_bytes` takes."""
+        self.budget = budget_bytes(budget)
         self._config, self._max_rows = model.config, max_rows
         self._size = model.norm.weight.dtype.size
         self.weights = sum(array.nbytes for array in dict(tree_flatten(model.parameters())).values())

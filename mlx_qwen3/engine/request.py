@@ -1,7 +1,7 @@
 """From a prompt and options to a checked request; needs no weights, so that a bad one fails before they are read."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Integral
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import PromptError, UsageError
 from ..files.checkpoint import Checkpoint
 from ..files.config import Qwen3Config
+from ..files.reading import short
 from ..text.chat_template import Tool
 from ..text.tokenizer import Tokenizer
 from .decode import check_limit, check_prompt
@@ -47,14 +48,18 @@ class ReplyOptions:
                 raise UsageError(f"max_tokens is {self.max_tokens!r}; expected 1 or more")
             check_limit(self.max_tokens)
         self._check_budget()
-        if not all(isinstance(text, str) for text in self.stops):
-            raise UsageError(f"stop is {self.stop!r}; expected one string or several")
-        if "" in self.stops:
-            raise UsageError("a stop string is empty; it would stop every reply before it begins")
+        self._check_stop()
         if self.tools is not None and (isinstance(self.tools, str | Mapping) or not isinstance(self.tools, Iterable)):
             raise UsageError("tools is not a list; give a list of JSON schemas or Python functions")
         if self.template_args is not None and not isinstance(self.template_args, Mapping):
             raise UsageError("template_args is not an object; give the template's variables by name")
+
+    def _check_stop(self) -> None:
+        several = isinstance(self.stop, Collection) and not isinstance(self.stop, bytes | bytearray | Mapping)
+        if not several or not all(isinstance(text, str) for text in self.stops):
+            raise UsageError(f"stop is {short(repr(self.stop))}; expected one string or several")
+        if "" in self.stops:
+            raise UsageError("a stop string is empty; it would stop every reply before it begins")
 
     def _check_budget(self) -> None:
         if (budget := self.thinking_budget) is None:

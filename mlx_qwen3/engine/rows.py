@@ -60,5 +60,7 @@ class Row:
         for part in self.steering:
             token = part.settle(token)
         self.tokens.append(token)
+        if self.drafter:
+            self.drafter.add(token)
         self.ended = self.ended or token in self.stop_ids or self.left <= 0
         return token

@@ -119,7 +119,7 @@ class Scheduler:
             batch.leave(row)
             self._failed.discard(row)
         else:
-            self._keep([*row.prompt, *row.tokens[:-1]], batch.take_out(row))
+            self._keep(batch.known(row), batch.take_out(row))
         if not batch.rows:
             self._batches.remove(batch)
 
@@ -194,10 +194,7 @@ class Scheduler:
         token: int = sampler.next(logits, 0).item()  # type: ignore[assignment]
         if token == BROKEN:
             raise sampler.broken(0, 0)
-        token = row.take(token)
-        if row.drafter:
-            row.drafter.add(token)
-        return token
+        return row.take(token)
 
     def _place(self, row: Row, cache: KVCache) -> None:
         """Let a row whose prompt is computed join a batch of rows about as long, or begin one."""
@@ -215,7 +212,7 @@ class Scheduler:
         if prompt.cache.end:
             self._keep(row.prompt[: prompt.cache.end], prompt.cache)
 
-    def _keep(self, ids: Sequence[int], cache: KVCache) -> None:
+    def _keep(self, ids: Sequence[int] | np.ndarray, cache: KVCache) -> None:
         if self.prefixes is not None:
             self.prefixes.put(ids, cache)
             if self._memory:

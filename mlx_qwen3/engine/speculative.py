@@ -112,7 +112,7 @@ class Drafter:
         raise NotImplementedError
 
     def checked(self, drafted: int, accepted: int) -> None:
-        """Of the last `drafted` drafts the first `accepted` were right."""
+        """Of the last `drafted` drafts the first `accepted` were right; the tokens of their pass were added before."""
         self.drafted += drafted
         self.accepted += accepted
         self._pace.record(drafted, accepted)

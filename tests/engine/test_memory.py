@@ -12,7 +12,7 @@ from mlx_qwen3.engine import memory
 from mlx_qwen3.engine.memory import Memory, check_checkpoint, default_budget, loaded_bytes
 from mlx_qwen3.engine.prefix import PrefixStore
 from mlx_qwen3.engine.scheduler import Scheduler
-from mlx_qwen3.errors import MemoryBudgetError, Qwen3Warning
+from mlx_qwen3.errors import MemoryBudgetError, Qwen3Warning, UsageError
 from mlx_qwen3.files.checkpoint import Checkpoint
 from mlx_qwen3.files.config import Qwen3Config
 from mlx_qwen3.model.load import load_model
@@ -42,9 +42,18 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_both_numbers(tiny):
         check_checkpoint(Checkpoint(tiny), "fp32", 100_000)
 
 
-def test_load_refuses_it_too(tiny):
+@pytest.mark.parametrize("memory", [100_000, "100 KB"])
+def test_load_refuses_it_too(tiny, memory):
     with pytest.raises(MemoryBudgetError, match="the weights take"):
-        load(tiny, memory=100_000)
+        load(tiny, memory=memory)
+
+
+@pytest.mark.parametrize("memory", ["5", "a lot", 0, -1, 1.5, True])
+def test_what_is_no_budget_is_refused(tiny, model, memory):
+    with pytest.raises(UsageError, match=r"^memory is"):
+        load(tiny, memory=memory)
+    with pytest.raises(UsageError, match=r"^memory is"):
+        Memory(model, memory)
 
 
 def test_the_limits_of_control_groups_count(tmp_path, monkeypatch):

@@ -77,8 +77,7 @@ class Scripted(Drafter):
     def checked(self, drafted, accepted):
         super().checked(drafted, accepted)
         self.all_right += accepted == drafted
-        # After a pass with NaN the last token is fed again, without drafts.
-        assert self.cache.end == len(self._text) + accepted or (self.unreadable and not accepted)
+        assert self.cache.end == len(self._text) - 1  # the last token was never fed
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS.keys())
