@@ -145,7 +145,8 @@ def command(
             helpers = draft_model, lookup, prefixes, kv_bits
             result = _reply(model, tokenizer, request, helpers, None if as_json else Printer(), interrupted)
         if as_json:
-            show_json({**asdict(result), "model": source})
+            content = {name: value for name, value in asdict(result).items() if name != "logprobs"}
+            show_json({**content, "model": source})
         else:
             say(statistics(result))
     return None

@@ -17,6 +17,7 @@ from ..model import kernels
 from ..model.cache import KVCache
 from ..model.qwen3 import Qwen3
 from .filters import BROKEN
+from .logprobs import Scores
 from .rows import Row
 from .runner import decode_step
 from .sampling import Sampler, SamplingParams
@@ -26,6 +27,7 @@ from .sampling import Sampler, SamplingParams
 SLACK, SPREAD = 512, 4
 SIZES = (1, 2, 4, 8, 16, 32)
 IDLE = Row((0,), SamplingParams(temperature=0), 0)  # stands in a free slot
+Coming = tuple[mx.array, Scores | None]  # the tokens (B,) of a step, and what it says of them
 News = list[tuple[Row, int | Exception]]  # tokens in the order in which they were chosen, or what went wrong
 
 
@@ -35,7 +37,7 @@ class Batch:
         self._model, self._step, self._vocabulary = model, decode_step(model), vocabulary
         self._cache = cache
         self.slots: list[Row | None] = [row]
-        self._coming: mx.array | None = None  # (B,) the tokens of a step that was built before it was needed
+        self._coming: Coming | None = None  # a step that was built before it was needed
         self._before: tuple[list[mx.array], int] | None = None  # the cache without that step, until it is handed over
         self._ready: News = []
         self._sampler = self._new_sampler()
@@ -135,15 +137,16 @@ class Batch:
             # Python builds the next step while the device computes this one, and hands it over when that is done: the
             # cache is written in place only if no unfinished work holds its buffers, and is copied otherwise.
             self._before = self._cache.buffers, self._cache.end
-            self._coming = self._following(coming, 1)
+            self._coming = self._following(coming[0], 1)
         news = self._receive(coming)
         if self._coming is not None and kernels.on_gpu() and not all(row.ended for row in self.rows):
             self._hand_over(self._coming)  # on a CPU this waits for most of the step, and the rows for this token
         return news
 
-    def _hand_over(self, tokens: mx.array) -> None:
+    def _hand_over(self, coming: Coming) -> None:
         self._before = None  # nothing else may hold the buffers that the step writes to
-        mx.async_eval(tokens)
+        tokens, scores = coming
+        mx.async_eval(tokens, *(scores.arrays if scores else ()))
 
     def _goes_on(self) -> bool:
         """Whether to build the step after the one under way before its tokens are known."""
@@ -155,13 +158,17 @@ class Batch:
             and not (drafter and drafter.expects())
         )
 
-    def _following(self, tokens: mx.array, unknown: int) -> mx.array:
-        """The tokens (B,) after `tokens` (B,), of which the last `unknown` of each row are not in its list yet."""
-        logits = self._step(tokens, self._cache)
+    def _following(self, tokens: mx.array, unknown: int) -> Coming:
+        """The tokens after `tokens` (B,), of which the last `unknown` of each row are not in its list yet."""
+        raw = logits = self._step(tokens, self._cache)
         if any(row.steering for row in self.rows):
             logits = self._allowed(logits)
         positions = [len(row.tokens) + unknown if row else 0 for row in self.slots]
-        return self._sampler.next(logits, positions)
+        following = self._sampler.next(logits, positions)
+        asked = [row.logprobs if row else None for row in self.slots]
+        if all(wanted is None for wanted in asked):
+            return following, None
+        return following, Scores(raw, following, asked, self._vocabulary)
 
     def _allowed(self, logits: mx.array) -> mx.array:
         """The logits (B, V) without the ids that the steering of a row excludes."""
@@ -180,9 +187,9 @@ class Batch:
             self._ready.append((row, error))
             return None
 
-    def _receive(self, coming: mx.array) -> News:
-        """Wait for the tokens (B,) of a step, and note them."""
-        tokens: list[int] = coming.tolist()  # type: ignore[assignment]
+    def _receive(self, coming: Coming) -> News:
+        """Wait for the tokens of a step, and note them."""
+        tokens: list[int] = coming[0].tolist()  # type: ignore[assignment]
         news: News = []
         steered = False
         for slot, (row, token) in enumerate(zip(self.slots, tokens, strict=True)):
@@ -194,6 +201,8 @@ class Batch:
                 continue
             try:
                 news.append((row, taken := row.take(token)))
+                if coming[1] and row.logprobs is not None:
+                    row.scores.append(coming[1].of(slot, taken))
             except Exception as error:  # of the row's steering: the other rows go on
                 row.ended = True
                 news.append((row, error))

@@ -4,8 +4,8 @@ import atexit
 import queue
 import threading
 import weakref
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -23,13 +23,25 @@ from .scheduler import MAX_GAP, Scheduler
 from .speculative import make_drafter
 from .threads import note_thread
 
+Event = Chunk | Exception | None  # a chunk, the error that ended the reply, or its end after `cancel`
+
+
+@dataclass(frozen=True)
+class Load:
+    """What an engine has to do: replies under way, and requests that have no token yet."""
+
+    running: int
+    waiting: int
+    prefix_bytes: int
+
 
 class Reply:
     """The reply to one request. Iterate it for its chunks, in any thread and at any pace."""
 
-    def __init__(self, speaker: Speaker, wake: threading.Condition):
+    def __init__(self, speaker: Speaker, wake: threading.Condition, listener: Callable[[Event], None] | None = None):
         self._speaker, self._wake = speaker, wake
-        self._events: queue.SimpleQueue[Chunk | Exception | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._hear = listener or self._events.put
         self._complete = False  # the last event is in the queue
         self._over = False  # and was read
 
@@ -53,9 +65,10 @@ class Reply:
             self._put(None)
             self._wake.notify()
 
-    def _put(self, event: Chunk | Exception | None) -> None:
-        self._complete = self._complete or not isinstance(event, Chunk) or event.finish_reason is not None
-        self._events.put(event)
+    def _put(self, event: Event) -> None:
+        if not self._complete:
+            self._complete = not isinstance(event, Chunk) or event.finish_reason is not None
+            self._hear(event)
 
 
 class Engine:
@@ -113,16 +126,32 @@ class Engine:
         """Whether the engine takes requests."""
         return self._thread.is_alive() and self._closing is None
 
+    @property
+    def load(self) -> Load:
+        scheduler = self._scheduler
+        waiting = len(self._new) + scheduler.waiting
+        return Load(len(scheduler.running), waiting, scheduler.prefixes.nbytes if scheduler.prefixes else 0)
+
+    @property
+    def max_rows(self) -> int:
+        return self._max_rows
+
     def prepare(self, prompt: Prompt, options: ReplyOptions | None = None) -> Request:
         """A checked request. Raises PromptError or UsageError for what this model cannot honour."""
         return prepare(self._model.config, self._tokenizer, prompt, options)
 
-    def submit(self, request: Request) -> Reply:
-        """Begin a reply. Raises EngineError if the engine is closed, MemoryBudgetError for what can never fit."""
+    def submit(self, request: Request, listener: Callable[[Event], None] | None = None) -> Reply:
+        """Begin a reply. Raises EngineError if the engine is closed, MemoryBudgetError for what can never fit.
+
+        A `listener` gets the events in place of the iteration: each chunk; an error that ends the reply; None if it is
+        cancelled. It is called in the engine's thread, which waits for it, or in the one that cancels, and must not
+        raise.
+        """
         limit = self._memory.limit(len(request.ids), request.max_tokens, request.open_ended)
         request = replace(request, max_tokens=limit)
-        drafter = make_drafter(self._model, [request.ids], vocabulary=self._tokenizer.size)
-        reply = Reply(Speaker(self._tokenizer, request, drafter), self._wake)
+        drafts = request.logprobs is None  # several tokens of one pass have no scores
+        drafter = make_drafter(self._model, [request.ids], vocabulary=self._tokenizer.size) if drafts else None
+        reply = Reply(Speaker(self._tokenizer, request, drafter), self._wake, listener)
         with self._wake:
             if not self.alive:
                 raise self._closing or EngineError("the thread of the engine has ended; make a new engine")

@@ -1,4 +1,6 @@
-"""Penalties on tokens that were said before: repetition as in transformers, presence and frequency as in vLLM.
+"""What is added to logits before temperature: a bias for single ids, and penalties on tokens that were said before.
+
+Repetition is that of transformers, presence and frequency are those of vLLM. The bias comes first.
 
 B rows, V vocabulary
 """
@@ -22,10 +24,13 @@ class Params(Protocol):
     def presence_penalty(self) -> float: ...
     @property
     def frequency_penalty(self) -> float: ...
+    @property
+    def logit_bias(self) -> Sequence[tuple[int, float]]: ...
 
 
 def has_penalty(params: Params) -> bool:
-    return (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) != (1, 0, 0)
+    penalties = params.repetition_penalty, params.presence_penalty, params.frequency_penalty
+    return penalties != (1, 0, 0) or bool(params.logit_bias)
 
 
 class Penalties:
@@ -46,6 +51,7 @@ class Penalties:
             _column([getattr(row, f"{name}_penalty") for row in params], off)
             for name, off in (("repetition", 1), ("presence", 0), ("frequency", 0))
         )
+        self._bias = _bias(params, vocabulary)
         self._prompted = _prompted(prompts, vocabulary)  # (B, V) bool
         counts = np.zeros(self._prompted.shape, np.int32)
         for row, reply in zip(counts, replies or (), strict=False):
@@ -55,6 +61,8 @@ class Penalties:
     def __call__(self, logits: mx.array) -> mx.array:
         """The logits (B, V) after the penalties, in float32."""
         logits = logits.astype(mx.float32)
+        if self._bias is not None:
+            logits = logits + self._bias
         said = self._counts > 0
         if self._repetition is not None:
             lowered = mx.where(logits < 0, logits * self._repetition, logits / self._repetition)
@@ -82,11 +90,23 @@ class Penalties:
         """For logits of the first `vocabulary` ids alone."""
         other = copy.copy(self)
         other._prompted, other._counts = self._prompted[:, :vocabulary], self._counts[:, :vocabulary]
+        other._bias = None if self._bias is None else self._bias[:, :vocabulary]
         return other
 
 
 def _column(values: list[float], off: float) -> mx.array | None:
     return None if all(value == off for value in values) else mx.array(values, mx.float32)[:, None]
+
+
+def _bias(params: Sequence[Params], vocabulary: int) -> mx.array | None:
+    """What is added to each logit, (B, V) or (1, V); None if it is nothing."""
+    if not any(row.logit_bias for row in params):
+        return None
+    bias = np.zeros((len(params), vocabulary), np.float32)
+    for values, row in zip(bias, params, strict=True):
+        for token, amount in row.logit_bias:
+            values[token] = amount
+    return to_mlx(bias)
 
 
 def _prompted(prompts: Sequence[Sequence[int]], vocabulary: int) -> mx.array:

@@ -13,6 +13,7 @@ from ..model.qwen3 import Qwen3
 from ..text.chat_template import Tool
 from ..text.streaming import ReplyText
 from ..text.tokenizer import Tokenizer
+from .logprobs import Logprobs
 from .prefix import PrefixStore
 from .request import Prompt, ReplyOptions, Request, prepare
 from .rows import Row, Steering
@@ -27,7 +28,9 @@ class Chunk:
     """One token. `text` is the part of the answer that it completes and `thinking` that of the thinking, often one
     of them empty; `finish_reason` is set on the last step: "stop" (an end token or stop string) or "length".
     `drafted` and `accepted` count the draft tokens of the reply so far, those checked and those right; `cached` the
-    tokens of the prompt that were not computed, since an earlier prompt began with them.
+    tokens of the prompt that were not computed, since an earlier prompt began with them. `part` is what the token
+    belongs to: "thinking", "answer", "" while that is open, or "tag": tags, end tokens and the line breaks after a tag.
+    `logprobs` are those of the token, if they were asked for.
     """
 
     token: int
@@ -37,6 +40,8 @@ class Chunk:
     drafted: int = 0
     accepted: int = 0
     cached: int = 0
+    part: str = ""
+    logprobs: Logprobs | None = None
 
 
 @dataclass
@@ -45,7 +50,8 @@ class Result:
 
     `tokens` are all that were generated, the end token with them; `accepted_tokens` of them came from
     `drafted_tokens` that were guessed and checked (speculative decoding). `cached_tokens` of the prompt were known from
-    earlier prompts; `prefill_tps` counts the others. `peak_memory_gb` is MLX's, in 10^9 bytes.
+    earlier prompts; `prefill_tps` counts the others. `peak_memory_gb` is MLX's, in 10^9 bytes. `logprobs` has one
+    element for each token, if they were asked for.
     """
 
     text: str = ""
@@ -63,6 +69,7 @@ class Result:
     peak_memory_gb: float = 0.0
     dtype: str = ""
     sampling: dict[str, Any] = field(default_factory=dict)
+    logprobs: list[Logprobs] = field(default_factory=list)
 
 
 class Collector:
@@ -72,7 +79,7 @@ class Collector:
         self._result = Result(
             prompt_tokens=len(request.ids),
             dtype=dtype_name(model.norm.weight.dtype),
-            sampling=asdict(request.sampling),
+            sampling={name: value for name, value in asdict(request.sampling).items() if value != ()},
         )
         self._times = [time.perf_counter()]
         mx.reset_peak_memory()
@@ -84,6 +91,7 @@ class Collector:
         self._result.thinking += step.thinking
         self._result.finish_reason = step.finish_reason
         self._result.cached_tokens = step.cached
+        self._result.logprobs += [step.logprobs] if step.logprobs else []
         self._result.drafted_tokens, self._result.accepted_tokens = step.drafted, step.accepted
 
     def interrupt(self) -> None:
@@ -115,7 +123,14 @@ class Speaker:
         if (budget := request.thinking_budget) is not None:
             steering.append(ThinkingBudget(tokenizer, budget, request.opens_thinking, request.begun))
         self.row = Row(
-            request.ids, request.sampling, request.max_tokens, tokenizer.stop_ids, steering=steering, drafter=drafter
+            request.ids,
+            request.sampling,
+            request.max_tokens,
+            tokenizer.stop_ids,
+            request.number,
+            steering,
+            drafter,
+            logprobs=request.logprobs,
         )
         self._text = ReplyText(tokenizer, request.stop, request.opens_thinking, request.begun)
         self._count = 0
@@ -130,7 +145,8 @@ class Speaker:
         self.row.ended = self.row.ended or reason is not None
         drafter = self.row.drafter
         drafts = (drafter.drafted, drafter.accepted) if drafter else (0, 0)
-        return Chunk(token, answer, thinking, reason, *drafts, cached=self.row.cached)
+        scores = self.row.scores[self._count - 1] if self.row.logprobs is not None else None
+        return Chunk(token, answer, thinking, reason, *drafts, self.row.cached, self._text.part, scores)
 
 
 def run(
@@ -147,7 +163,8 @@ def run(
     `draft` and `lookup` are those of `make_drafter`, `kv_bits` that of `Qwen3.make_cache`. `prefixes` may hold what the
     prompt begins with, and takes what was computed for this reply when it ends.
     """
-    speaker = Speaker(tokenizer, request, make_drafter(model, [request.ids], draft, lookup, tokenizer.size))
+    drafter = make_drafter(model, [request.ids], draft, lookup, tokenizer.size)
+    speaker = Speaker(tokenizer, request, drafter if request.logprobs is None else None)
     scheduler = Scheduler(model, tokenizer.size, prefixes=prefixes, kv_bits=kv_bits)
     scheduler.add(speaker.row)
     try:
@@ -178,6 +195,7 @@ def stream(
     continue_final_message: bool | str = False,
     literal_content: bool = False,
     thinking_budget: int | None = None,
+    logprobs: int | None = None,
     draft: Qwen3 | None = None,
     lookup: bool | None = None,
     kv_bits: int | None = None,
@@ -194,6 +212,7 @@ def stream(
         continue_final_message,
         literal_content,
         thinking_budget,
+        logprobs,
     )
     yield from run(model, tokenizer, prepare(model.config, tokenizer, prompt, options), draft, lookup, kv_bits=kv_bits)
 
@@ -213,6 +232,7 @@ def generate(
     continue_final_message: bool | str = False,
     literal_content: bool = False,
     thinking_budget: int | None = None,
+    logprobs: int | None = None,
     draft: Qwen3 | None = None,
     lookup: bool | None = None,
     kv_bits: int | None = None,
@@ -232,6 +252,8 @@ def generate(
     literal_content: `<|im_end|>` and other control tokens in messages, tools and variables stay text.
     thinking_budget: after so many tokens of thinking the block is closed, with the sentence that Qwen documents, and
     the answer follows. The tokens of that sentence count as the reply's.
+    logprobs: note the log-probability of each token and of so many alternatives, 0 to 20. They are the model's own,
+    before penalties, temperature and filters. Such a reply has no drafts.
     draft: a smaller model of the same tokenizer whose guesses are checked.
     lookup: guesses from prompt and reply: while they pay (None), always (True) or never (False). They give way to a
     draft model. Guesses make a reply faster and change no token.
@@ -249,6 +271,7 @@ def generate(
         continue_final_message,
         literal_content,
         thinking_budget,
+        logprobs,
     )
     request = prepare(model.config, tokenizer, prompt, options)
     collector = Collector(model, request)

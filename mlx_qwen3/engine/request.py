@@ -15,6 +15,7 @@ from ..text.chat_template import Tool
 from ..text.tokenizer import Tokenizer
 from .decode import check_limit, check_prompt
 from .generation_config import token_limit
+from .logprobs import check_count
 from .sampling import SamplingParams
 from .speculative import check_vocabulary
 from .thinking import check_budget
@@ -41,12 +42,14 @@ class ReplyOptions:
     continue_final_message: bool | str = False
     literal_content: bool = False
     thinking_budget: int | None = None
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None:
             if isinstance(self.max_tokens, bool) or not isinstance(self.max_tokens, Integral):
                 raise UsageError(f"max_tokens is {self.max_tokens!r}; expected 1 or more")
             check_limit(self.max_tokens)
+        check_count(self.logprobs)
         self._check_budget()
         self._check_stop()
         if self.tools is not None and (isinstance(self.tools, str | Mapping) or not isinstance(self.tools, Iterable)):
@@ -98,6 +101,8 @@ class Request:
     begun: bool = False  # it continues a text, of its thinking or its answer
     thinking_budget: int | None = None  # tokens of thinking after which the engine closes the block
     open_ended: bool = False  # max_tokens is a default, which may be cut to what fits the memory
+    logprobs: int | None = None  # alternatives whose log-probabilities come with each token; None: not even its own
+    number: int = 0  # tells replies of one prompt and seed apart
 
 
 def prepare(config: Qwen3Config, tokenizer: Tokenizer, prompt: Prompt, options: ReplyOptions | None = None) -> Request:
@@ -125,8 +130,18 @@ def prepare(config: Qwen3Config, tokenizer: Tokenizer, prompt: Prompt, options: 
         max_tokens = token_limit(tokenizer.generation_config, len(ids), config.context_length)
     check_prompt(ids, max_tokens, config)
     sampling = options.sampling or default_sampling(tokenizer, thinks)
+    if sampling.logit_bias and (last := sampling.logit_bias[-1][0]) >= tokenizer.size:
+        raise UsageError(f"logit_bias has the id {last}; the tokenizer has {tokenizer.size} ids")
     return Request(
-        ids, sampling, max_tokens, options.stops, opens, begun, options.thinking_budget, options.max_tokens is None
+        ids,
+        sampling,
+        max_tokens,
+        options.stops,
+        opens,
+        begun,
+        options.thinking_budget,
+        options.max_tokens is None,
+        options.logprobs,
     )
 
 

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from .logprobs import Logprobs
 from .sampling import SamplingParams
 from .speculative import Drafter
 
@@ -35,6 +36,8 @@ class Row:
     steering: Sequence[Steering] = ()
     drafter: Drafter | None = None
     tokens: list[int] = field(default_factory=list)
+    logprobs: int | None = None  # how many alternatives to note for each token; None notes nothing
+    scores: list[Logprobs] = field(default_factory=list)  # of each token, if it asks
     cached: int = 0  # tokens of the prompt whose keys and values were known
     ended: bool = False  # by a stop id or the limit, or from outside
 

@@ -30,6 +30,8 @@ class SamplingParams:
     presence_penalty: is taken from the logit of every token that stands in the reply; the prompt does not count.
     frequency_penalty: the same, once for each time that the token stands in the reply. As in vLLM, both from -2 to 2.
     seed: the same seed and prompt give the same tokens.
+    logit_bias: what is added to the logits of single ids before all else, -100 (never, in practice) to 100; a mapping,
+        or pairs.
     """
 
     temperature: float = 0.6
@@ -40,6 +42,7 @@ class SamplingParams:
     seed: int = 0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    logit_bias: Any = ()
 
     def __post_init__(self) -> None:
         """Raises UsageError that names the setting."""
@@ -50,6 +53,8 @@ class SamplingParams:
                 raise UsageError(f"{name} is {value!r}; expected {expected}")
             if not isinstance(value, int | float):  # of NumPy, say, which JSON does not take
                 object.__setattr__(self, name, int(value) if isinstance(value, Integral) else float(value))
+
+        object.__setattr__(self, "logit_bias", _pairs(self.logit_bias))
 
     @property
     def greedy(self) -> bool:
@@ -67,6 +72,20 @@ class SamplingParams:
             return replace(cls(**given), **generation_config.sampling_overrides(raw, thinking))
         except UsageError as error:
             raise ConfigError(f"{error} in generation_config.json; correct or remove it there") from None
+
+
+def _pairs(bias: Any) -> tuple[tuple[int, float], ...]:
+    """A bias as pairs in the order of ids. Raises UsageError if it is something else."""
+    expected = "expected token ids with numbers from -100 to 100"
+    try:
+        pairs = dict(bias.items() if isinstance(bias, Mapping) else bias)
+        found = {int(token): float(value) for token, value in pairs.items()}
+    except (TypeError, ValueError):
+        raise UsageError(f"logit_bias is {bias!r}; {expected}") from None
+    for token, value in found.items():
+        if token < 0 or not -100 <= value <= 100:
+            raise UsageError(f"logit_bias has {value!r} for the id {token}; {expected}")
+    return tuple(sorted(found.items()))
 
 
 RANGES: dict[str, tuple[Any, str]] = {

@@ -17,6 +17,7 @@ from ..model.cache import KVCache
 from ..model.qwen3 import Qwen3
 from .batch import SIZES, Batch, alike
 from .filters import BROKEN
+from .logprobs import Scores
 from .memory import Memory
 from .prefix import PrefixStore
 from .prefix_folder import shared_length
@@ -65,6 +66,11 @@ class Scheduler:
     @property
     def running(self) -> list[Row]:
         return [row for batch in self._batches for row in batch.rows]
+
+    @property
+    def waiting(self) -> int:
+        """How many rows have no token yet."""
+        return len(self._waiting) + (self._prompt is not None)
 
     @property
     def busy(self) -> bool:
@@ -188,13 +194,18 @@ class Scheduler:
         return min(prefill_chunk(), max(SMALLEST_CHUNK, 1 << int(math.log2(max(tokens, 1)))))
 
     def _first_token(self, row: Row, logits: mx.array) -> int:
+        raw = logits
         if (mask := row.allowed()) is not None:
             logits = mx.where(to_mlx(mask), logits, -mx.inf)
         sampler = Sampler([row.sampling], [row.prompt], self._vocabulary, [row.number])
-        token: int = sampler.next(logits, 0).item()  # type: ignore[assignment]
+        chosen = sampler.next(logits, 0)
+        token: int = chosen.item()  # type: ignore[assignment]
         if token == BROKEN:
             raise sampler.broken(0, 0)
-        return row.take(token)
+        token = row.take(token)
+        if row.logprobs is not None:
+            row.scores.append(Scores(raw, chosen, [row.logprobs], self._vocabulary).of(0, token))
+        return token
 
     def _place(self, row: Row, cache: KVCache) -> None:
         """Let a row whose prompt is computed join a batch of rows about as long, or begin one."""

@@ -103,6 +103,11 @@ class ThinkingSplitter:
         """Whether the next text is thinking; None while nothing but line breaks has come."""
         return None if self._part == "beginning" else self._part == "thinking"
 
+    @property
+    def trims(self) -> bool:
+        """Whether only line breaks have come since the last tag."""
+        return self._at_start
+
     def flush(self) -> tuple[str, str]:
         """What was held back at the end."""
         return (self._tags.held, "") if self._part == "thinking" else ("", self._held)
@@ -156,6 +161,7 @@ class ReplyText:
         self._stops = StopScanner(stop)
         self._splitter = ThinkingSplitter(opens_thinking, begun)
         self.stopped = False  # whether a stop string ended the reply
+        self.part = ""  # what the last token belongs to: "thinking", "answer", "tag", or "" while that is open
 
     @property
     def thinks(self) -> bool | None:
@@ -167,10 +173,22 @@ class ReplyText:
 
         `last`: the reply ends with this token, so nothing is held back. After a stop string nothing may be added.
         """
+        before = self.thinks
         parts = [self._splitter.feed(*piece) for piece in self._before_stop(token, last)]
+        self.part = self._part(token, before)
         if last or self.stopped:
             parts.append(self._splitter.flush())
         return "".join(thinking for thinking, _ in parts), "".join(answer for _, answer in parts)
+
+    def _part(self, token: int, before: bool | None) -> str:
+        after = self.thinks
+        if token in self._tokenizer.special or token in self._tokenizer.stop_ids:
+            return "tag"
+        if before != after and (before or after):  # it completes a tag
+            return "tag"
+        if after is None:
+            return ""
+        return "thinking" if after else "tag" if self._splitter.trims else "answer"
 
     def _before_stop(self, token: int, last: bool) -> list[Piece]:
         result: list[Piece] = []

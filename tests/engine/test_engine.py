@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -132,3 +133,41 @@ def test_a_process_may_end_while_the_engine_runs():
         [sys.executable, "-c", program], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_listener_hears_what_the_iteration_gives(demo):
+    heard, done = [], threading.Event()
+
+    def listen(event):
+        heard.append(event)
+        if event is None or event.finish_reason:
+            done.set()
+
+    with Engine(*demo) as engine:
+        engine.submit(request(demo, TEXTS[0]), listen)
+        assert done.wait(60)
+        assert [chunk.token for chunk in heard] == said(engine.submit(request(demo, TEXTS[0])))
+        heard.clear()
+        engine.submit(request(demo, TEXTS[0]), listen).cancel()
+        assert heard[-1] is None
+
+
+def test_replies_of_one_prompt_and_seed_are_told_apart_by_their_number(demo):
+    hot = request(demo, TEXTS[3], sampling=SamplingParams(4.0, 0, 1.0, seed=1), max_tokens=20)
+    with Engine(*demo) as engine:
+        replies = [engine.submit(replace(hot, number=number)) for number in (0, 1, 0)]
+        first, other, again = map(said, replies)
+        assert engine.load.waiting == 0
+    assert first == again == generate(*demo, TEXTS[3], sampling=hot.sampling, max_tokens=20).tokens
+    assert other != first
+
+
+def test_a_chunk_says_what_its_token_belongs_to(demo):
+    with Engine(*demo) as engine:
+        chunks = list(engine.submit(request(demo, TEXTS[0])))
+    decode = demo[1].decode
+    text = {part: decode([chunk.token for chunk in chunks if chunk.part == part]) for part in ("thinking", "answer")}
+    assert text["answer"] == "".join(chunk.text for chunk in chunks) == "17 + 25 = 42."
+    assert text["thinking"].strip("\n") == "".join(chunk.thinking for chunk in chunks).strip("\n")
+    tags = decode([chunk.token for chunk in chunks if chunk.part == "tag"])
+    assert "".join(tags.split()) == "<think></think><|im_end|>"

@@ -6,6 +6,7 @@ import pytest
 
 from mlx_qwen3.engine.penalties import Penalties
 from mlx_qwen3.engine.sampling import Sampler, SamplingParams
+from mlx_qwen3.errors import UsageError
 
 V = 500
 GREEDY = {"temperature": 0.0}
@@ -112,3 +113,26 @@ def test_guesses_count_for_the_positions_after_them():
         text += checked.check(mx.array(scores[: len(guesses) + 1]), len(text), [text[-1], *guesses])
     assert text[:12] == reply
     assert len(set(reply)) > 4
+
+
+def test_a_bias_is_added_to_single_ids_of_its_own_row():
+    params = [SamplingParams(0, logit_bias={7: 2.5, 3: -100}), SamplingParams(0)]
+    values = logits(2)
+    found = np.array(Penalties(params, [[1], [1]], V)(mx.array(values)))
+    values[0, 7] += 2.5
+    values[0, 3] -= 100
+    assert np.array_equal(found, values)
+    assert SamplingParams(logit_bias=((3, -100), (7, 2.5))).logit_bias == params[0].logit_bias
+
+
+def test_a_bias_decides_with_drafts_too():
+    sampler = Sampler(SamplingParams(0, logit_bias={11: 100}), [[1]], V)
+    assert sampler.next(mx.array(logits(1)), 0).item() == 11
+    assert sampler.check(mx.array(logits(3)), 1, [11, 11, 11]) == [11, 11, 11]
+    assert sampler.fork(100, "a draft").next(mx.array(logits(1)), 4).item() == 11
+
+
+@pytest.mark.parametrize("bias", [{1: 101}, {-1: 1}, {"a": 1}, 3, {2: float("nan")}])
+def test_a_bias_that_is_none(bias):
+    with pytest.raises(UsageError, match=r"logit_bias .*expected token ids with numbers from -100 to 100"):
+        SamplingParams(logit_bias=bias)

@@ -235,6 +235,7 @@ def test_every_option_reaches_the_request(chat, monkeypatch):
         "continue_final_message": True,
         "literal_content": True,
         "thinking_budget": 5,
+        "logprobs": 2,
     }
     assert set(given) == set(ReplyOptions.__dataclass_fields__)
     seen = []
