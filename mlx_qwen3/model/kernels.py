@@ -158,9 +158,9 @@ def _packed_product(x: mx.array, matrix: Sequence[mx.array], transpose: bool, gr
 
 
 def swiglu(gate_up: mx.array) -> mx.array:
-    """silu(gate) * up of the two halves of the last axis."""
-    inner = gate_up.shape[-1] // 2
-    gate, up = gate_up[..., :inner], gate_up[..., inner:]
+    """silu(gate) * up of the two halves of gate_up (T, 2 * inner)."""
+    inner = gate_up.shape[1] // 2
+    gate, up = gate_up[:, :inner], gate_up[:, inner:]
     return _fused_swiglu(gate, up) if on_gpu() else _swiglu(gate, up)
 
 

@@ -33,7 +33,8 @@ class RoPE:
 def rotate(x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
     """Turn the pairs (i, i + D/2) of x (B, L, heads, D) by the angles of its tokens; float32 if x is."""
     half = x.shape[-1] // 2
-    swapped = mx.concatenate([x[..., half:], x[..., :half]], axis=-1)
+    # An index with "..." takes MLX twice as long to read, on the host.
+    swapped = mx.concatenate([x[:, :, :, half:], x[:, :, :, :half]], axis=-1)
     return x * cos + swapped * sin  # the first half of sin is negated
 
 
