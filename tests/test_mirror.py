@@ -8,6 +8,7 @@ PACKAGE = TESTS.parent / "mlx_qwen3"
 ELSEWHERE = {
     "progress.py": "cli/test_progress.py",  # a type and what it counts, which the bar draws
     "cli/options.py": "cli/test_generate.py",  # options that a command declares
+    "cli/models.py": "cli/test_generate.py",  # what generate and chat begin with
     "cli/chat_commands.py": "cli/test_chat.py",  # every one acts on a chat
     # A contestant is imported only in a process of its own, which a whole run starts.
     "bench/workers/on_mlx.py": "bench/test_session.py",

@@ -9,9 +9,21 @@ import click
 from .. import interrupt
 from ..errors import Qwen3Error
 from .chat_commands import COMMANDS, Quit, obey
-from .options import DTYPE, SAMPLING, THINKING, with_options
+from .models import Opened
+from .options import (
+    DRAFTS,
+    DTYPE,
+    MEMORY,
+    REPLY,
+    SAMPLING,
+    TEMPLATE,
+    THINKING,
+    model_options,
+    reply_options,
+    sampling_options,
+    with_options,
+)
 from .reader import Editor, PlainReader, make_reader
-from .source import default_source
 from .terminal import Printer, one_line, say, styled, warnings_afterwards
 
 if TYPE_CHECKING:
@@ -24,46 +36,33 @@ if TYPE_CHECKING:
 @click.argument("source", required=False, metavar="[SOURCE]")
 @DTYPE
 @click.option("--system", metavar="TEXT", help="System message.")
-@click.option("--max-tokens", type=int, metavar="N", help="Of a reply. Default: to the end of the context.")
-@with_options(*SAMPLING, *THINKING)
-def command(source: str | None, dtype: str | None, **settings: Any) -> int:
+@with_options(*REPLY, *SAMPLING, *THINKING, *TEMPLATE, *DRAFTS, *MEMORY)
+def command(system: str | None, **options: Any) -> int:
     """Talk with a model. SOURCE is by default Qwen/Qwen3-0.6B if it is downloaded, else demo.
 
     /help lists the commands. Ctrl-C ends a reply and keeps the conversation; at the prompt, twice, it ends the chat.
     Lines may also come from a pipe.
     """
-    from .. import blas
-    from ..engine.engine import Engine
     from ..engine.session import Session, Settings
-    from ..files import hub
-    from ..files.checkpoint import Checkpoint
-    from ..model import load as loading
-    from ..text.tokenizer import Tokenizer
 
-    own = {name: settings.pop(name) for name in ("system", "max_tokens", "thinking", "thinking_budget")}
-    chosen = Settings(**own, sampling={name: value for name, value in settings.items() if value is not None})
-    source = default_source() if source is None else source
-    checkpoint = Checkpoint(hub.resolve(source))
-    tokenizer = Tokenizer(checkpoint)
-    session = Session(checkpoint.config, tokenizer, chosen)
-    if advice := blas.advice():
-        say(f"note: {advice}")
-    model = loading.load_model(checkpoint, dtype)
+    of_model, of_reply, sampling = model_options(options), reply_options(options), sampling_options(options)
+    settings = Settings.of(of_reply, system, sampling)
+    opened = Opened(of_model)
+    session = Session(opened.config, opened.tokenizer, settings)
+    engine = opened.engine(max_rows=1)
     reader = make_reader([f"/{name}" for name in COMMANDS])
-    with Engine(model, tokenizer, max_rows=1) as engine:
-        return Chat(session, engine, model, source, reader).run()
+    with engine:
+        return Chat(session, engine, opened.source, reader).run()
 
 
 class Chat:
     """The loop: a line is read, and it is a command or the user's message."""
 
-    def __init__(
-        self, session: "Session", engine: "Engine", model: Any, source: str, reader: PlainReader | Editor
-    ) -> None:
+    def __init__(self, session: "Session", engine: "Engine", source: str, reader: PlainReader | Editor) -> None:
         self.session, self.source = session, source
         self.shows_thinking = True
         self.last: Result | None = None  # the last reply, with its measurements
-        self._engine, self._model, self._reader = engine, model, reader
+        self._engine, self._reader = engine, reader
         self._reading = self._stopped = False
         self._reply: Reply | None = None
 
@@ -111,7 +110,7 @@ class Chat:
     def _show(self, request: Any) -> "Result":
         from ..engine.reply import Collector
 
-        collector = Collector(self._model, request)
+        collector = Collector(self._engine.model, request)
         reply = self._reply = self._engine.submit(request)
         try:
             if self._stopped:  # Ctrl-C came before there was anything to cancel

@@ -5,12 +5,19 @@ from typing import Any
 
 import click
 
+from .options import CHAT_TEMPLATE, DTYPE, filled, with_options
 from .terminal import read_stdin, show, show_json
 
 
 @click.command("inspect", short_help="Show what flows through a model, and its health.")
 @click.argument("source")
-@click.option("--prompt", metavar="TEXT", help="The user's message; - reads standard input. Default: random tokens.")
+@click.option(
+    "--prompt",
+    callback=filled,
+    metavar="TEXT",
+    help="The user's message; - reads standard input. Default: random tokens.",
+)
+@with_options(CHAT_TEMPLATE)
 @click.option("--batch", type=int, metavar="B", help="Rows of random tokens. Default: 1.")
 @click.option("--length", type=int, metavar="L", help="Random tokens in a row. Default: 16.")
 @click.option("--decode", type=int, metavar="N", help="Show the decode step after N tokens of the reply instead.")
@@ -20,7 +27,7 @@ from .terminal import read_stdin, show, show_json
 @click.option("--head", type=int, default=0, metavar="H", help="The head of the attention map. Default: 0.")
 @click.option("--heads", is_flag=True, help="Numbers and verdicts of every head.")
 @click.option("--full", is_flag=True, help="Every tensor by itself, and the numbers of every layer.")
-@click.option("--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), help="Default: the checkpoint's; fp32 on a CPU.")
+@with_options(DTYPE)
 @click.option("--rules", type=click.Path(path_type=Path), metavar="FILE", help="JSON that replaces the limits.")
 @click.option(
     "--against",

@@ -1,11 +1,26 @@
-"""Options that several commands have."""
+"""Options that several commands have, and what they ask for."""
 
+import json
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from ..engine.request import ReplyOptions
+
 Decorator = Callable[[Any], Any]
+
+
+def filled(_context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """A callback: refuses an empty text. As a path it would be the current folder, and as a prompt it is a slip."""
+    if value is not None and not value.strip():
+        raise UsageError(f"{option.opts[0]} is empty; give {option.metavar}, or leave it out")
+    return value
+
 
 DTYPE = click.option(
     "--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), help="Default: the checkpoint's; fp32 on a CPU."
@@ -41,6 +56,119 @@ THINKING = (
         help="Close the think block after N tokens; the answer follows. Default: no limit.",
     ),
 )
+REPLY = (
+    click.option("--max-tokens", type=int, metavar="N", help="Of a reply. Default: to the end of the context."),
+    click.option("--stop", multiple=True, metavar="S", help="End before this text; may be given several times."),
+)
+CHAT_TEMPLATE = click.option(
+    "--chat-template", callback=filled, metavar="NAME|FILE", help="One of the checkpoint's templates, or a Jinja file."
+)
+TEMPLATE = (
+    CHAT_TEMPLATE,
+    click.option(
+        "--template-arg",
+        "template_args",
+        multiple=True,
+        metavar="KEY=JSON",
+        help="Set a variable of the chat template; may be given several times.",
+    ),
+    click.option(
+        "--literal", "literal_content", is_flag=True, help="Control tokens in messages, such as <|im_end|>, stay text."
+    ),
+)
+DRAFTS = (
+    click.option(
+        "--draft",
+        callback=filled,
+        metavar="SOURCE",
+        help="A smaller model with the same tokenizer. It guesses tokens, which are then checked.",
+    ),
+    click.option(
+        "--lookup/--no-lookup",
+        default=None,
+        help="Guess tokens from the text so far. Default: while that is faster. It changes no token.",
+    ),
+)
+MEMORY = (
+    click.option(
+        "--memory",
+        callback=filled,
+        metavar="SIZE",
+        help="Take at most so much, such as 12GB. Default: what the machine allows.",
+    ),
+    click.option(
+        "--cache-dir",
+        callback=filled,
+        metavar="DIR",
+        help="Keep keys and values here, for later prompts that begin alike.",
+    ),
+    click.option(
+        "--kv-bits", type=int, metavar="8|4", help="Store keys and values in so many bits. Default: as computed."
+    ),
+)
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model a command runs, and how. `memory` is in bytes."""
+
+    source: str | None
+    dtype: str | None
+    memory: int | None
+    cache_dir: str | None
+    kv_bits: int | None
+    draft: str | None
+    lookup: bool | None
+
+
+def model_options(options: dict[str, Any]) -> ModelOptions:
+    """Take the options of DTYPE, MEMORY and DRAFTS and `source` out of a command's. Raises UsageError."""
+    from ..files.sizes import parse_size
+
+    chosen = _taken(options, ModelOptions)
+    if chosen["memory"] is not None:
+        chosen["memory"] = parse_size(chosen["memory"], "--memory")
+    return ModelOptions(**chosen)
+
+
+def reply_options(options: dict[str, Any]) -> "ReplyOptions":
+    """Take the options of REPLY, THINKING and TEMPLATE out of a command's. Raises UsageError."""
+    from ..engine.request import ReplyOptions
+
+    chosen = _taken(options, ReplyOptions)
+    return ReplyOptions(**{**chosen, "template_args": _variables(chosen["template_args"]) or None})
+
+
+def sampling_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Take the options of SAMPLING that are given out of a command's. Raises UsageError."""
+    from ..engine.sampling import SamplingParams
+
+    given = {name: value for name, value in _taken(options, SamplingParams).items() if value is not None}
+    SamplingParams(**given)
+    return given
+
+
+def _taken(options: dict[str, Any], kind: Any) -> dict[str, Any]:
+    """The options that are fields of a dataclass, which are removed."""
+    return {field.name: options.pop(field.name) for field in fields(kind) if field.name in options}
+
+
+def _variables(arguments: tuple[str, ...]) -> dict[str, Any]:
+    """The variables of the chat template by name, from KEY=JSON each."""
+    found: dict[str, Any] = {}
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not name or not equals:
+            raise UsageError(f"--template-arg is {argument[:60]!r}; expected KEY=JSON, such as style='\"brief\"'")
+        if name in found:
+            raise UsageError(f"--template-arg gives {name[:60]!r} twice; drop one of them")
+        try:
+            found[name] = json.loads(value)
+        except (ValueError, RecursionError):
+            raise UsageError(
+                f"--template-arg {name[:60]}: {value[:60]!r} is not JSON; text needs quotes, as in style='\"brief\"'"
+            ) from None
+    return found
 
 
 def with_options(*options: Decorator) -> Decorator:

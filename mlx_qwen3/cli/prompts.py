@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import Qwen3Error, UsageError
 from ..progress import Stage
+from .models import Opened
+from .options import ModelOptions
 from .progress import Bar
-from .source import default_source
 from .terminal import read_stdin, say, show_json
 
 if TYPE_CHECKING:
-    from ..engine.many import Defaults, Outcome, PromptLine
+    from ..engine.many import Outcome, PromptLine
+    from ..engine.request import ReplyOptions
 
 DEFAULT_ROWS = 8
 
@@ -34,30 +36,30 @@ def check_choice(prompt: str | None, prompts: str | None, rows: int | None, alon
         raise UsageError(f"{given[0]} does not go with --prompts{why}; drop one of them")
 
 
-def run_prompts(file: str, source: str | None, dtype: str | None, defaults: "Defaults", options: Any) -> int:
-    """Reply to the prompts of a file, on an Engine with these options. Returns 1 if a prompt failed: the exit code."""
-    from .. import blas
-    from ..engine.engine import Engine
-    from ..engine.many import prepare_lines, read_lines, run_all
-    from ..engine.memory import check_checkpoint, default_budget
-    from ..files import hub
-    from ..files.checkpoint import Checkpoint
-    from ..model import load as loading
-    from ..text.tokenizer import Tokenizer
+def run_prompts(
+    file: str,
+    rows: int | None,
+    options: ModelOptions,
+    reply: "ReplyOptions",
+    sampling: Mapping[str, Any],
+    system: str | None,
+) -> int:
+    """Reply to the prompts of a file, which may say otherwise than `reply`, `sampling` and `system`.
 
+    Returns the exit code: 1 if a prompt failed.
+    """
+    from ..engine.many import Defaults, prepare_lines, read_lines, run_all
+
+    defaults = Defaults(reply, sampling, system)
     name = "standard input" if file == "-" else file
     lines = read_lines(read_stdin("--prompts FILE") if file == "-" else _read(Path(file)), name, defaults)
-    checkpoint = Checkpoint(hub.resolve(default_source("--model ") if source is None else source))
-    tokenizer = Tokenizer(checkpoint)
-    requests = prepare_lines(lines, name, checkpoint.config, tokenizer)
-    if advice := blas.advice():
-        say(f"note: {advice}")
-    check_checkpoint(checkpoint, dtype, options["memory"] or default_budget())
-    model = loading.load_model(checkpoint, dtype)
+    opened = Opened(options, "--model ")
+    requests = prepare_lines(lines, name, opened.config, opened.tokenizer)
+    engine = opened.engine(max_rows=rows or DEFAULT_ROWS)
     began, tokens, failed = time.monotonic(), 0, 0
     stage = Stage("replies", len(lines), "prompts")
     # A bar on the terminal that the lines go to would stand among them.
-    with Engine(model, tokenizer, **options) as engine, Bar(False if sys.stdout.isatty() else None) as bar:
+    with engine, Bar(False if sys.stdout.isatty() else None) as bar:
         bar(stage, 0)
         for index, outcome in enumerate(run_all(engine, requests)):
             show_json(_as_json(index, lines[index], outcome))

@@ -20,7 +20,7 @@ from .reply import Chunk, Speaker
 from .request import Prompt, ReplyOptions, Request, prepare
 from .rows import Row
 from .scheduler import MAX_GAP, Scheduler
-from .speculative import make_drafter
+from .speculative import check_vocabulary, make_drafter
 from .threads import note_thread
 
 Event = Chunk | Exception | None  # a chunk, the error that ended the reply, or its end after `cancel`
@@ -83,6 +83,8 @@ class Engine:
     cache_dir: a folder for what does not fit there and for what is left when the engine closes; the next engine of the
     same model goes on with it. cache_dir_bytes: of its files, of all models; those used least recently go first.
     kv_bits: 8 or 4 stores keys and values in so many bits, which saves memory and changes replies a little.
+    draft: a smaller model of the same tokenizer that guesses tokens. lookup: guess from prompt and reply: while that
+    pays (None), always or never. Guesses are made while a row runs alone, and change no token.
     memory: bytes, or a text such as "12GB", for weights, caches, prefixes and activations; by default what Metal
     recommends, CUDA's memory, or the machine's less a tenth. A request waits until it fits. If it gives
     no max_tokens, these are cut to what fits.
@@ -102,13 +104,18 @@ class Engine:
         cache_dir_bytes: int = FOLDER_BYTES,
         kv_bits: int | None = None,
         memory: int | str | None = None,
+        draft: Qwen3 | None = None,
+        lookup: bool | None = None,
     ):
-        """Raises OutputError if `cache_dir` cannot be written to, UsageError if this model cannot have `kv_bits`."""
+        """Raises OutputError if `cache_dir` cannot be written to, UsageError for what this model cannot honour."""
         kv_format(kv_bits, model.config.head_dim)
+        if draft:
+            check_vocabulary(draft.config, tokenizer.size)
+        self._draft, self._lookup = draft, lookup
         self._model, self._tokenizer = model, tokenizer
         self._max_rows, self._max_gap, self._prefix_bytes = max_rows, max_gap, prefix_bytes
         self._kv_bits = kv_bits
-        self._memory = Memory(model, memory, max_rows, kv_bits)
+        self._memory = Memory(model, memory, max_rows, kv_bits, draft)
         set_limits(self._memory.budget)
         key = model_key(model, kv_bits) if cache_dir is not None else ""
         self._folder = PrefixFolder(cache_dir, key, cache_dir_bytes) if cache_dir is not None else None
@@ -120,6 +127,10 @@ class Engine:
         self._thread = threading.Thread(target=_loop, args=(self,), name="mlx-qwen3 engine", daemon=True)
         self._thread.start()
         atexit.register(_close, weakref.ref(self))
+
+    @property
+    def model(self) -> Qwen3:
+        return self._model
 
     @property
     def alive(self) -> bool:
@@ -149,8 +160,9 @@ class Engine:
         """
         limit = self._memory.limit(len(request.ids), request.max_tokens, request.open_ended)
         request = replace(request, max_tokens=limit)
-        drafts = request.logprobs is None  # several tokens of one pass have no scores
-        drafter = make_drafter(self._model, [request.ids], vocabulary=self._tokenizer.size) if drafts else None
+        drafter = None
+        if request.logprobs is None:  # several tokens of one pass have no scores
+            drafter = make_drafter(self._model, [request.ids], self._draft, self._lookup, self._tokenizer.size)
         reply = Reply(Speaker(self._tokenizer, request, drafter), self._wake, listener)
         with self._wake:
             if not self.alive:

@@ -23,10 +23,12 @@ from ..model.qwen3 import Qwen3
 from .batch import SIZES, Batch, alike
 from .rows import Row
 from .runner import prefill_chunk
+from .speculative import LONGEST
 
 MARGIN = 0.1  # of the machine's memory, which is left to other programs if there is no GPU that says what it can take
 LEAST_MARGIN = 10**9
 LEAST_ANSWER = 1024  # tokens that a reply may have if max_tokens is not given, though other rows must then wait
+NEVER = 1 << 60  # more tokens than any row has left
 CACHE_SHARE = 0.1  # of the budget, for buffers that MLX keeps to use them again
 
 
@@ -88,75 +90,121 @@ def loaded_bytes(checkpoint: Checkpoint, dtype: str | mx.Dtype | None = None) ->
     )
 
 
-def check_checkpoint(checkpoint: Checkpoint, dtype: str | mx.Dtype | None, budget: int) -> None:
+def check_checkpoint(
+    checkpoint: Checkpoint, dtype: str | mx.Dtype | None, budget: int, draft: Checkpoint | None = None
+) -> None:
     """Raises MemoryBudgetError, before any weight is read, if the weights do not fit the budget."""
-    if (need := loaded_bytes(checkpoint, dtype)) > budget:
+    need = loaded_bytes(checkpoint, dtype) + (loaded_bytes(draft, dtype) if draft else 0)
+    if need > budget:
         raise MemoryBudgetError(
-            f"the weights take {gigabytes(need)} and the memory budget is {gigabytes(budget)}; "
-            "use fewer bits (convert --quantize affine4) or a larger --memory"
+            f"the weights {'of both models ' if draft else ''}take {gigabytes(need)} and the memory budget is "
+            f"{gigabytes(budget)}; use fewer bits (convert --quantize affine4) or a larger --memory"
         )
 
 
-class Memory:
-    """What a model's rows take of a budget, in bytes. Estimates are a little above what is measured."""
+class Costs:
+    """What one model takes, in bytes."""
 
-    def __init__(self, model: Qwen3, budget: int | str | None = None, max_rows: int = 1, kv_bits: int | None = None):
-        """`budget` is what `budget_bytes` takes."""
-        self.budget = budget_bytes(budget)
-        self._config, self._max_rows = model.config, max_rows
-        self._size = model.norm.weight.dtype.size
+    def __init__(self, model: Qwen3, kv_bits: int | None = None):
+        config, dtype = model.config, model.norm.weight.dtype
+        self._config, self._size, self._packed = config, dtype.size, kv_bits is not None
         self.weights = sum(array.nbytes for array in dict(tree_flatten(model.parameters())).values())
-        self._slot = _slot_bytes(model.config, model.norm.weight.dtype, kv_bits)
+        self._slot = _slot_bytes(config, dtype, kv_bits)
 
     def cache(self, slots: int, tokens: int) -> int:
         """Of a batch whose longest row has this many tokens."""
         return slots * rounded(tokens) * self._slot
 
-    def activations(self, tokens: int, keys: int) -> int:
-        """Of one pass over a chunk of a prompt, at its peak."""
+    def grown(self, cache: int) -> int:
+        """A cache when its buffers have just been replaced by larger ones: one layer is there twice."""
+        return cache + cache // self._config.num_hidden_layers
+
+    def activations(self, tokens: int, keys: int, rows: int = 1) -> int:
+        """Of one pass over `tokens` of each of the rows, at its peak. `keys` are those that a token sees."""
         config = self._config
         heads = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
         values = 4 * config.hidden_size + max(7 * heads, 4 * config.intermediate_size)
         # A GPU's fused attention keeps no scores; a CPU has them before and after the softmax.
         scores = 0 if kernels.on_gpu() else 2 * 4 * config.num_attention_heads * tokens * keys
-        return tokens * values * self._size + scores + 4 * 4 * config.vocab_size
+        # Many queries read a layer of packed keys and values unpacked.
+        unpacked = self._packed and tokens > kernels.FEW_QUERIES
+        layer = 2 * config.num_key_value_heads * keys * config.head_dim * self._size if unpacked else 0
+        logits = 1 if tokens > kernels.FEW_QUERIES else tokens  # of a prompt those of the last token alone
+        return rows * (tokens * values * self._size + scores + layer + logits * 4 * 4 * config.vocab_size)
+
+
+class Memory:
+    """What a model's rows take of a budget, in bytes. Estimates are a little above what is measured."""
+
+    def __init__(
+        self,
+        model: Qwen3,
+        budget: int | str | None = None,
+        max_rows: int = 1,
+        kv_bits: int | None = None,
+        draft: Qwen3 | None = None,
+    ):
+        """`budget` is what `budget_bytes` takes. With a model `draft` each row has a cache of that too."""
+        self.budget = budget_bytes(budget)
+        self._max_rows = max_rows
+        self._model = Costs(model, kv_bits)
+        self._draft = Costs(draft) if draft else None
+        self.weights = self._model.weights + (self._draft.weights if self._draft else 0)
 
     def row(self, prompt: int, tokens: int) -> int:
         """Of everything while one row runs alone: a prompt, and a reply of this many tokens."""
-        return self._with_row([], prompt, tokens)
+        return self._with_row([], prompt, tokens, LONGEST + 1, NEVER)
 
-    def with_row(self, batches: Sequence[Batch], row: Row) -> int:
-        """Of everything until the rows of the batches have ended, if one more row is read and joins one of them."""
-        return self._with_row(batches, len(row.prompt), row.left)
+    def with_row(self, batches: Sequence[Batch], row: Row, soon: int = NEVER) -> int:
+        """Of everything until the rows of the batches have ended, if one more row is read and joins one of them.
 
-    def running(self, batches: Sequence[Batch]) -> int:
-        """Of everything until the rows of the batches have ended."""
-        return self.weights + sum(map(self._to_the_end, batches)) + self.activations(1, 0)
+        `soon` counts only so many of the next tokens of each row.
+        """
+        return self._with_row(batches, len(row.prompt), min(row.left, soon), _queries([row]), soon)
 
-    def _with_row(self, batches: Sequence[Batch], prompt: int, tokens: int) -> int:
-        running = sum(map(self._to_the_end, batches))
-        reading = self.cache(1, prompt) + self.activations(min(prompt, prefill_chunk()), prompt)
+    def running(self, batches: Sequence[Batch], soon: int = NEVER) -> int:
+        """Of everything until the rows of the batches have ended, or for their next tokens."""
+        return self.weights + sum(self._to_the_end(batch, soon) for batch in batches) + self._steps(batches)
+
+    def copy(self, row: Row) -> int:
+        """Of a copy of what a row has in the cache of a batch."""
+        return self._model.cache(1, row.length)
+
+    def _with_row(self, batches: Sequence[Batch], prompt: int, tokens: int, queries: int, soon: int) -> int:
+        model, length = self._model, prompt + tokens
+        reading = model.grown(model.cache(1, prompt)) + model.activations(min(prompt, prefill_chunk()), prompt)
         # It joins a batch about as long, if there is one: whichever takes most.
-        joined = [self._joined(batch, prompt, tokens) for batch in batches if alike(batch.end, prompt)]
-        replying = max(joined, default=self._grown(self.cache(1, prompt + tokens))) + self.activations(1, 0)
-        return self.weights + running + max(reading, replying)
+        joined = [self._joined(batch, prompt, tokens, soon) for batch in batches if alike(batch.end, prompt)]
+        alone = model.grown(model.cache(1, length)) + self._step(1, length, queries)
+        drafting = 0
+        if self._draft:
+            drafting = self._draft.grown(self._draft.cache(1, length))
+            drafting += self._draft.activations(min(prompt, prefill_chunk()), prompt)
+        replying = max(joined, default=alone) + drafting
+        running = sum(self._to_the_end(batch, soon) for batch in batches)
+        return self.weights + running + max(reading, replying, model.cache(1, prompt) + self._steps(batches))
 
-    def _to_the_end(self, batch: Batch) -> int:
-        left = max((row.left for row in batch.rows), default=0)
-        return self.cache(len(batch.slots), batch.end + left)
+    def _to_the_end(self, batch: Batch, soon: int) -> int:
+        """The cache of a batch, and those of the draft model for its rows."""
+        draft = self._draft
+        drafts = sum(draft.cache(1, row.length + min(row.left, soon)) for row in batch.rows) if draft else 0
+        return self._model.cache(len(batch.slots), batch.end + _left(batch, soon)) + drafts
 
-    def _joined(self, batch: Batch, prompt: int, tokens: int) -> int:
+    def _joined(self, batch: Batch, prompt: int, tokens: int, soon: int) -> int:
         """What a batch takes beyond what it would without the row, whose own cache is there until it is copied."""
-        slots = len(batch.slots)
+        slots, model = len(batch.slots), self._model
         if None not in batch.slots:
             slots = next((size for size in SIZES if size > slots), slots)
-        left = max([tokens, *(row.left for row in batch.rows)])
-        whole = self._grown(self.cache(slots, max(batch.end, prompt) + left))
-        return whole - self._to_the_end(batch) + self.cache(1, prompt)
+        length = max(batch.end, prompt) + max(tokens, _left(batch, soon))
+        before = model.cache(len(batch.slots), batch.end + _left(batch, soon))
+        return model.grown(model.cache(slots, length)) - before + model.cache(1, prompt) + self._step(slots, length, 1)
 
-    def _grown(self, cache: int) -> int:
-        """A cache when its buffers have just been replaced by larger ones: one layer is there twice."""
-        return cache + cache // self._config.num_hidden_layers
+    def _steps(self, batches: Sequence[Batch]) -> int:
+        """The activations of one step of each batch, of which one at a time is there."""
+        return max((self._step(len(batch.slots), batch.end, _queries(batch.rows)) for batch in batches), default=0)
+
+    def _step(self, slots: int, length: int, queries: int) -> int:
+        return self._model.activations(queries if slots == 1 else 1, rounded(length), slots)
 
     def limit(self, prompt: int, max_tokens: int, open_ended: bool) -> int:
         """The tokens that a reply may have: fewer than `max_tokens` if that is `open_ended`, a default. This is said.
@@ -191,6 +239,16 @@ class Memory:
 
 def gigabytes(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 10**8 else f"{count / 1e6:.2f} MB"
+
+
+def _left(batch: Batch, soon: int) -> int:
+    """The tokens that a batch may still take, at most `soon`."""
+    return min(soon, max((row.left for row in batch.rows), default=0))
+
+
+def _queries(rows: Sequence[Row]) -> int:
+    """The tokens that one pass of a single row checks at most."""
+    return LONGEST + 1 if any(row.drafter for row in rows) else 1
 
 
 def _slot_bytes(config: Qwen3Config, dtype: mx.Dtype, kv_bits: int | None) -> int:

@@ -1,7 +1,7 @@
 """A conversation of several turns: its messages and settings, what fits the context, and files that keep it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from .sampling import SamplingParams
 FORMAT = "mlx-qwen3 chat 1"
 NEARLY_FULL = 0.8  # of the context: from here on each turn is announced with what is left
 SAMPLING = tuple(setting.name for setting in fields(SamplingParams))
+UNCHANGED = ("stop", "chat_template", "template_args", "literal_content")  # settings that /commands do not change
+OPTIONS = ("max_tokens", "thinking", "thinking_budget", *UNCHANGED)  # settings that are options of a reply
 PROBE = [{"role": "user", "content": "hello"}]
 
 
@@ -30,7 +32,16 @@ class Settings:
     thinking: bool | None = None
     thinking_budget: int | None = None
     max_tokens: int | None = None
+    stop: Sequence[str] = ()
+    chat_template: str | None = None
+    template_args: Mapping[str, Any] | None = None
+    literal_content: bool = False
     sampling: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, options: ReplyOptions, system: str | None, sampling: Mapping[str, Any]) -> "Settings":
+        """The settings that are part of the options of a reply, and these."""
+        return cls(system=system, sampling=sampling, **{name: getattr(options, name) for name in OPTIONS})
 
     def __post_init__(self) -> None:
         """Raises UsageError that names the setting."""
@@ -41,15 +52,23 @@ class Settings:
         if not isinstance(self.sampling, Mapping) or (unknown := set(self.sampling) - set(SAMPLING)):
             named = short(sorted(unknown)[0]) if isinstance(self.sampling, Mapping) else "not an object"
             raise UsageError(f"sampling has {named!r}; known are {', '.join(SAMPLING)}")
+        if self.chat_template is not None and not isinstance(self.chat_template, str):
+            raise UsageError(f"chat_template is {short(repr(self.chat_template))}; expected a name, a file or null")
+        if not isinstance(self.literal_content, bool):
+            raise UsageError(f"literal_content is {short(repr(self.literal_content))}; expected true or false")
+        if isinstance(self.stop, list):  # of a file
+            object.__setattr__(self, "stop", tuple(self.stop))
         SamplingParams(**self.sampling)
-        ReplyOptions(max_tokens=self.max_tokens, thinking_budget=self.thinking_budget)
+        # A budget may stand beside thinking that is switched off: it waits until that is switched on.
+        ReplyOptions(**{name: getattr(self, name) for name in OPTIONS if name != "thinking"})
 
     def options(self, tokenizer: Tokenizer) -> ReplyOptions:
         """Those of the next reply; a budget waits while thinking is switched off."""
-        return ReplyOptions(
-            sampling=default_sampling(tokenizer, self.thinking, **self.sampling),
-            thinking=self.thinking,
-            thinking_budget=None if self.thinking is False else self.thinking_budget,
+        options = ReplyOptions(**{name: getattr(self, name) for name in ("thinking", *UNCHANGED)})
+        return replace(
+            options,
+            sampling=default_sampling(tokenizer, options.thinks, **self.sampling),
+            thinking_budget=None if options.thinks is False else self.thinking_budget,
         )
 
 
@@ -76,7 +95,7 @@ class Session:
         """The request of the next turn. Raises PromptError if it does not fit the context."""
         messages = [*self._beginning(self.settings), *self.messages, {"role": "user", "content": text}]
         request = prepare(self._config, self._tokenizer, messages, self.settings.options(self._tokenizer))
-        limit = self.settings.max_tokens
+        limit = self.settings.max_tokens  # not an option of the request: near the end of the context it is cut
         return request if limit is None else replace(request, max_tokens=min(limit, request.max_tokens))
 
     def warning(self, request: Request) -> str | None:
@@ -144,7 +163,7 @@ class Session:
             raise PromptError(f"{short(path)} has settings of another form ({error})") from None
         messages = [dict(message) for message in values["messages"]]
         if messages:
-            self._render([*self._beginning(settings), *messages])
+            self._render(settings, messages)
         self._use(settings)
         self.messages = messages
         self.used = self._count()
@@ -156,13 +175,20 @@ class Session:
         prepare(self._config, self._tokenizer, [*self._beginning(settings), *PROBE], settings.options(self._tokenizer))
         self.settings = settings
 
-    def _render(self, messages: list[dict[str, Any]]) -> int:
-        text = self._tokenizer.apply_chat_template(messages, add_generation_prompt=False)
+    def _render(self, settings: Settings, messages: list[dict[str, Any]]) -> int:
+        """Tokens of messages after the settings' beginning, as the template has them."""
+        text = self._tokenizer.apply_chat_template(
+            [*self._beginning(settings), *messages],
+            add_generation_prompt=False,
+            chat_template=settings.chat_template,
+            template_args=settings.template_args,
+            literal_content=settings.literal_content,
+        )
         return len(self._tokenizer.encode(text))
 
     def _count(self) -> int:
-        """Tokens of the conversation as the template has it now."""
-        return self._render([*self._beginning(self.settings), *self.messages]) if self.messages else 0
+        """Tokens of the conversation."""
+        return self._render(self.settings, self.messages) if self.messages else 0
 
 
 def _read(path: Path) -> dict[str, Any]:

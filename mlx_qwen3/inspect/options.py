@@ -10,13 +10,15 @@ from ..model.kv_format import kv_format
 
 @dataclass(frozen=True)
 class Options:
-    """What to look at: `prompt`, or random tokens of `batch` and `length`; `layer` and `head` are shown in detail.
+    """What to look at: `prompt`, in a `chat_template`, or random tokens of `batch` and `length`.
 
+    `layer` and `head` are shown in detail.
     `decode` is the number of tokens of the reply after which a decode step is shown, in place of the prompt's pass;
     `temperature` and `seed` are those of the reply. `kv_bits` adds what a cache of so many bits costs in each layer.
     """
 
     prompt: str | None = None
+    chat_template: str | None = None
     batch: int | None = None
     length: int | None = None
     decode: int | None = None
@@ -49,6 +51,8 @@ def check_options(options: Options, config: Qwen3Config) -> None:
         raise UsageError(f"--length is {options.length}; the context of this model has {config.context_length} tokens")
     if options.decode is not None and options.decode < 1:
         raise UsageError(f"--decode is {options.decode}; expected 1 or more")
+    if options.chat_template is not None and options.prompt is None:
+        raise UsageError("--chat-template is for a prompt; give --prompt too, or leave it out")
     for name, setting in (("temp", options.temperature), ("seed", options.seed)):
         if setting is not None and (options.decode is None or options.prompt is None):
             raise UsageError(f"--{name} is for the reply to a prompt; give --prompt and --decode too, or leave it out")

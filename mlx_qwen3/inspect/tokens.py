@@ -58,8 +58,9 @@ def _prompts(checkpoint: Checkpoint, options: Options) -> Prompts:
         return Prompts(to_mlx(ids), f"random tokens [{shape[0]}, {shape[1]}], seed {SEED}", tokenizer)
     tokenizer = Tokenizer(checkpoint)
     text, way = options.prompt, "as it is: this checkpoint has no default chat template"
-    if tokenizer.has_chat_template:
-        text, way = tokenizer.apply_chat_template([{"role": "user", "content": text}]), "in the chat template"
+    if tokenizer.has_chat_template or options.chat_template is not None:
+        messages, way = [{"role": "user", "content": text}], "in the chat template"
+        text = tokenizer.apply_chat_template(messages, chat_template=options.chat_template)
     prompt = tokenizer.encode(text)
     check_prompt(prompt, 1, config)
     return Prompts(mx.array([prompt]), f"the prompt {way}, [1, {len(prompt)}] tokens", tokenizer)

@@ -112,10 +112,55 @@ def test_the_end_of_the_context_is_announced():
     assert "warning: the conversation takes 3," in stderr
 
 
-def test_what_no_chat_can_honour_is_refused_at_once():
-    code, stdout, stderr = run("hello", options=["--top-p", "7"])
-    assert (code, stdout) == (2, "")
-    assert stderr == "error: top_p is 7.0; expected a number in (0, 1] (1 is off)\n"
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--top-p", "7"], 2, "top_p is 7.0; expected a number in (0, 1] (1 is off)"),
+        (["--kv-bits", "5"], 2, "kv_bits is 5; expected 8 or 4, or leave it out for an unquantized cache"),
+        (["--memory", "12"], 2, "--memory is '12'; expected a number with a unit, such as 5GB, 500M or 2GiB"),
+        (["--memory", "1MB"], 1, "the weights take 20.33 MB and the memory budget is 1.00 MB; use fewer bits"),
+        (["--template-arg", "mood=1"], 2, "the chat template has no variable 'mood'"),
+        (["--chat-template", "rag"], 2, "there is no chat template 'rag'"),
+        (["--stop", ""], 2, "a stop string is empty"),
+        (["--cache-dir", "/dev/null"], 1, "/dev/null cannot be used as a folder of prefixes"),
+        (["--draft", "/nowhere"], 1, "there is no folder '/nowhere'"),
+    ],
+)
+def test_what_no_chat_can_honour_is_refused_at_once(options, code, message):
+    found = run("hello", options=options)
+    assert found[:2] == (code, "")
+    assert found[2].startswith(f"error: {message}")
+    assert found[2].count("\n") == 1
+
+
+def test_the_options_of_a_reply_hold_in_a_chat(tmp_path):
+    template = tmp_path / "own.jinja"
+    template.write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{{ style }}<|im_end|>\n{% endfor %}"
+        "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    )
+    question = QUESTION.removesuffix("?")
+    options = ["--chat-template", template, "--template-arg", 'style="?"', "--stop", " = ", "--literal"]
+    file = tmp_path / "talk.json"
+    assert run(question, f"/save {file}", options=options)[:2] == (0, "17 + 25\n")
+    assert run(f"/load {file}", "/retry")[:2] == (0, "17 + 25\n")
+    settings = json.loads(file.read_text())["settings"]
+    assert (settings["stop"], settings["template_args"], settings["literal_content"]) == ([" = "], {"style": "?"}, True)
+
+
+def test_drafts_and_the_cache_of_a_chat(tmp_path):
+    """They change no token here; the second chat finds what the first one left."""
+    common = ["--no-think", "--system", "Be brief. " * 5]  # too short a beginning is not worth a file
+    plain = run(QUESTION, options=common)[1]
+    for cached in (False, True):
+        options = ["--cache-dir", tmp_path / "kept", "--kv-bits", "8"]
+        _, stdout, stderr = run(QUESTION, "/stats", options=[*common, *options])
+        assert stdout == plain
+        assert ("of them cached" in stderr) is cached
+    for options in (["--draft", "demo"], ["--lookup"], ["--no-lookup"]):
+        _, stdout, stderr = run(QUESTION, "/stats", options=[*common, *options])
+        assert stdout == plain
+        assert ("drafts" in stderr) is (options == ["--lookup"])  # a draft model as large as the model is not asked
 
 
 def interrupt_a_reply(terminal: Terminal) -> None:

@@ -15,7 +15,8 @@ from mlx_qwen3.engine.engine import Engine
 from mlx_qwen3.engine.reply import generate
 from mlx_qwen3.engine.request import ReplyOptions, prepare
 from mlx_qwen3.engine.sampling import SamplingParams
-from mlx_qwen3.errors import EngineError
+from mlx_qwen3.errors import EngineError, UsageError
+from mlx_qwen3.model.load import load_model
 
 TEXTS = ("What is 17 + 25?", "What is the capital of France?", "Reverse: a b c d e", "hello")
 
@@ -32,6 +33,20 @@ def request(demo, text, **options):
 
 def said(reply):
     return [chunk.token for chunk in reply]
+
+
+def test_drafts_of_the_engine_change_no_token(demo):
+    alone = generate(*demo, TEXTS[1], sampling=SamplingParams(seed=3), lookup=False).tokens
+    for options in ({"lookup": False}, {"lookup": True}, {"draft": demo[0]}):
+        with Engine(*demo, **options) as engine:
+            chunks = list(engine.submit(request(demo, TEXTS[1], sampling=SamplingParams(seed=3))))
+        assert [chunk.token for chunk in chunks] == alone
+        assert (chunks[-1].drafted > 0) is (options == {"lookup": True})  # such a draft model would cost too much
+
+
+def test_a_draft_model_of_fewer_ids_is_refused(demo, tiny):
+    with pytest.raises(UsageError, match="the draft model has a vocabulary of 151"):
+        Engine(*demo, draft=load_model(tiny))
 
 
 def test_replies_together_are_those_of_generate(demo):

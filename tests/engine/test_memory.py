@@ -9,7 +9,7 @@ from prefixes import LIMIT, prompt_of, reply, row
 
 from mlx_qwen3 import load
 from mlx_qwen3.engine import memory
-from mlx_qwen3.engine.memory import Memory, check_checkpoint, default_budget, loaded_bytes
+from mlx_qwen3.engine.memory import Costs, Memory, check_checkpoint, default_budget, loaded_bytes
 from mlx_qwen3.engine.prefix import PrefixStore
 from mlx_qwen3.engine.scheduler import Scheduler
 from mlx_qwen3.errors import MemoryBudgetError, Qwen3Warning, UsageError
@@ -180,7 +180,7 @@ def test_a_row_that_joins_is_copied_layer_by_layer(large):
         mx.reset_peak_memory()
         list(scheduler.step())
     [batch] = scheduler._batches
-    new, alone = Memory(model).cache(4, 20), Memory(model).cache(1, 20)
+    new, alone = Costs(model).cache(4, 20), Costs(model).cache(1, 20)
     assert batch.nbytes == new
     # From two slots to four, beside the cache of the new row. A copy of all layers at once would add half of `new`.
     assert mx.get_peak_memory() - held < new / 2 + alone + 0.1 * new

@@ -14,6 +14,7 @@ WRONG = {
     "a seed without a step": (Options("hi", seed=0), "--seed is for the reply to a prompt"),
     "other bits": (Options(kv_bits=5), "kv_bits is 5; expected 8 or 4"),
     "a head that does not divide": (Options(kv_bits=8), "kv_bits is 8, but the model's head_dim is 20, not a multiple"),
+    "a template without a prompt": (Options(chat_template="rag"), "--chat-template is for a prompt; give --prompt too"),
     "a seed without a prompt": (Options(decode=1, seed=0), "--seed is for the reply to a prompt"),
 }
 

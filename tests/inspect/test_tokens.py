@@ -71,6 +71,14 @@ def test_words_say_which_step(lively):
     assert words == "the decode step after 2 tokens of the reply to the prompt in the chat template, [1, 37] tokens"
 
 
+def test_the_chat_template_may_be_chosen(lively):
+    folder, _, tokenizer = lively
+    options = Options(PROMPT, chat_template="{{ messages[0].content }}!")
+    assert prompts_for(Checkpoint(folder), options).ids.tolist() == [tokenizer.encode(PROMPT + "!")]
+    with pytest.raises(UsageError, match="there is no chat template 'rag'"):
+        prompts_for(Checkpoint(folder), Options(PROMPT, chat_template="rag"))
+
+
 @pytest.mark.parametrize("end", [0, 1, 4])
 def test_a_reply_that_ends_before_the_step(end, lively, monkeypatch):
     """The end token is never fed, so the last step comes after the token before it."""

@@ -1,0 +1,59 @@
+"""The model of a command, in two steps: what can be checked without its weights, then the weights."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from .options import ModelOptions
+from .source import default_source
+from .terminal import say
+
+if TYPE_CHECKING:
+    from ..engine.engine import Engine
+    from ..model.qwen3 import Qwen3
+
+
+class Opened:
+    """A checkpoint and its tokenizer, and the draft model's checkpoint, before any weight is read."""
+
+    def __init__(self, options: ModelOptions, option: str = "") -> None:
+        """`option` is that of the command for a SOURCE. Raises a subclass of Qwen3Error."""
+        from ..engine.request import check_draft
+        from ..files import hub
+        from ..files.checkpoint import Checkpoint
+        from ..model.kv_format import kv_format
+        from ..text.tokenizer import Tokenizer
+
+        self.options = options
+        self.source = default_source(option) if options.source is None else options.source
+        self.checkpoint = Checkpoint(hub.resolve(self.source))
+        self.config, self.tokenizer = self.checkpoint.config, Tokenizer(self.checkpoint)
+        self._draft = None if options.draft is None else Checkpoint(hub.resolve(options.draft))
+        kv_format(options.kv_bits, self.config.head_dim)
+        if self._draft:
+            check_draft(self._draft, self.tokenizer)
+
+    def load(self) -> "tuple[Qwen3, Qwen3 | None]":
+        """The model and the draft model. Raises MemoryBudgetError before it reads weights that do not fit."""
+        from .. import blas
+        from ..engine.memory import budget_bytes, check_checkpoint, set_limits
+        from ..model import load as loading
+
+        if advice := blas.advice():
+            say(f"note: {advice}")
+        dtype, budget = self.options.dtype, budget_bytes(self.options.memory)
+        check_checkpoint(self.checkpoint, dtype, budget, self._draft)
+        set_limits(budget)
+        model = loading.load_model(self.checkpoint, dtype)
+        return model, loading.load_model(self._draft, dtype) if self._draft else None
+
+    def engine(self, **limits: Any) -> "Engine":
+        """Load the model into an engine. `limits` are further options of Engine."""
+        from ..engine.engine import Engine
+
+        model, draft = self.load()
+        return Engine(model, self.tokenizer, draft=draft, **self._engine_options(), **limits)
+
+    def _engine_options(self) -> Mapping[str, Any]:
+        options = self.options
+        names = ("memory", "cache_dir", "kv_bits", "lookup")
+        return {name: getattr(options, name) for name in names}
