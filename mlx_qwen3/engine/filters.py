@@ -80,23 +80,19 @@ def _work(params: Params, vocabulary: int) -> Hashable:
 
 def _method(work: Hashable, params: Sequence[Params]) -> Choose:
     if work == "greedy":
-        return lambda logits, _keys: _call(greedy)(logits)
+        return lambda logits, _keys: _replayed(greedy)(logits)
     temperature = mx.array([[settings.temperature] for settings in params])
     if work == "whole":
-        return lambda logits, keys: _call(draw_from_all)(logits, keys, temperature)
+        return lambda logits, keys: _replayed(draw_from_all)(logits, keys, temperature)
     n = int(work)  # type: ignore[call-overload]
     filters = Filters.of(params, n)
-    return lambda logits, keys: _call(draw_filtered, n)(logits, keys, temperature, *filters)
-
-
-def _call(function: Callable[..., mx.array], *constants: int) -> Callable[..., mx.array]:
-    # On a GPU these small kernels cost more than their work: compiling makes one of several. A CPU would need g++.
-    return _compiled(function, *constants) if kernels.on_gpu() else partial(function, *constants)
+    return lambda logits, keys: _replayed(draw_filtered, n)(logits, keys, temperature, *filters)
 
 
 @cache
-def _compiled(function: Callable[..., mx.array], *constants: int) -> Callable[..., mx.array]:
-    return mx.compile(partial(function, *constants))
+def _replayed(function: Callable[..., mx.array], *constants: int) -> Callable[..., mx.array]:
+    """The function with its constants, one object for all: many small operations, which cost most on the host."""
+    return kernels.Replayed(partial(function, *constants))
 
 
 def greedy(logits: mx.array) -> mx.array:

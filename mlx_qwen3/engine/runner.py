@@ -4,7 +4,7 @@ B batch, L tokens, V vocabulary
 """
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -47,28 +47,19 @@ class DecodeStep:
     def __init__(self, model: Qwen3):
         self._model = weakref.ref(model)  # the model holds this step
         self._weights = _weights(model)
-        self._steps: dict[KVFormat, Callable[..., list[mx.array]]] = {}
-        self._eager = kernels.replay_after()
+        self._steps: dict[KVFormat, kernels.Replayed] = {}
 
     def __call__(self, tokens: mx.array, cache: KVCache, watch: Listener | None = None) -> mx.array:
         """Logits (B, V) of the tokens (B,) that follow the prompt in the cache. A watched step is built anew."""
         arrays = cache.arrays(1)
         if watch is None:
-            step = self._steps.get(cache.kv_format) or self._new_step(cache.kv_format)
+            if (step := self._steps.get(cache.kv_format)) is None:
+                step = self._steps[cache.kv_format] = kernels.Replayed(partial(_step, self._model, cache.kv_format))
             logits, *buffers = step(tokens, *arrays)
         else:
             logits, *buffers = _step(self._model, cache.kv_format, tokens, *arrays, watch=watch)
         cache.commit(buffers, 1)
         return logits
-
-    def _new_step(self, kv_format: KVFormat) -> Callable[..., list[mx.array]]:
-        """The step for caches of a format. After the first tokens it is compiled and kept."""
-        step = partial(_step, self._model, kv_format)
-        self._eager -= 1
-        if self._eager >= 0:
-            return step
-        kept = self._steps[kv_format] = mx.compile(step) if kernels.can_compile() else step
-        return kept
 
     def fits(self, model: Qwen3) -> bool:
         """Whether this is a step of the model as it is now. A trace keeps the weights that it was made with."""

@@ -4,7 +4,7 @@ B batch, L new tokens, T = B * L, H query heads, K key/value heads, D head_dim, 
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -198,7 +198,21 @@ def can_compile() -> bool:
 
 
 def replay_after() -> int:
-    """How many tokens to decode before the step's graph is compiled."""
+    """How often a graph is built before it is compiled."""
     # On a CPU mx.compile runs g++ for every kernel that the machine has not seen: some two seconds that a short reply
     # would wait for.
     return 0 if on_gpu() else 64
+
+
+class Replayed:
+    """A function of arrays whose graph is built anew for the first calls, and then compiled once and replayed."""
+
+    def __init__(self, function: Callable[..., Any]):
+        self._function = function
+        self._left = replay_after()
+
+    def __call__(self, *arrays: mx.array | None) -> Any:
+        if self._left == 0 and can_compile():
+            self._function = mx.compile(self._function)
+        self._left -= 1
+        return self._function(*arrays)

@@ -265,15 +265,27 @@ def test_an_id_at_minus_inf_is_never_drawn_and_does_no_harm():
         assert set(Chooser([params], 4)(mx.array(scores), keys(200)).tolist()) == {1, 3}
 
 
+@pytest.mark.parametrize("vocabulary", [900, 30_000])
+@pytest.mark.parametrize("params", MIXED[:4], ids=str)
+def test_what_is_compiled_chooses_the_same(params, vocabulary, monkeypatch):
+    scores = mx.array(logits(64, vocabulary))
+    filters._replayed.cache_clear()
+    expected = Chooser([params], vocabulary)(scores, keys(64)).tolist()
+    filters._replayed.cache_clear()
+    monkeypatch.setattr(kernels, "replay_after", lambda: 0)
+    assert Chooser([params], vocabulary)(scores, keys(64)).tolist() == expected
+    filters._replayed.cache_clear()
+
+
 @pytest.mark.parametrize("params", MIXED[:4], ids=str)
 def test_on_a_gpu_the_same_work_is_compiled(params, monkeypatch):
     compiled = []
     monkeypatch.setattr(kernels, "on_gpu", lambda: True)
     monkeypatch.setattr(mx, "compile", lambda function: compiled.append(function) or function)
-    filters._compiled.cache_clear()
+    filters._replayed.cache_clear()
     scores = mx.array(logits(2, 30_000))
     on_gpu = Chooser([params], 30_000)(scores, keys(2)).tolist()
-    filters._compiled.cache_clear()
+    filters._replayed.cache_clear()
     monkeypatch.undo()
     assert len(compiled) == 1
     assert on_gpu == Chooser([replace(params)], 30_000)(scores, keys(2)).tolist()

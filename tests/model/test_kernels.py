@@ -151,6 +151,16 @@ def test_attention_of_one_query(heads):
         assert worst([kernels.attend(q, k, v, 0.3, mask)], [expected]) < 1e-6
 
 
+@pytest.mark.parametrize(("can_compile", "built"), [(True, 4), (False, 6)])
+def test_a_graph_is_built_some_times_and_then_replayed(can_compile, built, monkeypatch):
+    calls = []
+    monkeypatch.setattr(kernels, "replay_after", lambda: 3)
+    monkeypatch.setattr(kernels, "can_compile", lambda: can_compile)
+    replayed = kernels.Replayed(lambda x, none: calls.append(none) or x + 1)
+    assert [replayed(mx.array(i), None).item() for i in range(6)] == [1, 2, 3, 4, 5, 6]
+    assert calls == [None] * built
+
+
 ON_A_CPU = pytest.mark.skipif(mx.default_device().type == mx.gpu, reason="a GPU compiles without TMPDIR")
 REPLY = """
 import sys, mlx_qwen3
