@@ -20,6 +20,9 @@ ONLY_IN = {
     "transformers": "compare/ bench/workers/peer_",
     "mlx_lm": "bench/workers/peer_",
     "jinja2": "text/",
+    "starlette": "server/",
+    "uvicorn": "server/",
+    "msgspec": "server/",
     "huggingface_hub": "files/",
     "matplotlib": "report.py inspect/pictures bench/pictures",
 }

@@ -10,6 +10,9 @@ ELSEWHERE = {
     "cli/options.py": "cli/test_generate.py",  # options that a command declares
     "cli/models.py": "cli/test_generate.py",  # what generate and chat begin with
     "cli/chat_commands.py": "cli/test_chat.py",  # every one acts on a chat
+    "server/answers.py": "server/test_openapi.py",  # types, from which the document is made
+    "server/requests.py": "server/test_openapi.py",
+    "server/service.py": "server/test_generation.py",  # what the endpoints share
     # A contestant is imported only in a process of its own, which a whole run starts.
     "bench/workers/on_mlx.py": "bench/test_session.py",
     "bench/workers/ours.py": "bench/test_session.py",
@@ -24,6 +27,7 @@ BEYOND = {
     "test_names.py",  # what is public
     "test_docs.py",
     "test_full_size.py",
+    "server/test_openai_client.py",  # the client of others
     "demo/test_demo.py",  # the trained model in the package
     "model/test_mutations.py",  # mistakes that are planted in the whole model
 }

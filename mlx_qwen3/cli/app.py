@@ -14,7 +14,7 @@ from .. import interrupt
 from ..errors import Qwen3Error, Qwen3Warning
 from .terminal import one_line, open_standard_streams, say, show
 
-COMMANDS = ("generate", "chat", "convert", "verify", "inspect", "bench")  # each a module of this folder
+COMMANDS = ("generate", "chat", "serve", "convert", "verify", "inspect", "bench")  # each a module of this folder
 PYTHONS_OWN = warnings.showwarning
 
 

@@ -137,7 +137,8 @@ def test_a_local_folder_needs_no_slow_imports(chat):
     """jinja2 is for chat templates, which a raw prompt does not pass."""
     program = (
         "import atexit, sys; from mlx_qwen3.cli.app import run; slow = {'torch', 'transformers', 'huggingface_hub', "
-        "'jinja2', 'matplotlib', 'difflib'}; atexit.register(lambda: print(slow & set(sys.modules))); run(sys.argv[1:])"
+        "'starlette', 'uvicorn', 'msgspec', 'llguidance', 'jinja2', 'matplotlib', 'difflib'}; "
+        "atexit.register(lambda: print(slow & set(sys.modules))); run(sys.argv[1:])"
     )
     words = ["generate", "--raw", "--prompt", "hi", "--model", chat, "--max-tokens", "1", "--json"]
     result = run(sys.executable, "-c", program, *words, cwd=ROOT)

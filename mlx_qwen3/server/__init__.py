@@ -1,0 +1,1 @@
+"""OpenAI's API over HTTP, on the engine: the only importer of starlette, uvicorn and msgspec."""

@@ -1,0 +1,125 @@
+"""The application: its routes, and what every request passes on the way to them."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from .answers import Health, Model, ModelList
+from .chat import chat_completions
+from .completions import completions
+from .errors import ApiError, answer_api_error, answer_http_error
+from .guard import Guard, Log
+from .models import Pool
+from .openapi import document
+from .service import Service
+from .settings import Settings
+from .tokens import detokenize, tokenize
+
+
+def make_app(settings: Settings, pool: Pool) -> Starlette:
+    """The ASGI application. Its lifespan ends with the engines of the pool."""
+    service = Service(settings, pool)
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        watching = asyncio.create_task(pool.watch())
+        try:
+            yield
+        finally:
+            watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await watching
+            await pool.close("the server was stopped")
+            service.threads.shutdown(wait=False)
+
+    cors = Middleware(CORSMiddleware, allow_origins=settings.cors, allow_methods=["*"], allow_headers=["*"])
+    app = Starlette(
+        routes=[*ROUTES, *_page(settings)],
+        middleware=[
+            Middleware(Log, metrics=service.metrics),
+            *([cors] if settings.cors else []),
+            Middleware(Guard, settings=settings),
+        ],
+        exception_handlers={ApiError: answer_api_error, HTTPException: answer_http_error, Exception: answer_api_error},
+        lifespan=lifespan,
+    )
+    app.state.service = service
+    return app
+
+
+async def models(http: Request) -> Response:
+    pool = _service(http, "models").pool
+    return _json(ModelList([_model(pool, name) for name in pool.names]))
+
+
+async def model(http: Request) -> Response:
+    pool = _service(http, "models").pool
+    return _json(_model(pool, pool.check_name(http.path_params["name"])))
+
+
+async def health(http: Request) -> Response:
+    """503 if the engine of a model is not alive."""
+    loaded = _service(http, "health").pool.loaded
+    states = {one.name: "alive" if one.engine.alive else "down" for one in loaded}
+    well = "down" not in states.values()
+    return _json(Health("ok" if well else "down", states), 200 if well else 503)
+
+
+async def metrics(http: Request) -> Response:
+    service = _service(http, "metrics")
+    return Response(service.metrics.text(service.gauges()), media_type="text/plain; version=0.0.4")
+
+
+async def openapi(http: Request) -> Response:
+    _service(http, "openapi")
+    return _json(document())
+
+
+ROUTES = [
+    Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+    Route("/v1/completions", completions, methods=["POST"]),
+    Route("/v1/models", models, methods=["GET"]),
+    Route("/v1/models/{name:path}", model, methods=["GET"]),
+    Route("/tokenize", tokenize, methods=["POST"]),
+    Route("/detokenize", detokenize, methods=["POST"]),
+    Route("/health", health, methods=["GET"]),
+    Route("/metrics", metrics, methods=["GET"]),
+    Route("/openapi.json", openapi, methods=["GET"]),
+]
+
+
+def _page(settings: Settings) -> list[BaseRoute]:
+    """The page at /, if it is installed, and its files under /page/."""
+    index = settings.page / "index.html"
+    if not index.is_file():
+        return []
+
+    async def page(http: Request) -> Response:
+        _service(http, "page")
+        return FileResponse(index)
+
+    return [Route("/", page, methods=["GET"]), Mount("/page", StaticFiles(directory=settings.page))]
+
+
+def _service(http: Request, endpoint: str) -> Service:
+    http.scope["note"].endpoint = endpoint
+    service: Service = http.app.state.service
+    return service
+
+
+def _model(pool: Pool, name: str) -> Model:
+    return Model(name, pool.created(name), pool.context(name))
+
+
+def _json(body: object, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(body), status, media_type="application/json")

@@ -1,0 +1,87 @@
+"""POST /v1/chat/completions"""
+
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from ..engine.reply import Chunk
+from ..engine.request import Request
+from ..errors import UsageError
+from .answers import Body, ChatCompletion, ChatCompletionChunk, Usage
+from .choices import Choice
+from .errors import ApiError, from_exception
+from .generation import Head, Job, answer, unless_left
+from .guard import parse
+from .models import Loaded
+from .options import chat_options, messages_of
+from .requests import ChatRequest
+from .service import Service
+
+NAMES = ChatRequest.__struct_fields__
+
+
+class ChatWriter:
+    def __init__(self, head: Head, choices: list[Choice], logprobs: bool, include_usage: bool):
+        self._head, self._choices, self._logprobs = head, choices, logprobs
+        self._extra: dict[str, Any] = {"usage": None} if include_usage else {}
+
+    def begin(self) -> list[Body]:
+        return [self._chunk([choice.first()]) for choice in self._choices]
+
+    def feed(self, index: int, chunk: Chunk) -> list[Body]:
+        said = self._choices[index].feed(chunk)
+        return [self._chunk([said])] if said else []
+
+    def usage(self, usage: Usage) -> Body:
+        return self._chunk([], usage=usage)
+
+    def whole(self, usage: Usage) -> Body:
+        choices = [choice.whole(self._logprobs) for choice in self._choices]
+        return ChatCompletion(self._head.id, self._head.created, self._head.model, choices, usage)
+
+    def _chunk(self, choices: list[Any], **more: Any) -> ChatCompletionChunk:
+        head = self._head
+        return ChatCompletionChunk(head.id, head.created, head.model, choices, **{**self._extra, **more})
+
+
+async def chat_completions(http: HttpRequest) -> Response:
+    service: Service = http.app.state.service
+    http.scope["note"].endpoint = "chat"
+    asked, raw = await parse(http, service.settings, ChatRequest)
+    async with AsyncExitStack() as stack:
+        try:
+            return await unless_left(http, _reply(http, service, asked, raw, stack))
+        except Exception as error:
+            raise from_exception(error, "messages", NAMES) from error
+
+
+async def _reply(
+    http: HttpRequest, service: Service, asked: ChatRequest, raw: dict[str, Any], stack: AsyncExitStack
+) -> Response:
+    loaded = await stack.enter_async_context(service.pool.use(asked.model))
+    http.scope["note"].facts["model"] = loaded.name
+    if service.settings.log_prompts:
+        http.scope["note"].facts["messages"] = raw["messages"]
+    request = await service.in_thread(partial(_prepare, loaded, asked, raw))
+    count = asked.n or 1
+    requests = [replace(request, number=number) for number in range(count)]
+    choices = [Choice(index, loaded.tokenizer) for index in range(count)]
+    usage = bool(asked.stream_options and asked.stream_options.include_usage)
+    writer = ChatWriter(Head(loaded.name, "chatcmpl"), choices, bool(asked.logprobs), usage)
+    job = Job(service, loaded, requests, [len(request.ids)], writer, bool(asked.stream), usage, "messages")
+    return await answer(http, job, stack)
+
+
+def _prepare(loaded: Loaded, asked: ChatRequest, raw: dict[str, Any]) -> Request:
+    try:
+        options = chat_options(asked, raw, loaded.tokenizer)
+        return loaded.engine.prepare(messages_of(raw["messages"]), options)
+    except UsageError as error:
+        if asked.reasoning_effort is not None and "think" in str(error):
+            what = f"reasoning_effort is {asked.reasoning_effort!r}: {error}"
+            raise ApiError(400, what, "reasoning_effort", "unsupported_parameter") from None
+        raise

@@ -1,0 +1,116 @@
+"""POST /v1/completions: prompts without a chat template. A reply's text is whole, its thinking included."""
+
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from ..engine.reply import Chunk
+from ..engine.request import Request
+from ..errors import PromptError
+from .answers import Body, Completion, TextChoice, TextLogprobs, Usage
+from .choices import entry
+from .errors import from_exception
+from .generation import Head, Job, answer, unless_left
+from .guard import parse
+from .models import Loaded
+from .options import text_options
+from .requests import CompletionRequest
+from .service import Service
+
+NAMES = CompletionRequest.__struct_fields__
+
+
+class TextWriter:
+    def __init__(self, loaded: Loaded, echoes: list[str], logprobs: bool, include_usage: bool):
+        """`echoes` are what the texts of the choices begin with."""
+        self._head = Head(loaded.name, "cmpl")
+        self._tokenizer = loaded.tokenizer
+        self._choices = [TextChoice(index, text) for index, text in enumerate(echoes)]
+        self._extra: dict[str, Any] = {"usage": None} if include_usage else {}
+        if logprobs:
+            for choice in self._choices:
+                choice.logprobs = TextLogprobs()
+
+    def begin(self) -> list[Body]:
+        return [self._body([choice]) for choice in self._choices if choice.text]
+
+    def feed(self, index: int, chunk: Chunk) -> list[Body]:
+        choice = self._choices[index]
+        logprobs = None
+        if choice.logprobs is not None and chunk.logprobs is not None:
+            logprobs = self._scores(chunk, len(choice.text))
+            for name in TextLogprobs.__struct_fields__:
+                getattr(choice.logprobs, name).extend(getattr(logprobs, name))
+        choice.text += chunk.text
+        choice.finish_reason = chunk.finish_reason  # type: ignore[assignment]
+        if not (chunk.text or chunk.finish_reason or logprobs):
+            return []
+        return [self._body([TextChoice(index, chunk.text, choice.finish_reason, logprobs)])]
+
+    def usage(self, usage: Usage) -> Body:
+        return self._body([], usage=usage)
+
+    def whole(self, usage: Usage) -> Body:
+        return self._body(self._choices, usage=usage)
+
+    def _scores(self, chunk: Chunk, offset: int) -> TextLogprobs:
+        assert chunk.logprobs is not None
+        found = entry(self._tokenizer, chunk.token, chunk.logprobs.logprob, chunk.logprobs.top)
+        others = {other.token: other.logprob for other in found.top_logprobs}
+        return TextLogprobs([found.token], [found.logprob], [others], [offset])
+
+    def _body(self, choices: list[TextChoice], **more: Any) -> Completion:
+        head = self._head
+        return Completion(head.id, head.created, head.model, choices, **{**self._extra, **more})
+
+
+async def completions(http: HttpRequest) -> Response:
+    service: Service = http.app.state.service
+    http.scope["note"].endpoint = "completions"
+    asked, raw = await parse(http, service.settings, CompletionRequest)
+    async with AsyncExitStack() as stack:
+        try:
+            return await unless_left(http, _reply(http, service, asked, raw["prompt"], stack))
+        except Exception as error:
+            raise from_exception(error, "prompt", NAMES) from error
+
+
+async def _reply(
+    http: HttpRequest, service: Service, asked: CompletionRequest, prompt: Any, stack: AsyncExitStack
+) -> Response:
+    loaded = await stack.enter_async_context(service.pool.use(asked.model))
+    http.scope["note"].facts["model"] = loaded.name
+    if service.settings.log_prompts:
+        http.scope["note"].facts["prompt_text"] = prompt
+    prepared = await service.in_thread(partial(_prepare, loaded, asked, prompt))
+    count = asked.n or 1
+    requests = [replace(request, number=number) for request in prepared for number in range(count)]
+    echoes = [loaded.tokenizer.decode(request.ids) if asked.echo else "" for request in requests]
+    usage = bool(asked.stream_options and asked.stream_options.include_usage)
+    writer = TextWriter(loaded, echoes, asked.logprobs is not None, usage)
+    lengths = [len(request.ids) for request in prepared]
+    job = Job(service, loaded, requests, lengths, writer, bool(asked.stream), usage, "prompt")
+    return await answer(http, job, stack)
+
+
+def _prepare(loaded: Loaded, asked: CompletionRequest, prompt: Any) -> list[Request]:
+    """A request for each prompt. The text goes on as it is, so it is not searched for tags."""
+    options = text_options(asked, loaded.tokenizer)
+    encode = loaded.tokenizer.encode
+    prompts = [encode(text) if isinstance(text, str) else text for text in _prompts(prompt)]
+    prepared = [loaded.engine.prepare(ids, options) for ids in prompts]
+    return [replace(request, opens_thinking=False, begun=True) for request in prepared]
+
+
+def _prompts(prompt: Any) -> list[Any]:
+    """The prompts of a text, a list of texts, a list of ids or a list of lists of ids."""
+    if isinstance(prompt, str) or (prompt and all(type(item) is int for item in prompt)):
+        return [prompt]
+    kinds = {type(item) for item in prompt}
+    if kinds not in ({str}, {list}):
+        raise PromptError("the prompt is empty or mixed; expected a text, token ids, or a list of either")
+    return list(prompt)

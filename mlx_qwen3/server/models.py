@@ -1,0 +1,208 @@
+"""The models of a server: loaded when they are asked for, as many as fit, and let go when nobody has used them."""
+
+import asyncio
+import gc
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+
+from .. import load
+from ..engine.engine import Engine
+from ..engine.memory import budget_bytes, gigabytes, loaded_bytes
+from ..errors import EngineError, MemoryBudgetError
+from ..files.checkpoint import Checkpoint
+from ..files.hub import resolve
+from ..model.qwen3 import Qwen3
+from ..text.tokenizer import Tokenizer
+from .errors import ApiError
+
+LOG = logging.getLogger("mlx_qwen3.server")
+# Of the budget, for the caches of one model: two models are loaded together only if each has as much.
+LEAST_CACHE = 0.05
+
+
+@dataclass
+class Loaded:
+    """A model in memory. `users` are the requests that hold it, `replies` their replies under way."""
+
+    name: str
+    model: Qwen3
+    tokenizer: Tokenizer
+    engine: Engine
+    memory: int
+    created: int = field(default_factory=lambda: int(time.time()))
+    users: int = 0
+    replies: int = 0
+    used: float = field(default_factory=time.monotonic)
+
+
+class Pool:
+    """Models by name. Its methods belong to the event loop."""
+
+    def __init__(
+        self,
+        sources: Mapping[str, str],
+        *,
+        dtype: str | None = None,
+        memory: int | str | None = None,
+        idle: float | None = None,
+        options: Mapping[str, Any] | None = None,
+    ):
+        """`sources` are SOURCEs by name; the first is the default. `memory` is for all of them, `idle` in seconds.
+
+        Raises SourceError or another error of a checkpoint that cannot be read, MemoryBudgetError for one that does not
+        fit.
+        """
+        self.names = tuple(sources)
+        self._dtype, self._idle, self._options = dtype, idle, dict(options or {})
+        self._folders = {name: resolve(source) for name, source in sources.items()}
+        checkpoints = {name: Checkpoint(folder) for name, folder in self._folders.items()}
+        self._context = {name: checkpoint.config.context_length for name, checkpoint in checkpoints.items()}
+        self._weights = {name: loaded_bytes(checkpoint, dtype) for name, checkpoint in checkpoints.items()}
+        self._budget = budget_bytes(memory)
+        self.most, self._share = self._places()
+        self._loaded: dict[str, Loaded] = {}
+        self._lock = asyncio.Lock()  # of who loads or unloads
+        self._freed = asyncio.Event()  # somebody has let a model go
+        self._waits = False  # for one to be free
+        self._thread = ThreadPoolExecutor(1, "mlx-qwen3 loader")
+        self._created = int(time.time())
+        self._closing: str | None = None
+
+    @property
+    def loaded(self) -> list[Loaded]:
+        return list(self._loaded.values())
+
+    def context(self, name: str) -> int:
+        return self._context[name]
+
+    def created(self, name: str) -> int:
+        return self._loaded[name].created if name in self._loaded else self._created
+
+    def check_name(self, name: str | None) -> str:
+        """The name of a model, the default's for none. Raises ApiError for one that is not there."""
+        if name is None:
+            return self.names[0]
+        if name not in self._folders:
+            listed = ", ".join(self.names)
+            raise ApiError(
+                404, f"there is no model {name[:200]!r}; this server has {listed}", "model", "model_not_found"
+            )
+        return name
+
+    @asynccontextmanager
+    async def use(self, name: str | None) -> AsyncIterator[Loaded]:
+        """A model, loaded if it is not, which stays as long as the block.
+
+        Raises ApiError for a name that is not there, EngineError once the pool is closed.
+        """
+        chosen = self.check_name(name)
+        loaded = self._loaded.get(chosen)
+        if loaded is None or not loaded.engine.alive or self._waits or self._closing:
+            async with self._lock:
+                loaded = await self._get(chosen)
+        loaded.users += 1  # nothing is awaited between finding it and this, so it is not unloaded there
+        try:
+            yield loaded
+        finally:
+            loaded.users -= 1
+            loaded.used = time.monotonic()
+            self._freed.set()
+
+    async def close(self, reason: str) -> None:
+        """End every reply with this reason, and let all models go."""
+        self._closing = reason
+        for loaded in self.loaded:
+            await self._in_thread(partial(loaded.engine.close, reason))
+        self._loaded.clear()
+
+    async def watch(self) -> None:
+        """Let models go that have been idle for too long; runs until it is cancelled."""
+        while self._idle is not None:
+            await asyncio.sleep(min(self._idle / 4, 10.0))
+            async with self._lock:
+                for loaded in self.loaded:
+                    if not loaded.users and time.monotonic() - loaded.used > self._idle:
+                        await self._unload(loaded, "idle")
+
+    # --- with the lock held
+
+    async def _get(self, name: str) -> Loaded:
+        while True:
+            if self._closing is not None:
+                raise EngineError(self._closing)
+            if (loaded := self._loaded.get(name)) is not None:
+                if not loaded.engine.alive:  # its thread has ended by an error; the model is as it was
+                    LOG.error("the engine of %s has ended; a new one takes its place", name)
+                    loaded.engine = self._engine(loaded.model, loaded.tokenizer, loaded.memory)
+                return loaded
+            if len(self._loaded) < self.most:
+                return await self._load(name)
+            idle = [loaded for loaded in self.loaded if not loaded.users]
+            if idle:
+                await self._unload(min(idle, key=lambda loaded: loaded.used), "to make room")
+            else:
+                self._waits = True
+                try:
+                    self._freed.clear()
+                    await self._freed.wait()
+                finally:
+                    self._waits = False
+
+    async def _load(self, name: str) -> Loaded:
+        start = time.perf_counter()
+        memory = self._weights[name] + self._share
+
+        def run() -> tuple[Qwen3, Tokenizer]:
+            return load(self._folders[name], self._dtype, memory)
+
+        model, tokenizer = await self._in_thread(run)
+        loaded = Loaded(name, model, tokenizer, self._engine(model, tokenizer, memory), memory)
+        self._loaded[name] = loaded
+        LOG.info("loaded %s, %s, in %.1f s", name, gigabytes(self._weights[name]), time.perf_counter() - start)
+        return loaded
+
+    async def _unload(self, loaded: Loaded, why: str) -> None:
+        del self._loaded[loaded.name]
+        await self._in_thread(loaded.engine.close)
+        name = loaded.name
+        del loaded
+        await self._in_thread(_free)
+        LOG.info("unloaded %s, %s", name, why)
+
+    def _engine(self, model: Qwen3, tokenizer: Tokenizer, memory: int) -> Engine:
+        return Engine(model, tokenizer, memory=memory, **self._options)
+
+    async def _in_thread(self, call: Callable[[], Any]) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+    def _places(self) -> tuple[int, int]:
+        """(how many models may be in memory at once, bytes that each of them has beside its weights)
+
+        As many as fit whichever they are, each with a fair share of what the weights leave.
+        """
+        sizes = sorted(self._weights.values(), reverse=True)
+        for name, size in self._weights.items():
+            if size > self._budget:
+                raise MemoryBudgetError(
+                    f"the weights of {name} take {gigabytes(size)} and the memory budget is {gigabytes(self._budget)}; "
+                    "use fewer bits (convert --quantize affine4) or a larger --memory"
+                )
+        for count in range(len(sizes), 0, -1):
+            share = (self._budget - sum(sizes[:count])) // count
+            if share >= LEAST_CACHE * self._budget or count == 1:
+                return count, share
+        raise AssertionError("there is a model")
+
+
+def _free() -> None:
+    gc.collect()
+    with suppress(RuntimeError):
+        mx.clear_cache()

@@ -1,0 +1,54 @@
+"""From the engine's thread to the event loop: the chunks of several replies, without a thread that waits for them."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+
+from ..engine.engine import Engine, Event, Reply
+from ..engine.reply import Chunk
+from ..engine.request import Request
+
+Heard = tuple[int, Event, float]  # which reply, what it said, and when, by time.perf_counter
+
+
+class Replies:
+    """Replies to requests of one client. Close it when the client has all it wants: their rows are then free."""
+
+    def __init__(self, engine: Engine, requests: Sequence[Request]):
+        """Raises what `Engine.submit` raises."""
+        self._loop = asyncio.get_running_loop()
+        self._events: deque[Heard] = deque()
+        self._ready = asyncio.Event()
+        self._replies: list[Reply] = []
+        self.open = len(requests)
+        try:
+            for index, request in enumerate(requests):
+                self._replies.append(engine.submit(request, partial(self._hear, index)))
+        except Exception:
+            self.close()
+            raise
+
+    async def next(self, timeout: float) -> list[Heard]:
+        """What has been said since the last call; it waits for something, at most `timeout` seconds."""
+        if not self._events:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await self._ready.wait()
+        self._ready.clear()
+        heard = [self._events.popleft() for _ in range(len(self._events))]
+        self.open -= sum(not isinstance(event, Chunk) or event.finish_reason is not None for _, event, _ in heard)
+        return heard
+
+    def close(self) -> None:
+        """End the replies that have not ended."""
+        for reply in self._replies:
+            reply.cancel()
+
+    def _hear(self, index: int, event: Event) -> None:
+        """In the engine's thread."""
+        self._events.append((index, event, time.perf_counter()))
+        with suppress(RuntimeError):  # the loop is closed, and nobody listens any more
+            self._loop.call_soon_threadsafe(self._ready.set)

@@ -1,0 +1,167 @@
+"""Runs the application: the socket, signals, and an orderly end."""
+
+import asyncio
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ..errors import OutputError
+from .app import make_app
+from .models import Pool
+from .settings import Settings
+
+LOG = logging.getLogger("mlx_qwen3.server")
+BACKLOG = 1024
+
+
+class Protocol(H11Protocol):
+    """HTTP of one connection, which is closed if its request does not come within `stall` seconds."""
+
+    stall = 60.0
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        app = self.app
+
+        async def abortable(scope: Any, receive: Any, send: Any) -> None:
+            scope["abort"] = transport.abort
+            await app(scope, receive, send)
+
+        self.app = abortable
+        self._timer = self.loop.call_later(self.stall, self._check)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():  # the head is not complete
+            return
+        self._timer.cancel()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._timer.cancel()
+        if not self.transport.is_closing():
+            self._timer = self.loop.call_later(self.stall, self._check)
+
+    def _check(self) -> None:
+        if self.conn.their_state is h11.IDLE:
+            self.transport.abort()
+
+
+class Server(uvicorn.Server):
+    """Ends when it is told to by SIGTERM or Ctrl-C: takes no more, lets replies end, and cuts those that take too long.
+
+    A second Ctrl-C ends it at once.
+    """
+
+    def __init__(self, config: uvicorn.Config, pool: Pool, drain: float, ready: Callable[[], None] | None = None):
+        super().__init__(config)
+        self._pool, self._drain, self._ready = pool, drain, ready
+        self.stopped_by: int | None = None
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        self.stopped_by = self.stopped_by or sig
+        super().handle_exit(sig, frame)
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        # uvicorn's own raises them again at the end, which would end the process before its clean-up.
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {sig: signal.signal(sig, self.handle_exit) for sig in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for sig, handler in before.items():
+                signal.signal(sig, handler)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._ready:
+            self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        LOG.info("stopping: replies under way have %g seconds to end", self._drain)
+        cutting = asyncio.create_task(self._cut())
+        await super().shutdown(sockets)
+        cutting.cancel()
+        with suppress(asyncio.CancelledError):
+            await cutting
+
+    async def _cut(self) -> None:
+        await asyncio.sleep(self._drain)
+        await self._pool.close("the server is being stopped, and the reply took longer than it waits (--drain)")
+
+
+def listen(settings: Settings) -> socket.socket:
+    """A socket that listens. Raises OutputError if the address cannot be had."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    server = socket.socket(family, socket.SOCK_STREAM)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        server.bind((settings.host.strip("[]"), settings.port))
+        server.listen(BACKLOG)
+    except (OSError, OverflowError) as error:
+        server.close()
+        where = f"{settings.host}:{settings.port}"
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{where} cannot be listened on ({reason}); choose another --host or --port") from None
+    return server
+
+
+def make_server(settings: Settings, pool: Pool, ready: Callable[[], None] | None = None) -> Server:
+    protocol = type("Protocol", (Protocol,), {"stall": settings.stall})
+    config = uvicorn.Config(
+        make_app(settings, pool),
+        http=protocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=int(settings.stall) or 1,
+        timeout_graceful_shutdown=int(settings.drain + 10),
+    )
+    return Server(config, pool, settings.drain, ready)
+
+
+def serve(
+    sources: Mapping[str, str],
+    settings: Settings,
+    *,
+    memory: int | str | None = None,
+    idle: float | None = None,
+    preload: bool = True,
+    say: Callable[[str], None] = print,
+) -> int | None:
+    """Serve models until a signal. Returns the signal that ended it.
+
+    `preload`: load the first model before listening. `say` is given the address once the server takes requests.
+    """
+    pool = Pool(sources, dtype=settings.dtype, memory=memory, idle=idle, options=settings.engine)
+    listening = listen(settings)
+    host, port = listening.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    server = make_server(settings, pool, lambda: say(f"http://{shown}:{port}"))
+
+    async def run() -> None:
+        if preload:
+            async with pool.use(None):
+                pass
+        await server.serve(sockets=[listening])
+
+    with listening:
+        asyncio.run(run())
+    return server.stopped_by

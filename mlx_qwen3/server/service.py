@@ -1,0 +1,48 @@
+"""What the endpoints share: the settings, the models, the counts."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from .errors import ApiError
+from .metrics import Metrics
+from .models import Loaded, Pool
+from .settings import Settings
+
+Result = TypeVar("Result")
+RETRY_AFTER = "1"  # second, after which a client that got 429 may try again
+
+
+@dataclass
+class Service:
+    settings: Settings
+    pool: Pool
+    metrics: Metrics = field(default_factory=Metrics)
+    # Prompts are rendered and encoded here: a long one takes longer than the event loop may stand still.
+    threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "mlx-qwen3 prompts"))
+
+    async def in_thread(self, call: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self.threads, call)
+
+    def check_room(self, loaded: Loaded, replies: int) -> None:
+        """Raises ApiError if so many more replies would not find a place to run or to wait."""
+        settings, most = self.settings, self.settings.rows + self.settings.queue
+        if replies > most:
+            raise ApiError(
+                400, f"n asks for {replies} replies; this server takes {most} at a time", "n", "invalid_value"
+            )
+        if loaded.replies + replies > most:
+            message = f"{loaded.replies} replies run or wait, and {most} is the limit ({settings.rows} rows, --queue "
+            message += f"{settings.queue}); try again later"
+            raise ApiError(429, message, code="queue_full", headers={"Retry-After": RETRY_AFTER})
+
+    def gauges(self) -> dict[str, int]:
+        loads = [loaded.engine.load for loaded in self.pool.loaded]
+        return {
+            "queue_replies": sum(load.waiting for load in loads),
+            "running_replies": sum(load.running for load in loads),
+            "prefix_bytes": sum(load.prefix_bytes for load in loads),
+            "models_loaded": len(loads),
+        }

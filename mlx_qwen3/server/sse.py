@@ -1,0 +1,66 @@
+"""Server-sent events, to a client that may leave, or stop reading, at any time."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from .answers import Body
+
+DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": still working\n\n"
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # no proxy is to gather what it passes on
+
+
+def event(body: Body) -> bytes:
+    return b"data: " + msgspec.json.encode(body) + b"\n\n"
+
+
+async def left(receive: Receive) -> None:
+    """Wait until the client has left. The body must have been read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStream(Response):
+    """Sends what a generator gives, until it ends or the client leaves; then closes the generator and `stack`.
+
+    A client that takes no data for `stall` seconds is taken for one that has left.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[bytes], stack: AsyncExitStack, stall: float):
+        super().__init__(headers=HEADERS)
+        del self.headers["content-length"]
+        self._events, self._stack, self._stall = events, stack, stall
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        writing = asyncio.create_task(self._write(scope, send))
+        leaving = asyncio.create_task(left(receive))
+        try:
+            await asyncio.wait({writing, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if writing.done():
+                writing.result()
+        finally:
+            for task in (writing, leaving):
+                task.cancel()
+            await asyncio.gather(writing, leaving, return_exceptions=True)
+            await self._events.aclose()
+            await self._stack.aclose()  # a generator that was never begun runs no clean-up of its own
+
+    async def _write(self, scope: Scope, send: Send) -> None:
+        try:
+            await self._send(send, {"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            async for data in self._events:
+                await self._send(send, {"type": "http.response.body", "body": data, "more_body": True})
+            await self._send(send, {"type": "http.response.body", "body": b""})
+        except TimeoutError:
+            scope.get("abort", lambda: None)()  # a mere close would wait until the client has taken everything
+
+    async def _send(self, send: Send, message: Message) -> None:
+        async with asyncio.timeout(self._stall):
+            await send(message)

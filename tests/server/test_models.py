@@ -1,0 +1,117 @@
+"""The pool: loaded on first use, as many as fit, the least recently used one goes."""
+
+import asyncio
+
+import pytest
+from serving import serving
+
+from mlx_qwen3.errors import EngineError, MemoryBudgetError, SourceError
+from mlx_qwen3.server.errors import ApiError
+from mlx_qwen3.server.models import Pool
+
+THREE = {"a": "demo", "b": "demo", "c": "demo"}  # 20.33 MB each, as float32
+
+
+def pool(memory="60MB", **options):
+    return Pool(THREE, dtype="fp32", memory=memory, **options)
+
+
+async def touch(models, name):
+    async with models.use(name) as loaded:
+        return loaded
+
+
+def names(models):
+    return [loaded.name for loaded in models.loaded]
+
+
+@pytest.mark.parametrize(("memory", "most"), [("22MB", 1), ("41MB", 1), ("60MB", 2), ("80MB", 3), ("1GB", 3)])
+def test_as_many_fit_as_leave_room_for_caches(memory, most):
+    assert pool(memory).most == most
+
+
+def test_the_least_recently_used_one_makes_room():
+    async def run():
+        models = pool()
+        seen = []
+        for name in ("a", "b", "a", "c", "b"):
+            loaded = await touch(models, name)
+            assert loaded.engine.alive
+            seen.append(sorted(names(models)))
+        await models.close("over")
+        return seen
+
+    assert asyncio.run(run()) == [["a"], ["a", "b"], ["a", "b"], ["a", "c"], ["b", "c"]]
+
+
+def test_a_model_in_use_stays_and_who_needs_the_room_waits():
+    async def run():
+        models = pool("30MB")
+        async with models.use("a") as held:
+            waiting = asyncio.create_task(touch(models, "b"))
+            again = asyncio.create_task(touch(models, "a"))  # if it went first, the other might wait for ever
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert not waiting.done()
+            assert not again.done()
+            assert held.engine.alive
+        assert (await waiting).name == "b"
+        assert (await again).name == "a"
+        assert not held.engine.alive
+        await models.close("over")
+
+    asyncio.run(run())
+
+
+def test_an_idle_model_goes_and_comes_back():
+    async def run():
+        models = pool(idle=0.05)
+        watching = asyncio.create_task(models.watch())
+        first = await touch(models, "a")
+        while models.loaded:
+            await asyncio.sleep(0)
+        async with models._lock:  # which it holds until all is done
+            pass
+        assert not first.engine.alive
+        async with models.use("a") as held:
+            await asyncio.sleep(0.1)  # twice the time after which it would go
+            assert models.loaded == [held]
+        watching.cancel()
+        await models.close("over")
+
+    asyncio.run(run())
+
+
+def test_after_the_end_there_is_no_model():
+    async def run():
+        models = pool()
+        loaded = await touch(models, None)
+        assert loaded.name == "a"
+        await models.close("the server was stopped")
+        assert not loaded.engine.alive
+        with pytest.raises(EngineError, match="the server was stopped"):
+            await touch(models, "a")
+
+    asyncio.run(run())
+
+
+def test_a_name_that_is_not_there():
+    with pytest.raises(ApiError, match=r"there is no model 'd'; this server has a, b, c"):
+        pool().check_name("d")
+
+
+def test_sources_are_checked_before_anything_is_loaded():
+    with pytest.raises(SourceError):
+        Pool({"a": "demo", "b": "/no/where"})
+    with pytest.raises(MemoryBudgetError, match=r"the weights of a take 20.33 MB and the memory budget is 10.00 MB"):
+        pool("10MB")
+
+
+def test_several_models_are_served_by_name():
+    with serving(THREE, memory="60MB", preload=False) as served:
+        assert served.ask("/health")[1] == {"status": "ok", "models": {}}
+        assert [model["id"] for model in served.ask("/v1/models")[1]["data"]] == ["a", "b", "c"]
+        for name in ("b", "c", "a"):
+            assert served.chat("hello", model=name, max_tokens=1)["model"] == name
+        assert sorted(loaded.name for loaded in served.pool.loaded) == ["a", "c"]
+        assert served.chat("hello", max_tokens=1)["model"] == "a"

@@ -1,0 +1,72 @@
+"""The real client of OpenAI, unchanged: sync, async, streams and the helpers for them, errors."""
+
+import asyncio
+
+import pytest
+
+openai = pytest.importorskip("openai")
+
+SUM = [{"role": "user", "content": "What is 17 + 25?"}]
+ANSWER = "17 + 25 = 42."
+
+
+@pytest.fixture(scope="module")
+def client(demo):
+    with openai.OpenAI(base_url=f"{demo.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def test_a_chat(client):
+    answer = client.chat.completions.create(model="demo", messages=SUM)
+    assert answer.choices[0].message.content == ANSWER
+    assert answer.choices[0].message.reasoning_content
+    assert answer.usage.prompt_tokens_details.cached_tokens is not None
+    history = [*SUM, answer.choices[0].message, {"role": "user", "content": "hello"}]
+    again = client.chat.completions.create(model="demo", messages=history, extra_body={"enable_thinking": False})
+    assert again.choices[0].message.content
+
+
+def test_a_stream(client):
+    options = {"include_usage": True}
+    stream = client.chat.completions.create(model="demo", messages=SUM, stream=True, stream_options=options)
+    chunks = list(stream)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == ANSWER
+    assert chunks[-1].usage.total_tokens > 20
+
+
+def test_the_stream_helper(client):
+    with client.chat.completions.stream(model="demo", messages=SUM, logprobs=True) as stream:
+        kinds = {event.type for event in stream}
+        final = stream.get_final_completion()
+    assert {"chunk", "content.delta", "content.done", "logprobs.content.delta"} <= kinds
+    assert final.choices[0].message.content == ANSWER
+    assert "".join(entry.token for entry in final.choices[0].logprobs.content) == ANSWER
+
+
+def test_the_async_client(demo):
+    async def run():
+        async with openai.AsyncOpenAI(base_url=f"{demo.url}/v1", api_key="none") as client:
+            answers = await asyncio.gather(
+                *[client.chat.completions.create(model="demo", messages=SUM) for _ in range(4)]
+            )
+            stream = await client.chat.completions.create(model="demo", messages=SUM, stream=True)
+            return answers, [chunk async for chunk in stream]
+
+    answers, chunks = asyncio.run(run())
+    assert {answer.choices[0].message.content for answer in answers} == {ANSWER}
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == ANSWER
+
+
+def test_completions_and_models(client):
+    answer = client.completions.create(model="demo", prompt="hello", max_tokens=3, logprobs=1)
+    assert "".join(answer.choices[0].logprobs.tokens) == answer.choices[0].text
+    assert [model.id for model in client.models.list()] == ["demo"]
+    assert client.models.retrieve("demo").id == "demo"
+
+
+def test_errors_are_the_clients_own(client):
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="demo", messages=SUM, max_tokens=99999)
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "max_tokens")
+    with pytest.raises(openai.NotFoundError, match="there is no model"):
+        client.chat.completions.create(model="gpt", messages=SUM)

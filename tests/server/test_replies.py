@@ -1,0 +1,84 @@
+"""From the engine's thread to the event loop."""
+
+import asyncio
+
+import pytest
+
+from mlx_qwen3 import Engine, ReplyOptions, SamplingParams, load
+from mlx_qwen3.errors import MemoryBudgetError
+from mlx_qwen3.server.replies import Replies
+
+
+@pytest.fixture(scope="module")
+def engine():
+    with Engine(*load("demo", dtype="fp32")) as engine:
+        yield engine
+
+
+def requests(engine, count, **options):
+    options = {"sampling": SamplingParams(0), **options}
+    return [engine.prepare("What is 17 + 25?", ReplyOptions(**options)) for _ in range(count)]
+
+
+async def gathered(replies):
+    found = []
+    while replies.open:
+        found += await replies.next(30)
+    return found
+
+
+def test_they_are_those_of_the_iteration_with_the_time_of_each(engine):
+    expected = [chunk.token for chunk in engine.submit(*requests(engine, 1))]
+
+    async def run():
+        return await gathered(Replies(engine, requests(engine, 3)))
+
+    heard = asyncio.run(run())
+    for index in range(3):
+        mine = [(chunk, moment) for place, chunk, moment in heard if place == index]
+        assert [chunk.token for chunk, _ in mine] == expected
+        assert [moment for _, moment in mine] == sorted(moment for _, moment in mine)
+
+
+def test_closing_frees_the_rows(engine):
+    async def run():
+        replies = Replies(engine, requests(engine, 2, sampling=SamplingParams(5.0, 0, 1.0), max_tokens=2000))
+        await replies.next(30)
+        replies.close()
+        await gathered(replies)
+        expected = Replies(engine, requests(engine, 1))
+        await gathered(expected)
+        return engine.load.running
+
+    assert asyncio.run(run()) == 0
+
+
+def test_a_while_without_news_gives_an_empty_list(engine):
+    async def run():
+        replies = Replies(engine, requests(engine, 1))
+        await gathered(replies)
+        return await replies.next(0.01)
+
+    assert asyncio.run(run()) == []
+
+
+def test_if_one_is_refused_none_is_left_behind():
+    with Engine(*load("demo", dtype="fp32"), memory="40MB") as small:
+        fits, large = (requests(small, 1, max_tokens=count)[0] for count in (5, 4000))
+
+        async def run():
+            with pytest.raises(MemoryBudgetError):
+                Replies(small, [fits, large])
+
+        asyncio.run(run())
+        list(small.submit(fits))
+        assert small.load.running == 0
+
+
+def test_an_engine_that_speaks_after_the_loop_has_ended_goes_on(engine):
+    async def run():
+        Replies(engine, requests(engine, 1))
+
+    asyncio.run(run())
+    assert list(engine.submit(*requests(engine, 1)))
+    assert engine.alive
