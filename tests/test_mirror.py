@@ -28,6 +28,7 @@ BEYOND = {
     "test_docs.py",
     "test_full_size.py",
     "server/test_openai_client.py",  # the client of others
+    "server/test_examples.py",  # of docs/server.md
     "demo/test_demo.py",  # the trained model in the package
     "model/test_mutations.py",  # mistakes that are planted in the whole model
 }
