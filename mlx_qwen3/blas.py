@@ -15,13 +15,13 @@ from .errors import UsageError
 
 VARIABLE = "MLX_QWEN3_BLAS"  # path of a library, or "none"
 EXTRAS = ("libmkl_rt.so*", "libopenblas.so*")  # MKL first: one row times a matrix, decode, is 3 times faster with it
-# What the dynamic linker may know. ctypes.util.find_library would start a process for each.
+# Names that the dynamic linker may find. ctypes.util.find_library would start a process for each.
 SYSTEM = ("libmkl_rt.so.3", "libmkl_rt.so.2", "libmkl_rt.so", "libopenblas.so.0", "libopenblas.so")
 # Folders, below sys.prefix, where the packages `mkl` and `cmeel-openblas` put them.
 FOLDERS = ("lib", "lib/python*/site-packages/cmeel.prefix/lib")
 
 in_use: str | None = None  # the library that was loaded
-_refused: str | None = None  # why the one asked for was not
+_refused: str | None = None  # why the library that the variable names was not loaded
 
 
 def preload() -> None:

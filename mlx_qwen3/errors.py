@@ -1,4 +1,4 @@
-"""Every error that a user can meet. Every message names the thing, the values and the remedy.
+"""Every error that a user can cause. Every message says what is wrong, gives the value, and names the remedy.
 
 Qwen3Error              exit code 1
 |- ConfigError          a setting in config.json or generation_config.json: missing, unknown, unsupported
@@ -13,7 +13,7 @@ Qwen3Error              exit code 1
 |- VerificationError    a conversion that is not what it should be: damaged, or further from its source than allowed
 `- UsageError           options that contradict each other or the model; exit code 2
 
-Qwen3Warning            what a user should know and can go on with; the commands print it as one line on stderr
+Qwen3Warning            what a user should know, but work continues; the commands print it as one line on stderr
 """
 
 import warnings

@@ -1,9 +1,9 @@
 """Ctrl-C for the commands: exit code 130 within a second, whatever is running, and nothing half-written.
 
-Python answers Ctrl-C with a KeyboardInterrupt at an arbitrary point. That has two faults here. C++ extensions can lose
-the exception: it vanishes inside `mx.array(ndarray)`. And it waits for the end of the call into MLX or NumPy that is
-running. So the commands install a handler that runs the registered clean-ups and then ends the process. If the main
-thread is inside a long call, a second thread does the same after a grace period.
+Python answers Ctrl-C with a KeyboardInterrupt at an arbitrary point. That has two disadvantages here. C++ extensions
+can lose the exception: it vanishes inside `mx.array(ndarray)`. And Python raises it only after the call into MLX or
+NumPy that is running. So the commands install a handler that runs the registered clean-ups and then ends the process.
+If the main thread is inside a long call, a second thread does the same after a grace period.
 
 The Python API does not install the handler: a program that imports this package keeps its own answer to Ctrl-C.
 """
@@ -21,7 +21,7 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells count
 GRACE = 0.6  # seconds that the main thread has to answer; most calls into MLX are shorter
 
 _cleanups: list[Callable[[], None]] = []
-_postponed = 0  # nested blocks
+_postponed = 0  # how many `postponed` blocks are open; they nest
 _asked = False  # Ctrl-C was pressed inside one
 _ender: dict[str, int] = {}  # the thread that ends the process; a dict, since `setdefault` is atomic
 
@@ -56,7 +56,7 @@ def watch() -> None:
 def register(cleanup: Callable[[], None]) -> None:
     """Call `cleanup` if Ctrl-C ends the process, the last one registered first.
 
-    It can run at any point of the main thread and twice, so it must not take locks or write to `sys.stdout`.
+    It can run at any point of the main thread, and twice. So it must not take locks or write to `sys.stdout`.
     """
     _cleanups.append(cleanup)
 
@@ -78,9 +78,9 @@ def cleaning(cleanup: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Ctrl-C inside the block is answered after it. Threads that start inside never take the signal.
+    """Ctrl-C inside the block takes effect after it. Threads that start inside never get the signal.
 
-    For short calls that ignore the signal, and so would lose it.
+    For short calls that ignore the signal: Ctrl-C would be lost.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -93,8 +93,8 @@ def held() -> Iterator[None]:
 def postponed() -> Iterator[Callable[[], bool]]:
     """Ctrl-C inside the block ends the process when the block ends, so that what was begun can be finished.
 
-    Yields a function that says whether Ctrl-C was pressed: a long block has to ask it and finish early. After GRACE
-    seconds, or at the second Ctrl-C, the process ends at once.
+    Yields a function that says whether Ctrl-C was pressed: a long block must call it and finish early. GRACE seconds
+    after Ctrl-C, or at the second Ctrl-C, the process ends at once.
     """
     global _postponed
     _postponed += 1
@@ -110,7 +110,7 @@ def postponed() -> Iterator[Callable[[], bool]]:
 def answered(answer: Callable[[], None]) -> Iterator[None]:
     """Ctrl-C inside the block calls `answer`, in the main thread, and does not end the process.
 
-    For a command that goes on after Ctrl-C. Changes nothing if SIGINT is ignored, or in another thread.
+    For a command that continues after Ctrl-C. Changes nothing if SIGINT is ignored, or in another thread.
     """
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -142,7 +142,7 @@ def _watch(reader: int) -> None:
 
 def _end() -> NoReturn:
     if _ender.setdefault("thread", threading.get_ident()) == threading.get_ident():
-        # A further Ctrl-C starts this again in the same thread, so a clean-up has to bear being called twice.
+        # A further Ctrl-C starts this again in the same thread, so a clean-up must work when it is called twice.
         for cleanup in reversed(_cleanups):
             with suppress(BaseException):  # the others have to run
                 cleanup()

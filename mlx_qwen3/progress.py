@@ -1,4 +1,4 @@
-"""The progress of long work: one form for every function that reports it, and for whoever shows it."""
+"""The progress of long work, in one form for every function that reports it and every bar that shows it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ BYTES = "bytes"
 
 @dataclass(frozen=True)
 class Stage:
-    """What is going on, how much of it there is, and in which unit: bytes, or things by their plural, such as layers.
+    """The name of the work, its total amount, and the unit: bytes, or a plural noun such as layers.
 
     The total is an estimate if some of the work may be done twice.
     """
@@ -18,7 +18,7 @@ class Stage:
     unit: str
 
 
-Progress = Callable[[Stage, int], None]  # is told the stage, and how much of it was just done
+Progress = Callable[[Stage, int], None]  # called with the stage, and how much of it was just done
 
 
 def silent(stage: Stage, done: int) -> None:

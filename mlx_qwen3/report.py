@@ -1,4 +1,4 @@
-"""What commands hand out: tables, pictures, strict JSON, and files that appear whole or not at all."""
+"""What commands produce: tables, pictures, strict JSON, and files that appear whole or not at all."""
 
 import io
 import math
@@ -27,8 +27,8 @@ PARTIAL = ".partial"  # the end of the name of a file that is being written
 class Table:
     """Rows under columns. `align` has a letter for each column: l for text, r for numbers.
 
-    `marked` holds the indices of rows that want a look. The notes stand below the rows. Raises ValueError if a row or
-    `align` does not have as many cells as there are columns.
+    `marked` holds the indices of rows that need a look. The notes are printed below the rows. Raises ValueError if a
+    row or `align` does not have as many cells as there are columns.
     """
 
     title: str
@@ -91,14 +91,14 @@ def finite(value: Any) -> Any:
 
 
 def check_picture(path: Path) -> None:
-    """Raises UsageError if a picture cannot be made, or if the name is not that of a picture."""
+    """Raises UsageError if a picture cannot be made, or if the name does not end in .png."""
     if path.suffix.lower() != ".png":
         raise UsageError(f"--plot is {path}; expected a name that ends in .png")
     figure_class()
 
 
 def check_place(path: Path) -> None:
-    """Raises OutputError, before the work, if `write_file` could not write there."""
+    """Raises OutputError if `write_file` could not write there. Call it before the work starts."""
     target = Path(os.path.realpath(path))
     if target.is_dir():
         raise OutputError(f"{path} is a folder; give a file name")
@@ -110,7 +110,7 @@ def check_place(path: Path) -> None:
 
 
 def write_file(path: Path, content: bytes | Iterable[Buffer]) -> None:
-    """Write a file for a user, by `replace_file`. Raises OutputError."""
+    """Write a file for a user, with `replace_file`. Raises OutputError."""
     try:
         replace_file(path, content)
     except OSError as error:
@@ -190,5 +190,5 @@ def _write_directly(path: Path, pieces: Iterable[Buffer]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()  # what was printed before comes first
-    with open(own, "wb", closefd=False) as file:  # opened by its name, the file would be cut
+    with open(own, "wb", closefd=False) as file:  # opening it by name would truncate it
         file.writelines(pieces)

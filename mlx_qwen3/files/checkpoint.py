@@ -1,4 +1,4 @@
-"""A checkpoint folder as one object, which is handed on: each of its files is opened and parsed once."""
+"""A checkpoint folder as one object, which functions pass on: each of its files is opened and parsed once."""
 
 import hashlib
 import os
@@ -23,11 +23,11 @@ KEPT_BYTES = 1 << 20  # a file of settings is kept in memory; a vocabulary, whic
 
 @dataclass(frozen=True)
 class Stamp:
-    """What tells one state of a file from another without reading its weights."""
+    """The state of a file, to tell later whether the file changed; taken without reading the weights."""
 
     size: int
     modified_ns: int
-    sha256: str  # of the header of a safetensors file, of all of any other
+    sha256: str  # of the header of a safetensors file, of the whole of any other file
     status: tuple[int, ...]
 
     def lasting(self) -> list[Any]:
@@ -101,9 +101,9 @@ class Checkpoint:
         return self._content(name)[0]
 
     def check_repeated_head(self) -> None:
-        """Compare an lm_head with the embedding that it is tied to. Only those who copy weights need to read both.
+        """Compare an lm_head with the embedding that it is tied to. Reads both: only for code that copies weights.
 
-        Raises CheckpointError if their values differ: tied and untied would be two models.
+        Raises CheckpointError if their values differ: the file does not say which of the two the model should use.
         """
         for name, (head, embedding) in repeated_head(self.tensors, self.config).items():
             if not same_values(head, embedding):
@@ -118,7 +118,7 @@ class Checkpoint:
     def changed(self, before: Mapping[str, Stamp]) -> str | None:
         """The first file that was written, added or removed after `before` was taken.
 
-        Reads a file again only if its status is another: a new link to the file changes that too.
+        A file is read again only if its status changed, because a new link to the file changes the status too.
         """
         for name in sorted({*members(self.folder), *before}):
             if name not in before or name not in self:
@@ -142,7 +142,7 @@ class Checkpoint:
 
     @cached_property
     def _index(self) -> dict[str, str]:
-        """The file of every tensor by the index, {} if there is none."""
+        """The file of every tensor, as the index says; {} if there is no index."""
         return _places(self.folder / INDEX, self.settings(INDEX)) if INDEX in self else {}
 
 

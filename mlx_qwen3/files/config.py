@@ -33,25 +33,25 @@ class Qwen3Config:
 
     @property
     def context_length(self) -> int:
-        """Tokens of prompt and answer together that the positions reach."""
+        """The most tokens that prompt and answer may have together."""
         scaling = self.rope_scaling
         stretched = scaling.factor * scaling.original_max_position_embeddings if isinstance(scaling, Yarn) else 0
         return max(self.max_position_embeddings, int(stretched))
 
     @property
     def attention_factor(self) -> float:
-        """By which rotary embeddings multiply both q and k: of YaRN and LongRoPE, else 1."""
+        """The factor that rotary embeddings apply to both q and k: a setting of YaRN and LongRoPE, 1 otherwise."""
         return getattr(self.rope_scaling, "attention_factor", 1.0)
 
     @classmethod
     def from_hf(cls, raw: Mapping[str, Any]) -> "Qwen3Config":
         """The config of a Hugging Face, mlx-lm or native checkpoint, in the style of transformers 4 or 5.
 
-        Raises ConfigError for a setting that is missing, malformed or not supported; warns of one that nobody knows.
+        Raises ConfigError for a setting that is missing, malformed or not supported. Warns about an unknown one.
         """
         check_keys(raw)
         heads = count(raw, "num_attention_heads")
-        alike = "num_key_value_heads" in raw and raw["num_key_value_heads"] is None  # null, as transformers reads it
+        alike = "num_key_value_heads" in raw and raw["num_key_value_heads"] is None  # null: as in transformers
         kv_heads = heads if alike else count(raw, "num_key_value_heads")
         if heads % kv_heads:
             raise ConfigError(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")

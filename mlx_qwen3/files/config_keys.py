@@ -1,7 +1,7 @@
 """The keys of config.json: which are read, which must have one value, and which cannot change the forward pass.
 
-A key that transformers reads for Qwen3 and that is not honoured here is refused. One that transformers does not know
-either is named in a warning. All others are silent.
+A key that transformers reads for Qwen3, but this package does not honour, is refused. A key that neither of them knows
+is named in a warning. All other keys are accepted silently.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,8 @@ READ = frozenset(
     head_dim rms_norm_eps max_position_embeddings original_max_position_embeddings tie_word_embeddings rope_theta
     rope_scaling rope_parameters layer_types eos_token_id quantization quantization_config mlx_qwen3""".split()
 )
-# Settings that change what is computed, with the values that Qwen3's block computes. null and absent are the first.
+# Settings that change what is computed, with the values that are supported. null or a missing key means the first
+# value.
 FIXED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish"),
     "attention_bias": (False,),
@@ -30,7 +31,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "quantize_activations": (False,),  # of mlx-lm
     "model_file": ("",),  # of mlx-lm: the name of Python code that computes another model
 }
-# Of transformers' configurations, new and old: training, output, the way of computing, special tokens.
+# Keys of transformers' configurations, new and old: training, output, the way of computing, special tokens.
 TRANSFORMERS = frozenset(
     """_attn_implementation _attn_implementation_autoset _attn_implementation_internal _auto_class _commit_hash
     _experts_implementation _experts_implementation_internal _flash_attn_2_enabled _name_or_path add_cross_attention
@@ -42,7 +43,7 @@ TRANSFORMERS = frozenset(
     tie_encoder_decoder tie_last_hidden_states tokenizer_class torch_dtype torchscript transformers_version
     use_bfloat16 use_cache use_flash_attention_2 use_return_dict""".split()
 )
-# Settings of generation, which belong into generation_config.json: transformers drops them from config.json.
+# Settings of generation, which belong in generation_config.json: transformers drops them from config.json.
 GENERATION = frozenset(
     """assistant_confidence_threshold assistant_early_exit assistant_ensemble_weight assistant_lookbehind bad_words_ids
     begin_suppress_tokens cache_config cache_implementation compile_config constraints continuous_batching_config
@@ -56,7 +57,7 @@ GENERATION = frozenset(
     return_legacy_cache sequence_bias speculation_type stop_strings suppress_tokens target_lookbehind temperature
     token_healing top_h top_k top_p typical_p use_mtp watermarking_config _from_model_config""".split()
 )
-# What trl, peft, axolotl, LLaMA-Factory, Unsloth and the like write.
+# Keys that trl, peft, axolotl, LLaMA-Factory, Unsloth and similar programs write.
 TRAINING = frozenset(
     """base_model_name_or_path ddp_find_unused_parameters flash_attention group_size_ratio gradient_checkpointing_kwargs
     is_peft_model max_seq_len max_seq_length model_max_length model_name neftune_noise_alpha peft_config peft_type
@@ -70,7 +71,7 @@ SILENT_PREFIXES = ("unsloth_",)
 
 
 def check_keys(raw: Mapping[str, Any]) -> None:
-    """Raises ConfigError for a setting that cannot be honoured, and warns of one that nobody knows."""
+    """Raises ConfigError for a setting that cannot be honoured, and warns about an unknown one."""
     if (model_type := raw.get("model_type")) != "qwen3":
         raise ConfigError(
             f"model_type is {shown(model_type)}; this package runs 'qwen3' (dense Qwen3) and nothing else"

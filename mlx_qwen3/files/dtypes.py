@@ -1,4 +1,4 @@
-"""The dtypes that a checkpoint can hold, by every name that they have."""
+"""The dtypes that a checkpoint can hold, with their names in options, in safetensors and in config.json."""
 
 import mlx.core as mx
 

@@ -1,4 +1,4 @@
-"""The fingerprint of a model: what decides its keys and values, in one short text."""
+"""The fingerprint of a model: a short text that differs if the model would compute other keys and values."""
 
 import hashlib
 import json

@@ -1,7 +1,7 @@
 """The safetensors files of a checkpoint: which tensors each holds, and where their bytes lie.
 
 https://huggingface.co/docs/safetensors: the length of the header in 8 bytes, the header as JSON, the tensors.
-Every file is opened once, and the descriptor serves the header and the tensors alike.
+Every file is opened once: header and tensors are read through the same descriptor.
 """
 
 import json
@@ -44,7 +44,7 @@ class TensorFile:
         return 8 + len(self.header)
 
     def read_into(self, target: memoryview, start: int, name: str) -> None:
-        """Fill `target`, of bytes, from byte `start` of the file; `name` is for the message.
+        """Fill the bytes of `target` from byte `start` of the file; `name` is for the error message.
 
         Raises CheckpointError if the file has become shorter.
         """
@@ -60,8 +60,8 @@ class TensorFile:
 
     def read(self, start: int, count: int, name: str = "its header") -> bytes | bytearray:
         """`count` bytes from byte `start` of the file. Raises CheckpointError as `read_into` does."""
-        if count <= CHUNK:  # in one call, with no memory to clear before it
-            with suppress(OSError):  # read_into names it
+        if count <= CHUNK:  # one call, which needs no zeroed buffer
+            with suppress(OSError):  # read_into raises the error that names the file
                 if len(content := os.pread(self._descriptor, count, start)) == count:
                     return content
         buffer = bytearray(count)
@@ -82,7 +82,7 @@ Piece = tuple[TensorFile, memoryview, int, str]  # the arguments of its read_int
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file, or a run of its rows: both are one range of bytes."""
+    """A tensor in a file, or some consecutive rows of it: either is one range of bytes."""
 
     name: str
     dtype: mx.Dtype
@@ -104,7 +104,7 @@ class StoredTensor:
         return replace(self, shape=(count, *self.shape[1:]), start=start)
 
     def row_blocks(self, size: int) -> "Iterator[StoredTensor]":
-        """Its rows in runs of at most `size` bytes, or of one row; a vector stays whole."""
+        """Its rows in blocks of at most `size` bytes, but of one row at least. A vector is one block."""
         if len(self.shape) == 1:
             yield self
             return
@@ -135,7 +135,7 @@ def read_pieces(pieces: Sequence[Piece]) -> None:
 
 
 def join(runs: Sequence[StoredTensor]) -> tuple[StoredTensor, ...]:
-    """The same rows in the same order; runs of one tensor that follow each other in the file become one."""
+    """The same rows in the same order, with neighbouring rows of one tensor merged into one range."""
     joined = list(runs[:1])
     for run in runs[1:]:
         last = joined[-1]
@@ -199,6 +199,6 @@ def _entry(name: str, entry: dict[str, Any]) -> tuple[str, tuple[int, ...], int,
 
 
 def _bits(dtype: str) -> int:
-    """Of one value, by the name: F8_E4M3 has 8. What has no number is one byte."""
+    """Bits of one value, from the name of the dtype: F8_E4M3 has 8. A name without a number, such as BOOL, has 8."""
     digits = "".join(character if character.isdigit() else " " for character in dtype).split()
     return int(digits[0]) if digits and len(digits[0]) < 4 else 8

@@ -11,14 +11,14 @@ DEMO = Path(__file__).parent.parent / "demo"
 DEFAULT = "Qwen/Qwen3-0.6B"
 SOURCE = f"a folder, a Hub id such as {DEFAULT}, or 'demo'"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-# A checkpoint has one of each
+# A checkpoint has at least one file of each group
 REQUIRED = (("config.json",), ("model*.safetensors",), ("tokenizer.json", "vocab.json"))
 
 
 def resolve(source: str | Path, expected: str = SOURCE) -> Path:
     """The local folder of a SOURCE; downloads a Hub id into huggingface_hub's cache, with its progress bar.
 
-    `expected` says in messages what may be given. Raises SourceError if there is no such folder, or the Hub does not
+    `expected` is what error messages ask for. Raises SourceError if there is no such folder, or if the Hub does not
     give the files.
     """
     name = str(source)
@@ -48,7 +48,7 @@ def check_text(name: str) -> None:
 
 
 def _similar(name: str) -> str:
-    """The folders of a similar name that are there, for a message."""
+    """The existing folders with a similar name, for an error message."""
     from difflib import get_close_matches  # only a failure needs it
 
     path = Path(name)
@@ -98,7 +98,8 @@ def _download(repository: str) -> Path:
     except Exception as error:  # not all are OSError: a connection that breaks is an error of the HTTP library
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SourceError(f"{repository} could not be downloaded ({reason}); try again, or {local}") from None
-    # A cache that another program began has no list of files by which huggingface_hub could tell.
+    # If another program made the cache, huggingface_hub has no list of the repository's files, and reports nothing
+    # missing.
     for names in REQUIRED:
         if not any(path for name in names for path in folder.glob(name)):
             raise SourceError(f"{repository} has no {names[0]} on the Hub or in the offline cache; {local}")

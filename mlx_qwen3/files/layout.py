@@ -150,7 +150,7 @@ def packed_leaves(
 
 
 def checkpoint_dtype(parts: Mapping[str, Part]) -> mx.Dtype:
-    """The dtype of the largest floating-point tensor; in a quantized checkpoint the one it was made from."""
+    """The dtype of the largest floating-point tensor. In a quantized checkpoint it is that of the original weights."""
     floats = [leaf for part in parts.values() for leaf in part.leaves.values() if leaf.dtype in FLOATS]
     return max(floats, key=lambda leaf: leaf.nbytes).dtype
 
@@ -220,7 +220,7 @@ def _locate(
 
 
 def _packing(name: str, leaves: Mapping[str, StoredTensor], columns: int, config: Qwen3Config) -> Quantization | None:
-    """That of config.json if it names the part, else what the shapes say, as in mlx-lm."""
+    """The packing of a part: from config.json if it names the part, else from the shapes, as in mlx-lm."""
     if "scales" not in leaves:
         return None
     packing = config.quantization_overrides.get(name, config.quantization)
@@ -229,7 +229,7 @@ def _packing(name: str, leaves: Mapping[str, StoredTensor], columns: int, config
     if name in config.quantization_overrides:
         return packing
     weight, scales = leaves["weight"], leaves["scales"]
-    if not weight.shape or not scales.shape:  # single values, which are refused for their shape
+    if not weight.shape or not scales.shape:  # scalars, which _check_leaves refuses
         return packing
     return inferred(columns, weight.shape[-1], scales.shape[-1], scales.dtype == mx.uint8) or packing
 

@@ -1,6 +1,6 @@
-"""The one list of the files that belong to a checkpoint: what is read, downloaded, carried over and certified.
+"""The one list of the files that belong to a checkpoint: these are read, downloaded, copied by `convert` and certified.
 
-A repository or folder also holds pictures, other formats and second copies of the weights, which are left alone.
+A repository or folder may also hold pictures, other formats and second copies of the weights, which are left alone.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ MEMBERS = (CONFIG, *WEIGHTS, *CARRIED)
 
 
 def members(folder: Path, patterns: Sequence[str] = MEMBERS) -> list[str]:
-    """The names, relative to `folder` and sorted, of its entries that fit a pattern; links that lead nowhere too."""
+    """The names, relative to `folder` and sorted, of its entries that match a pattern, broken links included."""
     names = [path.name for path in folder.iterdir()]
     if TEMPLATES in names and (folder / TEMPLATES).is_dir():
         names += [f"{TEMPLATES}/{path.name}" for path in (folder / TEMPLATES).iterdir()]
@@ -34,6 +34,6 @@ def members(folder: Path, patterns: Sequence[str] = MEMBERS) -> list[str]:
 
 
 def is_member(name: str, patterns: Sequence[str] = MEMBERS) -> bool:
-    """Whether a name, relative to the folder, is that of a file of a checkpoint; it never leads out of the folder."""
+    """Whether a name, relative to the folder, belongs to a checkpoint. No such name leads out of the folder."""
     fits = (name.count("/") == pattern.count("/") and fnmatchcase(name, pattern) for pattern in patterns)
     return "\0" not in name and any(fits)

@@ -41,15 +41,15 @@ def read_quantization(raw: Mapping[str, Any]) -> Packings:
     found = {name: _packings(copy) for name, copy in copies.items() if copy}
     if len(found) == 2 and found["quantization"] != found["quantization_config"]:
         values = (shown(copies[name]) for name in copies)
-        raise ConfigError("quantization is {}, but quantization_config {}; remove the wrong one".format(*values))
+        raise ConfigError("quantization is {}, but quantization_config is {}; remove the wrong one".format(*values))
     return next(iter(found.values()), (None, {}))
 
 
 def _of_method(method: Any) -> dict[str, Any]:
-    """The methods that mlx-lm loads as MLX's own modes."""
+    """The settings of a `quant_method` that mlx-lm writes or loads as one of MLX's own modes."""
     if method not in ("mxfp4", "mxfp8"):
         modes = ", ".join(QUANTIZATION_MODES)
-        raise ConfigError(f"quant_method is {shown(method)}; supported is what mlx-lm writes: {modes}")
+        raise ConfigError(f"quant_method is {shown(method)}; supported are the modes that mlx-lm writes: {modes}")
     return {"mode": method}
 
 
@@ -70,7 +70,7 @@ def _packings(settings: Mapping[str, Any]) -> Packings:
 def _packing(settings: Any, where: str) -> Quantization:
     if not isinstance(settings, dict):
         raise ConfigError(f"{where} is {shown(settings)}; expected an object with mode, bits and group_size")
-    mode = "affine" if settings.get("mode") is None else settings["mode"]  # mlx-lm wrote none while it had one mode
+    mode = "affine" if settings.get("mode") is None else settings["mode"]  # older mlx-lm has only this mode
     if not isinstance(mode, str) or mode not in QUANTIZATION_MODES:
         raise ConfigError(f"{where}.mode is {shown(mode)}; supported: {', '.join(QUANTIZATION_MODES)}")
     for key in settings.keys() - PACKING_KEYS:
@@ -87,7 +87,7 @@ def _packing(settings: Any, where: str) -> Quantization:
 
 
 def inferred(columns: int, words: int, groups: int, scales_are_bytes: bool) -> Quantization | None:
-    """The packing of a matrix by its shapes, as mlx-lm finds that of a module which its map does not name.
+    """The packing of a matrix, found from its shapes, as mlx-lm does for a module that its map does not name.
 
     columns: of the matrix; words and groups: 32-bit columns of its weight and columns of its scales. None if no mode
     fits.

@@ -1,4 +1,4 @@
-"""What config.json says of rotary embeddings: `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling`.
+"""Rotary embeddings in config.json: `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling`.
 
 The rules are those of transformers 5.23, but rope_theta is never guessed.
 """
@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import ConfigError, warn
 from .settings import count, flag, mapping, number, shown
 
-FACTOR = (1.0, 1e6)  # of stretching, the least and the most
+FACTOR = (1.0, 1e6)  # the smallest and the largest `factor` that is accepted
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def read_rope(raw: Mapping[str, Any]) -> tuple[float, Scaling | None]:
 
 
 def _settings(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of all places, of which no two may say different things."""
+    """The settings of all places together. Raises ConfigError if two places disagree."""
     places = {name: _renamed(mapping(raw, name)) for name in ("rope_parameters", "rope_scaling")}
     _check_agreement(*places.values())
     places["config.json"] = {"rope_theta": raw.get("rope_theta")}
@@ -117,7 +117,7 @@ def _renamed(place: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_agreement(parameters: Mapping[str, Any], scaling: Mapping[str, Any]) -> None:
-    """transformers would take all of rope_scaling, and nothing of rope_parameters, rope_theta neither."""
+    """Raises ConfigError if the two differ: transformers would use rope_scaling and ignore rope_parameters entirely."""
     here, there = (
         {key: value for key, value in place.items() if key != "rope_theta" and value is not None}
         for place in (parameters, scaling)
@@ -160,7 +160,7 @@ def _scaling(kind: str, settings: Mapping[str, Any], raw: Mapping[str, Any], the
 
 
 def _ratio(settings: Mapping[str, Any], raw: Mapping[str, Any]) -> float:
-    """`factor`; null is how much longer the positions are than the original ones."""
+    """`factor`; if it is null, max_position_embeddings / original_max_position_embeddings."""
     if settings.get("factor") is not None:
         return number(settings, "factor", *FACTOR)
     longest, original = count(raw, "max_position_embeddings"), settings["original_max_position_embeddings"]

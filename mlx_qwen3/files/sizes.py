@@ -7,7 +7,7 @@ from numbers import Integral
 from ..errors import UsageError
 from .reading import short
 
-# B, K, KB, KIB, M, ...: decimal, and powers of 1024 with an I
+# B, K, KB, KIB, M, ...: powers of 1000, or of 1024 if there is an I
 UNITS = {"B": 1} | {
     letter + ending: base ** (index + 1)
     for index, letter in enumerate("KMGT")
@@ -25,7 +25,7 @@ def parse_size(text: str, name: str = "size") -> int:
 
 
 def bytes_of(size: int | str, name: str) -> int:
-    """Bytes of a size that is a number of them or a text. Raises UsageError that begins with `name`."""
+    """Bytes of a size, which is a number of bytes or a text. Raises UsageError; its message begins with `name`."""
     if isinstance(size, str):
         return parse_size(size, name)
     if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:

@@ -1,4 +1,4 @@
-"""Tensors that are not part of a Qwen3: some are left out, and others say that this is another kind of model."""
+"""Tensors that are not part of a Qwen3: some are ignored, others show that this is another kind of model."""
 
 import re
 from collections.abc import Iterable
@@ -20,12 +20,15 @@ ADDED = {
 
 
 def is_ignored(name: str) -> bool:
-    """Whether a tensor is left out in silence, as transformers does: old checkpoints hold the angles of RoPE."""
+    """Whether a tensor is ignored, as in transformers: old checkpoints hold the frequencies of RoPE."""
     return "rotary_emb.inv_freq" in name
 
 
 def refuse_added(folder: Path, names: Iterable[str]) -> None:
-    """Raises CheckpointError that says what a tensor is which training added. Such a model may lack others."""
+    """Raises CheckpointError for a tensor that training added, and says what it is.
+
+    Called before the check for missing tensors: such a model may lack some, and that message would not help.
+    """
     for name in sorted(names):
         for pattern, (what, remedy) in ADDED.items():
             if re.search(pattern, name):

@@ -1,7 +1,7 @@
 """Stored bytes as values, for MLX and for NumPy: the only place where one becomes the other.
 
-NumPy unpacks by itself, with no help from MLX: it is 2 to 10 times faster on a CPU, and it is a second account of what
-the packed bits mean.
+The NumPy functions unpack weights without MLX. That is faster on a CPU, and it is a second implementation of the packed
+formats, to compare MLX's with.
 """
 
 import math
@@ -47,7 +47,7 @@ WORDS: dict[int, type[np.unsignedinteger[Any]]] = {2: np.uint16, 4: np.uint32}  
 
 
 def stacked(runs: Sequence[StoredTensor]) -> mx.array:
-    """Runs of rows of one dtype, stacked, in that dtype. The bytes are read into the memory that they stay in.
+    """Rows of one dtype from several tensors, stacked. The bytes are read directly into the memory of the result.
 
     Raises CheckpointError if a file has become shorter.
     """
@@ -66,7 +66,7 @@ def stacked(runs: Sequence[StoredTensor]) -> mx.array:
 
 
 def stored(tensor: StoredTensor) -> mx.array:
-    """A tensor, or a run of its rows, in its own dtype."""
+    """A tensor, or some rows of it, in its own dtype."""
     return stacked((tensor,))
 
 
@@ -157,7 +157,7 @@ def dequantize(packing: Quantization, weight: Codes, scales: Codes | Floats, bia
 
 
 def dequantize_bits(packing: Quantization, leaves: Sequence[np.ndarray], dtype: mx.Dtype) -> Floats:
-    """The same of the stored bits of weight, scales and, in affine mode, biases, whose dtype is `dtype`."""
+    """`dequantize` for stored bits: those of weight, scales and, in affine mode, biases; floats have dtype `dtype`."""
     weight, *others = leaves
     if len(others) == 1:
         return dequantize(packing, weight.view(np.uint8), others[0], None)

@@ -1,4 +1,4 @@
-"""A conversation as prompt text, by a chat template."""
+"""Chat templates: they turn a conversation into prompt text."""
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -35,8 +35,8 @@ Tool = Mapping[str, Any] | Callable[..., Any]
 class RenderedPrompt:
     """A conversation as text.
 
-    opens_thinking: the reply begins inside a think block, whatever the messages say.
-    begun: it continues a text, of its thinking or its answer, and does not begin one.
+    opens_thinking: the reply begins inside a think block that the template opened. Tags in messages do not count.
+    begun: the reply continues a text of its thinking or its answer, which the last message began.
     """
 
     text: str
@@ -45,7 +45,7 @@ class RenderedPrompt:
 
 
 class ChatTemplate:
-    """One template: its source text, and what it makes of a conversation."""
+    """One template: its source text, and the prompts that it renders."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]):
         self.source = source
@@ -75,7 +75,7 @@ class ChatTemplate:
         add_generation_prompt: begin the reply; by default, unless the last message is continued.
         enable_thinking: None leaves the switch to the template; a template without it is not told.
         continue_final_message: leave the last message open: its `content` if True, else the field of that name.
-        control_tokens: what no message, tool or variable may become; the text is then a LiteralText.
+        control_tokens: tokens that no text in a message, tool or variable may become; the result is a LiteralText.
         Raises PromptError that names the message, UsageError for options that contradict each other, and
         CheckpointError if the template is not Jinja.
         """
@@ -102,7 +102,7 @@ class ChatTemplate:
         return RenderedPrompt(text, opens, self._begins(conversation, continue_final_message))
 
     def _begins(self, messages: list[Message], continued: bool | str) -> bool:
-        """Whether the continued message, if there is one, holds a text that goes on: one after its last tag."""
+        """Whether the reply continues a text: whether the continued message has text after its last tag."""
         if not continued:
             return False
         text, _ = self._tagged(messages, continued)
@@ -115,7 +115,7 @@ class ChatTemplate:
         return _cut(self._rendered(tagged, values), self._mark(text + TAG).removesuffix(TAG), messages)
 
     def _marked(self, mark: Callable[[Any], Any]) -> "ChatTemplate":
-        """The same template, which sees the messages as `mark` makes them."""
+        """The same template, which sees the messages after `mark` has changed them."""
         template = ChatTemplate(self.source, self._special_tokens)
         template._mark = mark
         return template
@@ -123,15 +123,15 @@ class ChatTemplate:
     def _opens_thinking(
         self, text: str, messages: list[Message], values: Mapping[str, Any], continued: bool | str
     ) -> bool:
-        """Whether the last tag in a prompt that is the template's own, or of the continued message, is `<think>`."""
+        """Whether `<think>` is the last tag of a prompt. Only the template's tags and the continued message's count."""
         plain_messages, plain_values = without_tags(messages), without_tags(values)
         if continued:
             plain_messages[-1] = messages[-1]
         if (plain_messages, plain_values) != (messages, values):
-            with suppress(PromptError):  # a template that needs the tags: those that are there count
+            with suppress(PromptError):  # some templates fail without the tags; then the tags of all messages count
                 text = self._prompt(plain_messages, plain_values, continued)
         if text.rfind(THINK) > text.rfind(END_THINK) and values["add_generation_prompt"]:
-            with suppress(PromptError):  # where the template can begin the reply, that beginning alone counts
+            with suppress(PromptError):  # if the template begins the reply itself, only the text that begins it counts
                 before = self._prompt(plain_messages, {**plain_values, "add_generation_prompt": False}, continued)
                 text = text.removeprefix(before) or text
         return text.rfind(THINK) > text.rfind(END_THINK)
@@ -157,7 +157,7 @@ class ChatTemplate:
         }
 
     def _rendered(self, messages: list[Message], values: Mapping[str, Any]) -> str:
-        """The conversation as the template has it, or what it makes of a completed one if it cannot take this one."""
+        """The rendered conversation; if the template fails on it, the rendering of the completed messages."""
         complete = [completed(message) for message in messages]
         try:
             text = self._run(messages, values)
@@ -166,15 +166,15 @@ class ChatTemplate:
                 raise
             return self._run(complete, values)
         if "None" in text and any("content" not in message for message in messages):
-            other = self._run(complete, values)  # a template may have written the content that is not there as "None"
+            other = self._run(complete, values)  # a template may have written a missing content as "None"
             return other if other.count("None") < text.count("None") else text
         return text
 
     def _readable(self, messages: list[Message], values: Mapping[str, Any]) -> list[Message]:
-        """The conversation with lists of text parts joined, in the roles where the template cannot read lists.
+        """The conversation with lists of text parts joined, for each role of which the template cannot read lists.
 
-        A template is asked what it makes of a part with a known text. One that knows lists writes the text; others
-        fail, leave it out, or write the list as Python or JSON has it.
+        To find out, the template renders a part with a known text. One that reads lists writes this text alone. Others
+        fail, leave it out, or write the list itself as Python or JSON.
         """
         roles = {message["role"] for message in messages if has_parts(message)}
         blind = {role for role in sorted(roles) if not self._reads(role, messages, values)}
@@ -206,7 +206,7 @@ class ChatTemplate:
         if content is None:
             raise PromptError(f"{where} has no {field!r} that could be continued")
         same = [field]
-        if field in REASONING_FIELDS:  # one thinking under several names: whichever the template reads
+        if field in REASONING_FIELDS:  # the same thinking under every name, because templates read different names
             same = [name for name in REASONING_FIELDS if last.get(name) == content]
         if not any(name in self.source for name in same):
             raise PromptError(f"{where} cannot be continued in {field!r}, which the chat template does not read")
@@ -234,7 +234,7 @@ class ChatTemplate:
 
 
 def _sandbox() -> ModuleType:
-    from . import sandbox  # here, because it imports jinja2, which a raw prompt need not wait for
+    from . import sandbox  # here, because it imports jinja2, which a raw prompt does not need
 
     return sandbox
 
@@ -259,7 +259,7 @@ def _cut(rendered: str, text: str, messages: Sequence[Message]) -> str:
 
 
 def _place(trace: TracebackType | None, messages: Sequence[Message]) -> int | None:
-    """The index of the message that a template was at when it failed, by the variables of its code."""
+    """The index of the message at which a template failed, found among the local variables of its compiled code."""
     found = None
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == "<template>":

@@ -1,6 +1,6 @@
-"""How large the values of a chat template may grow, asked before an operation that makes much out of little.
+"""Limits on the size of values in a chat template, checked before operations that make a large value of a small one.
 
-An operation that is not in a table here makes at most a few times what it is given; its result is measured afterwards.
+The result of any other operation is at most a few times as large as its input, so it is checked afterwards.
 """
 
 import re
@@ -22,7 +22,7 @@ class TemplateLimitError(Exception):
 
 def check_size(value: Any) -> None:
     """Raise TemplateLimitError if a value is too large."""
-    if type(value) is str:  # most values, without a walk
+    if type(value) is str:  # the most frequent case, which needs no counting
         if len(value) > MAX_SIZE:
             raise _too_large()
     elif isinstance(value, str | bytes | int | list | tuple | dict | set) and size(value) > MAX_SIZE:
@@ -42,7 +42,7 @@ def check_growth(estimate: Callable[..., int] | None, *args: Any, **kwargs: Any)
 
 
 def size(value: Any) -> int:
-    """Characters of a value, an element of a list or an object counting as 8; what it holds twice counts twice.
+    """Characters of a value. Each element of a list or an object counts as 8; a part that occurs twice counts twice.
 
     Counting stops past MAX_SIZE.
     """

@@ -1,9 +1,9 @@
-"""What the caller typed, told apart from what the chat template wrote.
+"""Keeps the text that a caller typed apart from the text of the chat template.
 
-Both become one text, in which a typed `<|im_end|>` looks like the template's own. So the control tokens in typed texts
-are put between two marks, characters that occur nowhere else, before the template sees them. The rendered text is cut
-at the marks again: what stands between two of them is typed. Templates cut texts too: a mark without its partner still
-shows a place where two texts meet.
+Both become one text, in which a typed `<|im_end|>` looks like the template's own. So each control token in a typed text
+is put between two marks before the template sees it. Marks are characters that occur nowhere else. Afterwards the
+rendered text is cut at the marks: text between two of them was typed. Templates can cut texts too: even a single mark
+still shows where two texts meet.
 """
 
 import json
@@ -23,8 +23,8 @@ _PRIVATE = re.compile(f"[{chr(PRIVATE[0])}-{chr(PRIVATE[-1])}]")
 class LiteralText(str):
     """A prompt in which typed control tokens are text.
 
-    pieces: the same text, cut where typed control tokens begin and end, for `Tokenizer.encode`. A text that is made of
-    this one, by + or a slice, has no pieces: encode the whole.
+    pieces: the same text, cut where typed control tokens begin and end, for `Tokenizer.encode`. The result of + or of a
+    slice has no pieces: encode the whole text.
     """
 
     pieces: tuple[Piece, ...]
@@ -38,13 +38,13 @@ class LiteralText(str):
 class Marks:
     """Puts marks around the control tokens in typed values, and cuts the rendered text at the marks.
 
-    `used`: characters that may not be marks. `strict` also marks tokens in other letters, which a template may change,
-    and texts that begin or end inside a token, so that nothing can be joined to one. Such a mark may change how a
-    template trims a text.
+    `used`: characters that may not be marks. `strict` also marks tokens in upper or lower case, which a template may
+    change, and texts that begin or end with a part of a token, so that two parts cannot be joined to one. Such a mark
+    may change how a template trims a text.
     """
 
     def __init__(self, tokens: Iterable[str], used: Iterable[str] = (), strict: bool = False):
-        longest_first = sorted(set(tokens), key=len, reverse=True)  # a token goes before those that it contains
+        longest_first = sorted(set(tokens), key=len, reverse=True)  # a token before shorter ones inside it
         choice = "|".join(map(re.escape, longest_first)) or "(?!)"
         self._exact, self._any_case = re.compile(choice), re.compile(choice, re.IGNORECASE)
         self._heads = tuple({token[:end] for token in longest_first for end in range(1, len(token))})
@@ -55,7 +55,7 @@ class Marks:
         opening, closing = map(_written, free)
         flags = re.IGNORECASE if strict else 0
         self._cuts = re.compile(f"{opening}({choice}){closing}|{opening}|{closing}", flags)
-        self.near = False  # whether strict marks would be more
+        self.near = False  # whether strict mode would have set more marks
 
     def __call__(self, value: Any) -> Any:
         """The value with every text in it marked, the keys of objects too."""
@@ -78,7 +78,7 @@ class Marks:
 
     @property
     def clash(self) -> bool:
-        """Whether a typed text holds a mark itself."""
+        """Whether a typed text contains one of the characters that serve as marks."""
         return not self.used.isdisjoint((self._open, self._close))
 
     def _mark(self, text: str) -> str:
@@ -92,8 +92,8 @@ class Marks:
 def render_literal(render: Callable[[Marks], str], tokens: Iterable[str], source: str) -> LiteralText:
     """A prompt in which no typed text is a control token, or is joined to one.
 
-    render: the text of the template, with typed values marked; source: the template. A template can still make a token
-    of a typed text if it replaces characters inside.
+    render: renders the template, with typed values marked; source: the template. A template can still make a token out
+    of a typed text if it replaces characters inside it.
     """
     tokens = tuple(tokens)
     marks, pieces = _render(render, tokens, source, strict=False)

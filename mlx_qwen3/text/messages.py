@@ -1,4 +1,4 @@
-"""The messages of a conversation, checked and made of plain values, as a chat template may see them."""
+"""The messages of a conversation, checked and converted to plain values, which a chat template may see."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -9,7 +9,7 @@ from ..errors import PromptError
 from ..files.reading import short
 
 Message = dict[str, Any]
-TEXT_PARTS = ("text", "input_text", "output_text")  # what the chat and the responses API call a part of text
+TEXT_PARTS = ("text", "input_text", "output_text")  # the types of a text part in OpenAI's chat and responses APIs
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")  # the first is the one that templates read
 
 
@@ -37,7 +37,7 @@ def read_messages(messages: Iterable[Any]) -> list[Message]:
 
 
 def plain(value: Any, where: str) -> Any:
-    """A value of text, numbers, lists, tuples and dicts only: other objects have methods that a template could call.
+    """A value made only of text, numbers, lists, tuples and dicts: a template could call the methods of other objects.
 
     NumPy and MLX scalars become numbers, their arrays lists. Raises PromptError that says `where` the value is.
     """
@@ -77,7 +77,7 @@ def join_parts(message: Message) -> Message:
 
 
 def completed(message: Message) -> Message:
-    """The message with what a template may rely on: a content, and arguments of tool calls that are objects."""
+    """The message with what many templates rely on: a content, and tool calls whose arguments are objects."""
     message = {"role": message["role"], "content": "", **message}
     if isinstance(calls := message.get("tool_calls"), list | tuple):
         message["tool_calls"] = [_with_object(call) for call in calls]
@@ -116,7 +116,7 @@ def _with_reasoning(message: Message) -> Message:
 
 
 def _with_object(call: Any) -> Any:
-    """A tool call whose arguments, if they are a JSON object as text, are that object."""
+    """A tool call with its arguments as an object, if they were a JSON object written as text."""
     if not isinstance(call, dict):
         return call
     if isinstance(call.get("function"), dict):

@@ -18,8 +18,9 @@ class PanicError(Exception):
 def panics_as_errors(report: bool = True) -> Iterator[None]:
     """Raise PanicError for a panic, which reaches Python as a BaseException of its own class.
 
-    Rust prints a report of several lines before it raises. `report=False` drops that report. For this the standard
-    error is held back meanwhile, and shown at the end if there was no panic; do not use it for every text.
+    Rust prints a report of several lines before it raises. `report=False` drops that report. For this, the standard
+    error of the whole process is held back until the end of the block, and shown then if there was no panic. So do not
+    use it for every text.
     """
     with nullcontext() if report else _held_stderr():
         try:

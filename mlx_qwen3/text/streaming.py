@@ -17,11 +17,11 @@ class MarkerScanner:
         self.found = ""  # the marker that was found last
 
     def feed(self, text: str) -> tuple[str, bool]:
-        """(text before the first marker, whether a marker follows it); the text after the marker stays in `held`."""
+        """(text before the first marker, whether a marker follows). The text after the marker stays in `held`."""
         text = self.held + text
         places = [(at + len(marker), at, marker) for marker in self._markers if (at := text.find(marker)) >= 0]
         if places:
-            end, at, self.found = min(places)  # the first to be complete, however the text was cut
+            end, at, self.found = min(places)  # the one that ends first, so that the pieces' sizes do not matter
             self.held = text[end:]
             return text[:at], True
         keep = max((_overlap(text, marker) for marker in self._markers), default=0)
@@ -72,9 +72,9 @@ class ThinkingSplitter:
     """Splits a reply into (thinking, answer), without the tags and the line breaks after them.
 
     A reply thinks if it begins with `<think>`, or if the prompt ended inside a think block (`opened`). Only the first
-    block counts: an answer may write about tags. `<think>` inside the block is a tag again, not text. A tag may be a
-    special token or text; other special tokens are dropped. A reply that continues a text (`begun`) goes on with its
-    thinking or its answer as they are.
+    block counts, because an answer may write about tags. A second `<think>` inside the block is dropped. A tag may be a
+    special token or text; other special tokens are dropped. If the reply continues a text (`begun`), leading line
+    breaks stay.
     """
 
     def __init__(self, opened: bool = False, begun: bool = False):
@@ -125,7 +125,7 @@ class ThinkingSplitter:
                 return thinking, self._trim(self._tags.held)
 
     def _feed_special(self, token: str) -> tuple[str, str]:
-        """A tag has its effect and other tokens have none; what was held back cannot become a tag any more."""
+        """A tag takes effect, other tokens are dropped. Text that was held back cannot become a tag any more."""
         if self._part == "beginning":
             if self._held.strip():
                 self._part, held, self._held = "answer", self._held, ""
@@ -149,8 +149,8 @@ class ThinkingSplitter:
 class ReplyText:
     """The text of one reply, token by token: ended by a stop string, thinking and answer apart.
 
-    Stop strings and tags are found in the text with special tokens; the parts come out without them, as transformers'
-    `skip_special_tokens` drops them. Each row of a batch has its own.
+    Stop strings and tags are found in the text with special tokens. The results have no special tokens, like
+    transformers' decoding with `skip_special_tokens`. Each row of a batch has its own ReplyText.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class ReplyText:
         self._stops = StopScanner(stop)
         self._splitter = ThinkingSplitter(opens_thinking, begun)
         self.stopped = False  # whether a stop string ended the reply
-        self.part = ""  # what the last token belongs to: "thinking", "answer", "tag", or "" while that is open
+        self.part = ""  # what the last token belongs to: "thinking", "answer", "tag", or "" while that is not known
 
     @property
     def thinks(self) -> bool | None:
@@ -209,5 +209,5 @@ class ReplyText:
 
 
 def _overlap(text: str, marker: str) -> int:
-    """Length of the longest end of `text` that begins `marker`."""
+    """Length of the longest end of `text` that is a beginning of `marker`."""
     return next((n for n in range(min(len(text), len(marker) - 1), 0, -1) if marker.startswith(text[-n:])), 0)

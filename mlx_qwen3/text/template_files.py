@@ -24,7 +24,7 @@ class ChatTemplates:
 
     @property
     def has_default(self) -> bool:
-        """Whether a template is used that nobody asked for."""
+        """Whether there is a default template."""
         return "default" in self._sources
 
     def choose(self, wanted: str | Path | None = None, tools: bool = False) -> ChatTemplate:

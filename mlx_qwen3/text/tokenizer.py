@@ -22,7 +22,7 @@ LONG = 1_000_000  # characters; from here on even Qwen's pattern may reach the l
 
 
 class Tokenizer:
-    """The tokenizer of a checkpoint or folder, with what belongs to it: template, end tokens, sampling defaults."""
+    """The tokenizer of a checkpoint or folder, with its chat templates, end tokens and sampling defaults."""
 
     def __init__(self, checkpoint: Checkpoint | str | Path):
         checkpoint = Checkpoint.of(checkpoint)
@@ -56,14 +56,14 @@ class Tokenizer:
         return {index: token.content for index, token in added.items() if self.decode([index], True) == ""}
 
     def speaks_like(self, other: "Tokenizer") -> bool:
-        """Whether ids have the same meaning, apart from added tokens."""
+        """Whether every id means the same token in both; added tokens are not compared."""
         ours, theirs = (x._backend.get_vocab(with_added_tokens=False) for x in (self, other))
         return ours == theirs
 
     def encode(self, text: str) -> list[int]:
-        """Token ids; special tokens written in the text count as such, nothing is added at the ends.
+        """Token ids. Special tokens written in the text become special tokens. Nothing is added at the ends.
 
-        The typed control tokens of a LiteralText stay text. Raises PromptError for a text that has no ids.
+        The typed control tokens of a LiteralText stay text. Raises PromptError for a text that cannot be encoded.
         """
         pieces = (isinstance(text, LiteralText) and text.pieces) or ((text, False),)
         try:
@@ -87,12 +87,12 @@ class Tokenizer:
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def _inside(self, text: str, encode: Callable[[str], list[int]]) -> list[int]:
-        """Ids of a piece that is not the first: after a line break, so that no space is put before it."""
+        """Ids of a piece that is not the first. It is encoded after a line break, so that no space is put before it."""
         line_break, ids = self._with_tokens("\n"), encode(f"\n{text}")
         return ids[len(line_break) :] if ids[: len(line_break)] == line_break else encode(text)
 
     def _typed(self, text: str) -> list[int]:
-        """Ids of a control token as text, by words or else by letters; a line break may stand before it."""
+        """Ids of a control token as plain text, if need be letter by letter. It may begin with a line break."""
         token = self._backend.token_to_id(text.removeprefix("\n"))
         for parts in (text,), text:
             if token not in (ids := [index for part in parts for index in self._without_tokens(part)]):
@@ -100,7 +100,7 @@ class Tokenizer:
         raise PromptError(f"{text.strip()!r} cannot be literal text; the tokenizer has no other way to write it")
 
     def _without_tokens(self, text: str) -> list[int]:
-        """Ids without added tokens, for which the library has no call; the steps are transformers'."""
+        """Ids without added tokens. The library has no call for this; these are the steps that transformers takes."""
         normalizer, cut = self._backend.normalizer, self._backend.pre_tokenizer
         text = normalizer.normalize_str(text) if normalizer is not None else text
         words = [word for word, _ in cut.pre_tokenize_str(text)] if cut is not None else [text]
@@ -185,7 +185,7 @@ class Tokenizer:
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether the checkpoint has a template that nobody has to ask for."""
+        """Whether the checkpoint has a default template."""
         return self._templates.has_default
 
     @property
@@ -202,7 +202,7 @@ class Tokenizer:
         return text.rfind(THINK) > text.rfind(END_THINK)
 
     def _stop_ids(self, config: Mapping[str, Any]) -> frozenset[int]:
-        """The union of what generation_config, config and the tokenizer call the end."""
+        """All end tokens that generation_config.json, config.json and the tokenizer name."""
         text = self.special_tokens.get("eos_token")
         own = None if text is None or text in self._vocabulary.invented else self._backend.token_to_id(text)
         ids = token_ids(config, "eos_token_id")
@@ -211,9 +211,9 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Turns tokens into text one by one; the pieces joined are the decoded whole, without special tokens.
+    """Turns tokens into text one by one. The pieces, joined, are the decoded whole without special tokens.
 
-    Byte-level tokens split characters. Text waits only while its last bytes, at most three, may still become one.
+    Byte-level tokens can split a character. So up to three bytes wait as long as they may still become a character.
     """
 
     def __init__(self, tokenizer: Tokenizer):

@@ -1,4 +1,4 @@
-"""Python functions as tools: the JSON schema that transformers makes of type hints and a Google-style docstring."""
+"""Python functions as tools: the JSON schema that transformers makes from type hints and a Google-style docstring."""
 
 import inspect
 import json

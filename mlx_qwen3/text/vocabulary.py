@@ -53,8 +53,8 @@ class Declared:
 class Vocabulary:
     """`backend` encodes and decodes; `special_tokens` are the named ones, which templates may ask for.
 
-    `invented` are tokens with an id that the model cannot know: defaults of Qwen2Tokenizer that no file holds, and
-    special tokens without a stated id that come out past the model's rows.
+    `invented` are tokens with an id that the model was not trained on: defaults of Qwen2Tokenizer that are in no file,
+    and special tokens without a stated id whose id is past the last row of the model's embedding.
     """
 
     backend: tokenizers.Tokenizer
@@ -90,7 +90,7 @@ def read_vocabulary(folder: Path, settings: Mapping[str, Any], model_config: Map
 
 
 def _past(rows: Any, backend: tokenizers.Tokenizer, declared: Declared) -> set[str]:
-    """The special tokens without a stated id that come out past the rows of the model."""
+    """The special tokens without a stated id whose id is past the last row of the model's embedding."""
     stated = {token.content for token in declared.added.values()}
     texts = {str(token) for token in declared.special} - stated
     return {text for text in texts if isinstance(rows, int) and (backend.token_to_id(text) or 0) >= rows}
@@ -141,7 +141,7 @@ def _read_merges(folder: Path) -> models.BPE:
 
 
 def _padding_token(backend: tokenizers.Tokenizer) -> dict[str, str]:
-    """tokenizer.json may ask for padding, and so name the token for it."""
+    """The padding token that tokenizer.json names, if it asks for padding."""
     padding = backend.padding
     backend.no_padding()
     return {"pad_token": padding["pad_token"]} if padding else {}
@@ -202,7 +202,7 @@ def _move_named_extras(settings: dict[str, Any], names: dict[str, Any]) -> None:
 
 
 def _add_special_tokens_map(path: Path, settings: dict[str, Any]) -> None:
-    """Merge special_tokens_map.json, which goes before tokenizer_config.json."""
+    """Merge special_tokens_map.json, which overrides tokenizer_config.json."""
     for key, value in _optional(path).items():
         if isinstance(value, dict) and key != "extra_special_tokens":
             value = _token(value | {"special": True})
