@@ -85,8 +85,7 @@ def _known_ids(model: Qwen3, vocabulary: int | None) -> int:
 
 def check_prompt(ids: Sequence[int], max_tokens: int, config: Qwen3Config) -> None:
     """Raises PromptError if prompt and answer do not fit the context, or an id is not of the vocabulary."""
-    if not ids:
-        raise PromptError("the prompt is empty; give at least one token")
+    check_ids(ids, config)
     check_limit(max_tokens)
     context = config.context_length
     if len(ids) >= context:
@@ -96,6 +95,12 @@ def check_prompt(ids: Sequence[int], max_tokens: int, config: Qwen3Config) -> No
             f"{len(ids)} prompt tokens and max_tokens {max_tokens} exceed the context of {context}; "
             f"set max_tokens to {context - len(ids)} or less"
         )
+
+
+def check_ids(ids: Sequence[int], config: Qwen3Config) -> None:
+    """Raises PromptError if there is none, or one is not of the vocabulary."""
+    if not ids:
+        raise PromptError("the prompt is empty; give at least one token")
     if not 0 <= min(ids) <= max(ids) < config.vocab_size:
         wrong = next(i for i in ids if not 0 <= i < config.vocab_size)
         raise PromptError(

@@ -1,15 +1,17 @@
 """The engine: many requests at once, on one thread that owns every MLX object."""
 
 import atexit
+import math
 import queue
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from pathlib import Path
 from types import TracebackType
 
-from ..errors import EngineError
+from ..errors import EngineError, UsageError
 from ..model.kv_format import kv_format
 from ..model.qwen3 import Qwen3
 from ..text.tokenizer import Tokenizer
@@ -108,6 +110,10 @@ class Engine:
         lookup: bool | None = None,
     ):
         """Raises OutputError if `cache_dir` cannot be written to, UsageError for what this model cannot honour."""
+        _check_number("max_rows", max_rows, 1, "rows", Integral)
+        _check_number("max_gap", max_gap, 0, "seconds", Real)
+        _check_number("prefix_bytes", prefix_bytes, 0, "bytes", Integral)
+        _check_number("cache_dir_bytes", cache_dir_bytes, 0, "bytes", Integral)
         kv_format(kv_bits, model.config.head_dim)
         if draft:
             check_vocabulary(draft.config, tokenizer.size)
@@ -158,6 +164,8 @@ class Engine:
         cancelled. It is called in the engine's thread, which waits for it, or in the one that cancels, and must not
         raise.
         """
+        if not isinstance(request, Request):
+            raise UsageError(f"a request is of type {type(request).__name__}; submit takes what `prepare` returns")
         limit = self._memory.limit(len(request.ids), request.max_tokens, request.open_ended)
         request = replace(request, max_tokens=limit)
         drafter = None
@@ -239,6 +247,12 @@ class Engine:
             kv_bits=self._kv_bits,
             memory=self._memory,
         )
+
+
+def _check_number(name: str, value: object, least: int, unit: str, kind: type) -> None:
+    if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < math.inf:  # type: ignore[operator]
+        number = "a whole number" if kind is Integral else "a number"
+        raise UsageError(f"{name} is {value!r}; expected {number} of {unit}, {least} or more")
 
 
 def _loop(engine: Engine) -> None:

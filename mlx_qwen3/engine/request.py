@@ -13,7 +13,7 @@ from ..files.config import Qwen3Config
 from ..files.reading import short
 from ..text.chat_template import Tool
 from ..text.tokenizer import Tokenizer
-from .decode import check_limit, check_prompt
+from .decode import check_ids, check_limit, check_prompt
 from .generation_config import token_limit
 from .logprobs import check_count
 from .sampling import SamplingParams
@@ -49,6 +49,8 @@ class ReplyOptions:
             if isinstance(self.max_tokens, bool) or not isinstance(self.max_tokens, Integral):
                 raise UsageError(f"max_tokens is {self.max_tokens!r}; expected 1 or more")
             check_limit(self.max_tokens)
+        if self.sampling is not None and not isinstance(self.sampling, SamplingParams):
+            raise UsageError(f"sampling is {short(repr(self.sampling))}; expected SamplingParams")
         check_count(self.logprobs)
         self._check_budget()
         self._check_stop()
@@ -118,7 +120,7 @@ def prepare(config: Qwen3Config, tokenizer: Tokenizer, prompt: Prompt, options: 
         raise PromptError(
             f"the tokenizer has {tokenizer.size} ids, the model {config.vocab_size}; one is of another model"
         )
-    ids, opens, begun = _encode(tokenizer, prompt, options)
+    ids, opens, begun = _encode(config, tokenizer, prompt, options)
     if (thinks := options.thinks) is not None and thinks != opens:
         template = tokenizer.chat_template(options.chat_template, options.tools)
         if not template.can_switch_thinking:
@@ -160,7 +162,9 @@ def default_sampling(tokenizer: Tokenizer, thinking: bool | None = None, **chang
     return replace(SamplingParams.from_generation_config(tokenizer.generation_config, thinking is not False), **chosen)
 
 
-def _encode(tokenizer: Tokenizer, prompt: Prompt, options: ReplyOptions) -> tuple[list[int], bool, bool]:
+def _encode(
+    config: Qwen3Config, tokenizer: Tokenizer, prompt: Prompt, options: ReplyOptions
+) -> tuple[list[int], bool, bool]:
     """(token ids, whether the reply begins inside a think block, whether it continues a text)"""
     if isinstance(prompt, str):
         if options.continue_final_message:
@@ -171,6 +175,7 @@ def _encode(tokenizer: Tokenizer, prompt: Prompt, options: ReplyOptions) -> tupl
         if names := options.of_template():
             raise UsageError(f"{names[0]} is a setting of the chat template, which a raw prompt does not pass")
         ids = [int(item) for item in items]
+        check_ids(ids, config)
         return ids, tokenizer.opens_thinking(ids), False
     if wrong := [item for item in items if item is None or isinstance(item, str | int | float | list)]:
         raise PromptError(f"the prompt holds a value of type {type(wrong[0]).__name__}; {KINDS}")

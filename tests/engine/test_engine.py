@@ -49,6 +49,28 @@ def test_a_draft_model_of_fewer_ids_is_refused(demo, tiny):
         Engine(*demo, draft=load_model(tiny))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_rows", 0),
+        ("max_rows", 1.5),
+        ("max_gap", float("nan")),
+        ("max_gap", float("inf")),
+        ("prefix_bytes", -1),
+        ("prefix_bytes", "1GB"),
+        ("cache_dir_bytes", True),
+    ],
+)
+def test_an_option_that_no_engine_can_honour_is_refused(demo, name, value):
+    with pytest.raises(UsageError, match=f"{name} is .*; expected a"):
+        Engine(*demo, **{name: value})
+
+
+def test_what_is_not_a_request_is_refused(demo):
+    with Engine(*demo) as engine, pytest.raises(UsageError, match="submit takes what `prepare` returns"):
+        engine.submit("hello")
+
+
 def test_replies_together_are_those_of_generate(demo):
     options = [{"sampling": SamplingParams(seed=seed), "max_tokens": 60} for seed in range(4)]
     alone = [generate(*demo, text, **given) for text, given in zip(TEXTS, options, strict=True)]
