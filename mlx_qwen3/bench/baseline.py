@@ -1,6 +1,6 @@
 """Finds regressions: compares the ratios with those of an earlier run.
 
-Ratios are compared and not times, because they change less from day to day and with the load of the machine.
+It compares ratios, not times, because ratios depend less on the load of the machine.
 """
 
 import json
@@ -47,7 +47,7 @@ def read_baseline(path: Path, margin: float) -> dict[str, Any]:
 
 
 def check_plan(options: Options, config: Qwen3Config, names: Sequence[str], baseline: dict[str, Any]) -> None:
-    """Raises UsageError, before any contestant starts, for the first setting that is not the baseline's."""
+    """Raises UsageError for the first setting that differs from the baseline's. Call it before contestants start."""
     planned = {
         "settings": asdict(options),
         "shape": shape(config),
@@ -58,7 +58,7 @@ def check_plan(options: Options, config: Qwen3Config, names: Sequence[str], base
 
 
 def check_settings(report: Report, baseline: dict[str, Any]) -> None:
-    """Raises UsageError for what the contestants say of themselves and differs from the baseline: dtype and device."""
+    """Raises UsageError if the dtype or device that a contestant reports differs from the baseline's."""
     content = as_json(report)
     _compare(_planned(baseline), _planned(content))
     _compare(_found(baseline), _found(content))
@@ -102,7 +102,7 @@ def _planned(content: dict[str, Any]) -> dict[str, str]:
 
 
 def _found(content: dict[str, Any]) -> dict[str, str]:
-    """What each contestant turned out to be."""
+    """The dtype and device that each contestant reports."""
     return {row["name"]: f"in {row['dtype']} on {row['device']}" for row in content["contestants"]}
 
 

@@ -1,4 +1,4 @@
-"""The files that `bench` writes: everything as JSON, a picture."""
+"""The files that `bench` writes: a JSON file with everything, and a picture."""
 
 import json
 from dataclasses import asdict, fields
@@ -14,7 +14,7 @@ FORMAT = 2  # of the JSON; 1 called transformers `torch`
 
 
 def check_files(as_json: Path | None, plot: Path | None) -> None:
-    """Raises UsageError or OutputError, before the hour of measuring, if a file could not be made."""
+    """Raises UsageError or OutputError if a file could not be written. Call it before measuring, which takes long."""
     if plot:
         check_picture(plot)
     for path in (as_json, plot):
@@ -32,7 +32,7 @@ def write_files(report: Report, as_json_file: Path | None, plot: Path | None) ->
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """All that was measured: settings, machine, every repeat of every row, and the figures that follow from them."""
+    """Everything: settings, machine, every repeat of every row, and the figures computed from them."""
     plain = {
         "format": FORMAT,
         "settings": asdict(report.options),
@@ -45,7 +45,7 @@ def as_json(report: Report) -> dict[str, Any]:
 
 
 def shape(config: Qwen3Config) -> dict[str, Any]:
-    """The sizes, and how the weights are packed."""
+    """The sizes of the model, and how its weights are packed."""
     sizes = {field.name: getattr(config, field.name) for field in fields(config)}
     plain = {name: value for name, value in sizes.items() if isinstance(value, int)}
     return {**plain, "quantization": asdict(config.quantization) if config.quantization else None}

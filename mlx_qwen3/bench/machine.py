@@ -41,7 +41,7 @@ def _from_cpuinfo() -> str:
         return ""
     fields = dict(line.split(":", 1) for line in lines if ":" in line)
     known = {key.strip(): value.strip() for key, value in fields.items()}
-    # A virtual machine hides the name; family and model still tell the chip.
+    # A virtual machine hides the name; family and model still identify the chip.
     family = ", ".join(f"{key.removeprefix('cpu ')} {known[key]}" for key in ("cpu family", "model") if key in known)
     return f"{known.get('model name', '')} ({family})" if family else known.get("model name", "")
 

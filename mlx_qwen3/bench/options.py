@@ -10,7 +10,7 @@ from ..files.checkpoint import Checkpoint
 from ..files.config import Qwen3Config
 from ..files.dtypes import DTYPES, dtype_name
 
-DEFAULT = "default"  # every contestant has its own default dtype, as its users get it
+DEFAULT = "default"  # every contestant uses its own default dtype, as it does for its users
 
 
 @dataclass(frozen=True)

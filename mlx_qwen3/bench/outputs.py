@@ -1,4 +1,4 @@
-"""Do two contestants say the same? If not, no speed is shown."""
+"""Compares the outputs of two contestants. If they disagree, no speed is shown."""
 
 import shutil
 import tempfile
@@ -21,10 +21,10 @@ def compare(
 ) -> Outputs:
     """Compare the first tokens of both, and both models' logits at the positions where the contestant chose its tokens.
 
-    Tokens alone do not suffice. Models with random tied weights all repeat the last token of the prompt. And if the
-    best two logits nearly tie, two dtypes may choose different tokens, and then the replies stay different. So the
-    logits are compared too, in the contestant's context. They may differ by the rounding of the coarser dtype, and
-    each of its tokens must be the best of our logits, as far as the two models' logits differ.
+    To compare tokens is not enough. Models with random tied weights all repeat the last token of the prompt. And if the
+    best two logits nearly tie, two dtypes may choose different tokens; from there on the replies differ. So the logits
+    are compared too, in the contestant's context. They may differ by the rounding of the less precise dtype. Each of
+    the contestant's tokens must be the best one of our logits, within the difference of the two models' logits.
     """
     compared = min(COMPARED, len(our_tokens), len(their_tokens))
     our_first, their_first = our_tokens[:compared], their_tokens[:compared]
@@ -58,7 +58,7 @@ def judge(
 
 
 def sentence(name: str, found: Outputs) -> str:
-    """The finding in words."""
+    """The result in words."""
     tokens, parting = f"the first {found.compared} greedy tokens", found.parting
     said = [f"{name}, {found.prompt_tokens} prompt tokens: "]
     if parting is None:

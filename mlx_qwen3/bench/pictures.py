@@ -30,7 +30,7 @@ def _errors(spread: Spread, scale: float) -> tuple[float, float]:
 
 
 def _bars(axes: Any, report: Report, metric: Metric, lengths: tuple[int | None, ...]) -> None:
-    """A group for each length, and in it a bar for each contestant, at the same place in every group."""
+    """A group of bars for each length. Each contestant has its bar at the same place in every group."""
     width = 0.8 / len(report.rows)
     for index, row in enumerate(report.rows):
         for group, length in enumerate(lengths):

@@ -1,4 +1,4 @@
-"""The contestants' processes: starts them, asks them, ends them."""
+"""The contestants' processes: starts them, sends them commands, ends them."""
 
 import json
 import os
@@ -17,10 +17,10 @@ from .options import Contestant
 
 PACKAGE = Path(__file__).parent.parent
 WORKERS = Path(__file__).parent / "workers"
-PATIENCE = 10  # seconds that a worker has for its end
+PATIENCE = 10  # seconds that a worker has to end
 LAST_WORDS = 600  # characters of standard error that an error message quotes
-# Loads workers/ as a package of its own. As a part of mlx_qwen3 it would also run that package's start-up, and load its
-# BLAS, in the processes of the others.
+# Loads workers/ as a package of its own. As a part of mlx_qwen3 it would also run that package's start-up code in the
+# processes of the others, which loads a BLAS.
 BOOT = """
 import importlib.util, sys
 folder = sys.argv[1]
@@ -42,7 +42,7 @@ def environment() -> dict[str, str]:
 
 
 class Worker:
-    """One contestant's process. It ends when the context is left, whatever it is doing then."""
+    """One contestant's process. It is ended when the `with` block ends, even if it is still working."""
 
     def __init__(self, contestant: Contestant):
         self.name = contestant.name
@@ -72,7 +72,7 @@ class Worker:
         self.close()
 
     def close(self) -> None:
-        self._process.terminate()  # which a measurement of coverage can answer, unlike a kill
+        self._process.terminate()  # not a kill, which would lose the measurement of coverage
         try:
             self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:

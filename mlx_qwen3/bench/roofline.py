@@ -1,4 +1,4 @@
-"""The limits that bandwidth and arithmetic set for every program.
+"""The speed limits that memory bandwidth and arithmetic set for every program.
 
 L prompt tokens, N weights of the layers' matrices, H query heads, D head_dim
 """

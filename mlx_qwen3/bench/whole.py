@@ -1,4 +1,4 @@
-"""A whole process, from its start to its end: all that a user waits for to get 32 tokens."""
+"""A whole process from start to end: the time that a user waits for 32 tokens."""
 
 import re
 import subprocess
@@ -24,7 +24,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
 
 
 def can_run(contestant: Contestant, folder: Path) -> bool:
-    """Whether it has a command line with the settings that are measured here, and the folder has a tokenizer."""
+    """Whether the contestant has a command line with the settings used here, and the folder has a tokenizer."""
     known = contestant.name == OURS or (contestant.name == "mlx-lm" and not contestant.dtype and not contestant.blas)
     return known and (folder / "tokenizer.json").exists()
 

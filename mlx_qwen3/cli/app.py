@@ -19,7 +19,7 @@ PYTHONS_OWN = warnings.showwarning
 
 
 def run(arguments: Sequence[str] | None = None) -> NoReturn:
-    """The whole process of a command: `arguments` are those of the process by default."""
+    """Run a command and end the process. By default `arguments` are those of the process."""
     interrupt.install()
     with interrupt.held():
         interrupt.watch()
@@ -31,14 +31,14 @@ def run(arguments: Sequence[str] | None = None) -> NoReturn:
     except SystemExit as error:
         code = error.code
     atexit._run_exitfuncs()
-    os._exit(code)  # MLX's threads can abort a process whose interpreter is taken apart
+    os._exit(code)  # without Python's shutdown, in which MLX's threads can abort the process
 
 
 def _look_for_compiler() -> None:
-    """Let MLX ask now whether there is a g++, which it does once.
+    """Let MLX look for g++ now, which it does once in a process.
 
-    It asks by `system`, which ignores Ctrl-C until it returns. Now the main thread holds the signal back, and the
-    threads that would take it and lose it do not run yet.
+    It runs a shell with `system`, which ignores Ctrl-C until it returns. At this moment the main thread holds the
+    signal back, and the threads that would receive the signal and lose it do not run yet.
     """
     import mlx.core as mx
 
@@ -69,9 +69,9 @@ class Commands(click.Group):
             code = _fail(str(error), error.exit_code)
         except (KeyboardInterrupt, click.Abort):
             code = interrupt.INTERRUPTED
-        except BrokenPipeError:  # the reader, `head` say, has seen enough
+        except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
             code = 1
-        except OSError as error:  # a full disk behind stdout, say
+        except OSError as error:  # for example, stdout is a file and the disk is full
             code = _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
         except Exception as error:
             if os.environ.get("MLX_QWEN3_TRACEBACK"):
@@ -126,7 +126,7 @@ def _fail(message: str, code: int) -> int:
 
 
 def _let_go_of_stdout() -> None:
-    """Drop what cannot be written: the interpreter would try again at its end, and complain."""
+    """Drop output that cannot be written: at its end the interpreter would try again and print an error."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -134,7 +134,7 @@ def _let_go_of_stdout() -> None:
 
 
 def _warn(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-    """One line for a warning of ours; those of libraries as Python shows them."""
+    """Show a warning of ours as one line, and those of libraries as Python does."""
     if issubclass(category, Qwen3Warning):
         say(f"warning: {one_line(str(message))}")
     else:

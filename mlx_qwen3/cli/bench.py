@@ -14,8 +14,8 @@ from .terminal import show
 @click.option(
     "--against",
     metavar="NAMES",
-    help="Some of transformers, reference, mlx-lm, with commas; name:fp32 asks for a dtype. Default: transformers,"
-    "mlx-lm, as far as they are installed and can read SOURCE.",
+    help="Some of transformers, reference, mlx-lm, separated by commas; name:fp32 sets a dtype. Default: transformers,"
+    "mlx-lm, if they are installed and can read SOURCE.",
 )
 @click.option(
     "--prompt-tokens", default="16,512,2048", show_default=True, metavar="L,L", help="Lengths of the prompts."
@@ -25,19 +25,23 @@ from .terminal import show
 )
 @click.option("--repeat", type=int, default=5, show_default=True, metavar="N", help="Timed runs of everything.")
 @click.option(
-    "--dtype", default="default", show_default=True, help="default, each as its users get it; bf16, fp16, fp32."
+    "--dtype", default="default", show_default=True, help="bf16, fp16, fp32, or default: each program's own default."
 )
 @click.option("--same-blas", is_flag=True, help="Give the others the BLAS that this package loaded.")
-@click.option("--no-reference", is_flag=True, help="Leave out reference.py, which otherwise runs beside transformers.")
-@click.option("--roofline", is_flag=True, help="Print the limits of this machine before the numbers.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Everything, every repeat.")
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Bars with spread as PNG.")
+@click.option(
+    "--no-reference", is_flag=True, help="Leave out reference.py, which by default runs if transformers does."
+)
+@click.option("--roofline", is_flag=True, help="Print the limits of this machine before the results.")
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write everything, with every repeat."
+)
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw bars with their spread as PNG.")
 @click.option(
     "--check",
     "baseline_file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="A file that --json wrote before: exit code 1 if a ratio got worse.",
+    help="Compare with a file that --json wrote: exit code 1 if a ratio got worse.",
 )
 @click.option(
     "--margin",
@@ -45,7 +49,7 @@ from .terminal import show
     default=0.15,
     show_default=True,
     metavar="X",
-    help="The share by which a ratio may be worse.",
+    help="How much worse a ratio may be, as a share.",
 )
 @click.option("--progress/--no-progress", default=None, help="Default: a bar on a terminal.")
 def command(

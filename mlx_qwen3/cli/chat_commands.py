@@ -27,9 +27,7 @@ def obey(chat: "Chat", line: str) -> None:
     else:
         close = get_close_matches(name, COMMANDS, 1)
         meant = f", did you mean /{close[0]}?" if close else ";"
-        raise UsageError(
-            f"there is no /{short(name)}{meant} /help lists the commands, a space first makes it a message"
-        )
+        raise UsageError(f"there is no /{short(name)}{meant} /help lists the commands; begin a message with a space")
 
 
 def _set(chat: "Chat", name: str, argument: str) -> None:
@@ -71,7 +69,7 @@ def _think(chat: "Chat", thinking: bool) -> None:
 
 
 def _thinking(chat: "Chat", _: str) -> None:
-    """Show or hide the thinking, from the next reply on; that of the last reply is shown now if it was hidden."""
+    """Show or hide the thinking from the next reply on. If it was hidden, show that of the last reply now."""
     chat.shows_thinking = not chat.shows_thinking
     if chat.shows_thinking and chat.last and chat.last.thinking:
         say(chat.last.thinking)
@@ -115,7 +113,7 @@ def _retry(chat: "Chat", _: str) -> None:
     try:
         chat.turn(text)
     finally:
-        if chat.session.turns < sum(message["role"] == "user" for message in before):  # no reply took its place
+        if chat.session.turns < sum(message["role"] == "user" for message in before):  # there is no new reply instead
             chat.session.messages, chat.session.used = before, used
 
 
@@ -154,7 +152,7 @@ SETTINGS = {
     "max-tokens": "max_tokens",
     "think-budget": "thinking_budget",
 }
-# Name -> what runs, its argument, what it does
+# Name -> function, argument, help text
 OTHERS: dict[str, tuple[Callable[["Chat", str], Any], str, str]] = {
     "help": (_help, "", "List the commands."),
     "system": (_system, "TEXT", "Show or set the system message; none removes it."),
@@ -165,7 +163,7 @@ OTHERS: dict[str, tuple[Callable[["Chat", str], Any], str, str]] = {
     "retry": (_retry, "", "Ask for the last reply again."),
     "new": (_new, "", "Drop all turns."),
     "save": (_save, "FILE", "Write the conversation and its settings to a JSON file."),
-    "load": (_load, "FILE", "Go on with a saved conversation."),
+    "load": (_load, "FILE", "Continue a saved conversation."),
     "stats": (_stats, "", "Show how full the context is, and the speed of the last reply."),
     "quit": (_quit, "", "End the chat."),
 }

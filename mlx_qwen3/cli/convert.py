@@ -18,7 +18,7 @@ from .terminal import say, show_json
     metavar="MODE",
     help="affine{2,3,4,5,6,8}, optionally followed by g32, g64 or g128; mxfp4, mxfp8, nvfp4; mixed; none unpacks.",
 )
-@click.option("--bits", type=float, metavar="X", help="Bits per weight that mixed may spend.  [default: 5]")
+@click.option("--bits", type=float, metavar="X", help="The budget of mixed, in bits per weight.  [default: 5]")
 @click.option(
     "--text", type=click.Path(), metavar="FILE", help="Measure the perplexity on this text. Default: a built-in one."
 )
@@ -26,7 +26,7 @@ from .terminal import say, show_json
     "--max-kl",
     type=float,
     metavar="X",
-    help="Fail, and write no OUT, if the mean KL divergence from SOURCE is above X.",
+    help="Fail, and do not write OUT, if the mean KL divergence from SOURCE is above X.",
 )
 @click.option("--no-divergence", is_flag=True, help="Do not compare the outputs of SOURCE and OUT.")
 @click.option("--shard-size", default="5GB", show_default=True, metavar="SIZE", help="The largest size of a file.")

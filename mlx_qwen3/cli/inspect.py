@@ -21,24 +21,30 @@ from .terminal import read_stdin, show, show_json
 @click.option("--batch", type=int, metavar="B", help="Rows of random tokens. Default: 1.")
 @click.option("--length", type=int, metavar="L", help="Random tokens in a row. Default: 16.")
 @click.option("--decode", type=int, metavar="N", help="Show the decode step after N tokens of the reply instead.")
-@click.option("--temp", "temperature", type=float, metavar="T", help="Of that reply. Default: the checkpoint's.")
-@click.option("--seed", type=int, metavar="S", help="Of that reply, as in generate. Default: 0.")
+@click.option(
+    "--temp", "temperature", type=float, metavar="T", help="Temperature of that reply. Default: the checkpoint's."
+)
+@click.option("--seed", type=int, metavar="S", help="Seed of that reply, as in generate. Default: 0.")
 @click.option("--layer", type=int, default=0, metavar="I", help="The layer shown step by step. Default: 0.")
 @click.option("--head", type=int, default=0, metavar="H", help="The head of the attention map. Default: 0.")
-@click.option("--heads", is_flag=True, help="Numbers and verdicts of every head.")
-@click.option("--full", is_flag=True, help="Every tensor by itself, and the numbers of every layer.")
+@click.option("--heads", is_flag=True, help="Show numbers and verdicts of every head.")
+@click.option("--full", is_flag=True, help="Show every tensor by itself, and the numbers of every layer.")
 @with_options(DTYPE)
-@click.option("--rules", type=click.Path(path_type=Path), metavar="FILE", help="JSON that replaces the limits.")
+@click.option("--rules", type=click.Path(path_type=Path), metavar="FILE", help="A JSON file with other limits.")
 @click.option(
     "--against",
     metavar="SOURCE|reference|transformers",
     help="Compare step by step with another checkpoint, with reference.py or with transformers.",
 )
-@click.option("--kv-bits", type=int, metavar="8|4", help="What a cache of so many bits costs, in every layer.")
-@click.option("--strict", is_flag=True, help="Exit code 1 if there is a fault or a difference.")
+@click.option("--kv-bits", type=int, metavar="8|4", help="Show the error of a cache with 8 or 4 bits, layer by layer.")
+@click.option("--strict", is_flag=True, help="Exit with code 1 if there is a fault or a difference past its bound.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Heat maps and an attention map as PNG.")
-@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Tables and pictures on one page.")
+@click.option(
+    "--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw heat maps and an attention map as PNG."
+)
+@click.option(
+    "--html", type=click.Path(path_type=Path), metavar="FILE", help="Write tables and pictures to one HTML page."
+)
 def command(
     source: str,
     prompt: str | None,

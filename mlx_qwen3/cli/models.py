@@ -1,4 +1,4 @@
-"""The model of a command, in two steps: what can be checked without its weights, then the weights."""
+"""Opens the model of a command in two steps: first the checks that need no weights, then the weights."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ class Opened:
     """A checkpoint and its tokenizer, and the draft model's checkpoint, before any weight is read."""
 
     def __init__(self, options: ModelOptions, option: str = "") -> None:
-        """`option` is that of the command for a SOURCE. Raises a subclass of Qwen3Error."""
+        """`option` is the command's option for a SOURCE, for messages. Raises a subclass of Qwen3Error."""
         from ..engine.request import check_draft
         from ..files import hub
         from ..files.checkpoint import Checkpoint
@@ -33,7 +33,7 @@ class Opened:
             check_draft(self._draft, self.tokenizer)
 
     def load(self) -> "tuple[Qwen3, Qwen3 | None]":
-        """The model and the draft model. Raises MemoryBudgetError before it reads weights that do not fit."""
+        """The model and the draft model. If the weights do not fit, raises MemoryBudgetError before it reads them."""
         from .. import blas
         from ..engine.memory import budget_bytes, check_checkpoint, set_limits
         from ..model import load as loading

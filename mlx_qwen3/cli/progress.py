@@ -13,7 +13,7 @@ FEWEST = 10  # columns of the bar itself; a narrower terminal gets the text alon
 
 
 class Bar:
-    """Progress on stderr, one bar for each stage, with what it counts. If stderr is not a terminal: lines."""
+    """Progress on stderr: one bar for each stage, with its unit. If stderr is not a terminal, lines."""
 
     def __init__(self, wanted: bool | None) -> None:
         self._terminal = sys.stderr.isatty() and not dumb()
@@ -21,7 +21,7 @@ class Bar:
         self._stage: Stage | None = None
         self._done = self._tenths = 0
         self._began = 0.0
-        self._shown = ""  # the line that the cursor is in
+        self._shown = ""  # the text of the terminal's current line
 
     def __enter__(self) -> "Bar":
         interrupt.register(self._leave_line)
@@ -38,7 +38,7 @@ class Bar:
             self._close()
             self._stage, self._done, self._tenths = stage, 0, 0
             self._began = time.monotonic()
-        self._done = min(self._done + done, stage.total)  # mixed measures some parts again
+        self._done = min(self._done + done, stage.total)  # `mixed` measures some parts twice
         if self._terminal:
             self._draw(stage)
         elif int(self._share(stage) * 10) > self._tenths:
@@ -77,7 +77,7 @@ def _print(text: str) -> None:
 
 
 def bar_line(stage: str, share: float, text: str, columns: int) -> str:
-    """A line that is narrower than the terminal: one as wide as it, or wider, would scroll with every update."""
+    """A line that is narrower than the terminal. A line of the full width would scroll with every update."""
     room = min(columns - 1, WIDEST)
     before, after = f"{stage} [", f"] {share:4.0%}  {text}"
     cells = room - len(before) - len(after)

@@ -7,11 +7,11 @@ from typing import Any
 from .terminal import dumb, say
 
 PROMPT = "> "
-MORE = ". "  # before the lines that continue one
+MORE = ". "  # the prompt of a line that continues the one before
 
 
 class PlainReader:
-    """Lines as they come. One that ends in a backslash goes on in the next."""
+    """Reads plain lines. A line that ends in a backslash continues on the next."""
 
     def __init__(self) -> None:
         self._shows = sys.stdin.isatty()

@@ -1,12 +1,12 @@
-"""The SOURCE of a command that was given none."""
+"""The default SOURCE of a command."""
 
 from .terminal import say
 
 
 def default_source(option: str = "") -> str:
-    """Qwen3-0.6B if it is downloaded, else the demo, which is then said on stderr.
+    """Qwen3-0.6B if it is downloaded, else the demo; a line on stderr says that it is the demo.
 
-    `option` is that of the command for a SOURCE, such as "--model ".
+    `option` is the command's option for a SOURCE, such as "--model ".
     """
     from ..files import hub
 

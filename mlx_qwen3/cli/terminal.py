@@ -17,12 +17,13 @@ from .. import interrupt
 from ..errors import UsageError
 from ..report import finite
 
-# A terminal obeys control characters: colours, cursor, title, clipboard. Text from a checkpoint or a model must not use
-# them. Allowed are line feed, tab and a carriage return before a line feed.
+# Control characters change a terminal: colours, cursor, title, clipboard. Text from a checkpoint or a model must not do
+# this. Allowed are line feed, tab and a carriage return before a line feed.
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?!\n)")
-# What json leaves as it is and means the same escaped: more control characters, and the bytes of a strange file name.
+# Characters that json.dumps does not escape, but that mean the same when escaped: further control characters, and bytes
+# of a file name that is not UTF-8.
 NOT_IN_JSON = re.compile(r"[\x7f-\x9f\ud800-\udfff]")
-# These turn the direction of the text around them. A reply in Arabic may need them, one line of a message does not.
+# These change the direction of the text around them. A reply in Arabic may need them, but a one-line message does not.
 DIRECTION = re.compile(r"[\u202a-\u202e\u2066-\u2069]")
 
 
@@ -67,12 +68,12 @@ def show_json(content: Any) -> None:
 
 
 def styled(stream: Any) -> bool:
-    """Whether a stream is a terminal that wants colours: https://no-color.org."""
+    """Whether a stream is a terminal and the user allows colours: https://no-color.org."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and not dumb()
 
 
 def dumb() -> bool:
-    """Whether the terminal says that it knows no control sequences."""
+    """Whether the terminal does not support control sequences, by its TERM variable."""
     return os.environ.get("TERM") == "dumb"
 
 
@@ -89,7 +90,7 @@ def read_stdin(instead: str = "--prompt TEXT") -> str:
 
 @contextmanager
 def warnings_afterwards() -> Iterator[None]:
-    """Keep warnings until the end of the block, so that they do not stand in the middle of a reply."""
+    """Hold warnings back until the end of the block, so that they do not interrupt a reply."""
     caught: list[warnings.WarningMessage] = []
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -102,7 +103,7 @@ def warnings_afterwards() -> Iterator[None]:
 class Printer:
     """Streams a reply to stdout. Thinking is dimmed on a terminal; elsewhere it is between its tags.
 
-    Use it in a `with` block: its end completes the line, also after an error.
+    Use it in a `with` block: the end of the block completes the line, also after an error.
     """
 
     def __init__(self) -> None:

@@ -8,12 +8,12 @@ from .terminal import say, show_json
 
 @click.command("verify", short_help="Check a converted folder.")
 @click.argument("folder", metavar="DIR")
-@click.option("--source", metavar="SOURCE", help="The source of the conversion: compare with it again.")
+@click.option("--source", metavar="SOURCE", help="The source of the conversion, to compare with again.")
 @click.option("--transformers", is_flag=True, help="Compare with transformers, layer by layer.")
 @click.option("--progress/--no-progress", default=None, help="Default: a bar on a terminal.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def command(folder: str, source: str | None, transformers: bool, progress: bool | None, as_json: bool) -> None:
-    """Check the converted folder DIR against its certificate: every byte, then what it computes."""
+    """Check the converted folder DIR against its certificate: every byte, then the logits."""
     from ..conversion.verify import report, verify
 
     with Bar(progress) as bar:

@@ -1,4 +1,4 @@
-"""Attention over blocks of queries, so that the scores of all queries are never in memory at once; MLX and torch.
+"""Attention in blocks of queries, so that the scores of all queries are never in memory at once. For MLX and torch.
 
 B batch, L queries, S keys, H query heads, K key/value heads, G = H / K, D head_dim, C queries of one block
 """
@@ -51,7 +51,7 @@ def score_blocks(
     """(first query, scores, visible) of every block of queries; the arguments are those of `attention_chunk`.
 
     scores (B, H, C, visible S) = q.k * scale in float32, and -inf for a key that a query does not see. A causal block
-    ends at the last key that it sees. visible is the mask as it broadcasts to the scores, None if all is visible.
+    ends at the last key that it sees. visible is the mask, which broadcasts to the scores; None if all is visible.
     """
     _check(q, k, chunk)
     (B, H, L, D), K, S = q.shape, k.shape[1], k.shape[2]

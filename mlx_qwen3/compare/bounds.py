@@ -1,4 +1,4 @@
-"""Every tolerance of the package: what it measures, and the measured value that it stands on."""
+"""Every tolerance of the package: what it measures, and the measured value that it is based on."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from ..model.qwen3 import Qwen3
 
 @dataclass(frozen=True)
 class Bound:
-    """`limit` is what is allowed. `measured` is the largest value seen on sound models, and `on` says which."""
+    """`limit` is the largest allowed value. `measured` is the largest value of correct models, and `on` says which."""
 
     limit: float
     measures: str
@@ -34,7 +34,7 @@ ROUNDED = {
 }
 
 # `inspect --against`: what one layer adds to the difference of a step. By the dtype of the computation, and by the
-# packing if only one side is packed: the bits of the affine modes, else the mode. Faults add 1 and more.
+# packing if only one side is packed: the bits of the affine modes, else the mode. Mistakes add 1 or more.
 ADDED = "relative norm of the difference of a step, less GROWTH times that of the layer's input"
 STEPS = {
     "float32": Bound(1e-4, ADDED, 8.7e-7, DEMO),
@@ -52,15 +52,16 @@ STEPS = {
 }
 GROWTH = Bound(2.0, "difference of a step, as a multiple of that of the layer's input", 1.23, f"{DEEP}, float32")
 
-# `verify`: what the certificate recorded, measured again. Another device or version adds up in another order, so that
-# float32 rounds in other places; if two logits nearly tie, the first choice can change.
+# `verify`: the figures of the certificate, measured again. Another device or version adds numbers in another order, so
+# float32 sums round differently. If two logits nearly tie, the first choice can change.
 KERNELS = "the demo in 4 modes, OpenBLAS's kernels for Nehalem and Haswell, with and without MKL for MLX"
 KL_NOISE = Bound(1e-6, "difference of the mean KL divergence in nats, at a divergence near 0", 5e-9, KERNELS)
 KL_SHARE = Bound(0.05, "difference of the mean KL divergence, as a share of the recorded one", 5.3e-6, KERNELS)
 TOP1_SHARE = Bound(0.02, "share of the positions whose first choice is not the recorded one", 0.0, KERNELS)
 PERPLEXITY_SHARE = Bound(1e-3, "difference of the perplexity, as a share of the recorded one", 7.1e-7, KERNELS)
 
-# `bench`: the logits of two contestants, by the coarser dtype of the two. Models of other weights have 1 and more.
+# `bench`: the logits of two contestants, by the less precise dtype of the two. Models with other weights have 1 or
+# more.
 LOGITS = "relative norm of the difference of two contestants' logits at one position"
 OUTPUTS = {
     "float32": Bound(1e-4, LOGITS, 2.6e-6, "the demo, this package and transformers"),
@@ -73,7 +74,7 @@ WORST_RANK = Bound(
 
 
 def step_bound(bounds: Mapping[str, float], *models: Qwen3, same_weights: bool = False) -> float:
-    """The largest of the `bounds`, by dtype and packing, that one of the models asks for.
+    """The largest of the `bounds` for the dtypes and packings of the models.
 
     With `same_weights` both sides compute with the same, unpacked values, so that only the dtype counts.
     """

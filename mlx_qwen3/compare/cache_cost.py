@@ -18,10 +18,10 @@ POSITIONS = 128  # whose logits are computed at once
 
 @dataclass(frozen=True)
 class LayerCost:
-    """Relative differences from the pass with the unquantized cache, ||a - b|| / ||b||.
+    """Relative differences of one layer from the pass with the unquantized cache, ||a - b|| / ||b||.
 
-    They are those of the keys and values of a layer, as stored, and of the residual stream after it. Those of a layer
-    include what the layers before it have lost.
+    They compare the stored keys and values of the layer, and the residual stream after it. They include the errors of
+    the layers before it.
     """
 
     keys: float
@@ -42,9 +42,9 @@ class CacheCost:
 
 
 def cache_cost(model: Qwen3, rows: Sequence[mx.array], kv_bits: int, chunk: int | None = None) -> CacheCost:
-    """Run token ids (B, L) each through the model with both caches, in passes of `chunk` tokens.
+    """Run several arrays of token ids (B, L) through the model with both caches, in passes of `chunk` tokens.
 
-    Raises UsageError for `kv_bits` that this model cannot have.
+    Raises UsageError if the model's head_dim does not allow `kv_bits`.
     """
     sums = _Sums(len(model.layers))
     for ids in rows:

@@ -1,6 +1,6 @@
 """Two models side by side on the same tokens: the relative difference of every step, and the first past its bound.
 
-Both sides go forward layer by layer (see steps.py), so that only one layer of each is in memory besides the weights.
+Both sides compute layer by layer (see steps.py), so that only one layer of each is in memory besides the weights.
 """
 
 import math
@@ -16,7 +16,7 @@ from ..files.config import Qwen3Config
 from .flow import FLOW, SCORES, SOFTMAX
 from .layer_steps import Blocks, LayerSteps
 
-STATES = ("input", "output", "logits")  # the residual stream and what it comes to
+STATES = ("input", "output", "logits")  # the residual stream and the logits
 ALL = tuple(step.name for step in FLOW)
 SHAPE = (
     "num_hidden_layers",
@@ -64,8 +64,8 @@ def differences(
 ) -> Iterator[Difference]:
     """Compare two sides step by step, in the order of the forward pass; `only` names the steps to compare.
 
-    A step may differ by `bound`, plus `growth` times the difference that came in with the input of its layer. So a
-    fault shows in its own layer, and a sound layer after it is not blamed.
+    A step may differ by `bound`, plus `growth` times the difference of its layer's input. So a mistake shows in its own
+    layer, and a correct layer after it is not reported.
     """
     incoming: float | None = 0.0
     for index, (a, b) in enumerate(zip(ours, theirs, strict=True)):
@@ -100,7 +100,7 @@ def _layer_differences(a: LayerSteps, b: LayerSteps, only: Container[str]) -> It
 
 
 def _attention_differences(a: Blocks, b: Blocks) -> Mapping[str, "_Sums"]:
-    """Of the scores and the weights, which exist only block by block."""
+    """The differences of the scores and the weights, which exist only block by block."""
     scores, weights = _Sums(), _Sums()
     for (_, score_a, weight_a, visible), (_, score_b, weight_b, _) in zip(a(), b(), strict=True):
         seen = None if visible is None else np.broadcast_to(_numpy(visible) > 0, score_a.shape)
@@ -110,7 +110,7 @@ def _attention_differences(a: Blocks, b: Blocks) -> Mapping[str, "_Sums"]:
 
 
 class _Sums:
-    """Squares of a difference, and of what it is relative to, over several blocks."""
+    """Sums of squares, over several blocks: of the difference, and of the reference."""
 
     def __init__(self) -> None:
         self._difference = self._reference = 0.0

@@ -1,8 +1,8 @@
 """Two checkpoints side by side: what both compute in float32 for the same tokens, and how far they are apart.
 
-The forward pass is that of model/, with one block in memory at a time and the output matrix in runs of rows. So neither
-the model nor its logits need to fit in memory. Weights are unpacked to float32 and multiplied by NumPy: that is true
-float32 on every device, and 50 times faster on a CPU than the BLAS in MLX's Linux wheel.
+The forward pass is that of model/, with one layer in memory at a time and the output matrix in blocks of rows. So
+neither the model nor its logits need to fit in memory. Weights are unpacked to float32 and multiplied by NumPy: this is
+true float32 on every device, and on a CPU much faster than the BLAS in MLX's Linux wheel.
 
 T tokens of all sequences together, V vocabulary, L tokens of one sequence
 """
@@ -29,7 +29,7 @@ from ..text.tokenizer import Tokenizer
 
 FIXED_IDS = 64
 WINDOW = 512  # tokens of a text in one sequence
-HEAD_VALUES = 1 << 21  # logits of one model in memory at a time
+HEAD_VALUES = 1 << 21  # number of logits of one model that are in memory at a time
 TEXT = """\
 The lighthouse keeper wrote one line each evening, whether or not a ship had passed. "Wind from the west, glass falling,
 lamp lit at six." After thirty years the lines filled nine books, and when the lamp was at last given a motor, a student
@@ -70,7 +70,7 @@ class Divergence:
 
 
 class Streamed:
-    """The forward pass of a checkpoint whose weights are read when they are needed."""
+    """The forward pass of a checkpoint. It reads each weight when it needs it."""
 
     def __init__(self, checkpoint: Checkpoint):
         self.config, self.parts = checkpoint.config, checkpoint.parts
@@ -120,7 +120,7 @@ class Streamed:
 
 
 class _Product(nn.Module):
-    """A projection (T, inputs) -> (T, outputs) as model/linear.py has it, by NumPy, of a weight (outputs, inputs)."""
+    """A projection (T, inputs) -> (T, outputs) as in model/linear.py, but by NumPy; the weight is (outputs, inputs)."""
 
     def __init__(self, weight: Floats):
         super().__init__()
@@ -134,10 +134,11 @@ class _Product(nn.Module):
 
 
 def sequences_for(checkpoint: Checkpoint, text: Path | None) -> tuple[list[list[int]], str | None]:
-    """(token ids to compare two checkpoints on, the source of the text among them).
+    """(sequences of token ids to compare two checkpoints on, where their text comes from).
 
-    The first sequence is fixed and needs no tokenizer. The text does: the built-in one or a UTF-8 file. The built-in
-    one is left out if no tokenizer fits. Raises UsageError or CheckpointError for a file that cannot be used.
+    The first sequence is fixed and needs no tokenizer. The others are a text, which needs one: the built-in text or a
+    UTF-8 file. The built-in text is left out if no tokenizer fits. Raises UsageError or CheckpointError for a file that
+    cannot be used.
     """
     config = checkpoint.config
     try:
@@ -175,7 +176,7 @@ def compare(
     text: str | None,
     progress: Progress = silent,
 ) -> Divergence:
-    """Compare what `result` and `source` compute for `sequences`. The two are read one after another."""
+    """Compare the logits of `result` and `source` for `sequences`. The two are read one after the other."""
     models = Streamed(source), Streamed(result)
     stage = Stage("comparing", _steps(result.config, sum(len(ids) for ids in sequences)), "steps")
     hidden = [model.hidden(sequences, lambda: progress(stage, 1)) for model in models]
@@ -196,12 +197,12 @@ def head_rows(tokens: int, vocabulary: int) -> int:
 
 
 def _steps(config: Qwen3Config, tokens: int) -> int:
-    """How many steps `compare` reports: a layer of each model, and a run of rows of the output matrices."""
+    """How many steps `compare` reports: each layer of both models, and each block of rows of the output matrices."""
     return 2 * config.num_hidden_layers + -(-config.vocab_size // head_rows(tokens, config.vocab_size))
 
 
 class _Sums:
-    """The sums over two sets of logits, collected over runs of the vocabulary."""
+    """The sums over two sets of logits, which come in blocks of the vocabulary."""
 
     def __init__(self, targets: np.ndarray):
         self._targets = targets  # (T,) the next token, -1 at the end of a sequence

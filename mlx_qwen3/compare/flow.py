@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Step:
-    """One tensor of the forward pass. A `view` holds the numbers of the step before it in another shape."""
+    """One tensor of the forward pass. A `view` has the same numbers as the step before it, in another shape."""
 
     name: str  # the name in JSON, in the rules and in comparisons
     axes: str
@@ -27,7 +27,7 @@ class Step:
         return axes.index("L") if "L" in axes else -1
 
 
-# The model's name of an event, and the tensors that it shows then.
+# Event, as the model calls it -> the tensors that the model then shows.
 EVENTS: dict[str, tuple[Step, ...]] = {
     "input": (Step("input", "B L hidden", "the residual stream that the layers before have made"),),
     "input_norm": (Step("input_norm", "B L hidden", "RMSNorm: every token to RMS 1, times input_layernorm.weight"),),
@@ -85,7 +85,7 @@ AFTER_LAYERS = ("final_norm", "logits")  # events outside the layers
 FLOW: tuple[Step, ...] = tuple(
     step for event, steps in EVENTS.items() for step in (*steps, *(HIDDEN if event == "cache" else ()))
 )
-# The steps that have statistics; those of views would be the same again
+# The steps that have statistics; views would only repeat those of another step
 NUMBERS: tuple[Step, ...] = tuple(
     step for shown in FLOW for step in ((shown, ENTROPY, FIRST_TOKEN) if shown is SCORES else (shown,)) if not step.view
 )

@@ -12,14 +12,14 @@ Blocks = Callable[[], Iterator[Any]]
 
 @dataclass
 class LayerSteps:
-    """The arrays of one layer by the name of their step, MLX or torch, and a way to make its blocks of scores."""
+    """The arrays of one layer by step name, MLX or torch, and a function that computes its blocks of scores."""
 
     arrays: dict[str, Any] = field(default_factory=dict)
     blocks: Blocks | None = None
 
 
 def score_maker(q: Any, k: Any, scale: float) -> Blocks:
-    """Makes the scores and weights of q and k in query blocks, when it is called."""
+    """A function that computes the scores and weights of q and k in blocks of queries."""
 
     def blocks() -> Iterator[ScoreBlock]:
         for start, scores, visible in score_blocks(q, k, scale=scale):

@@ -1,6 +1,6 @@
 """transformers' Qwen3 as a source of steps: its own forward pass, one layer at a time, every step by its name.
 
-Imports torch and transformers, which only tests, `bench` and comparisons need: import this module only if it is used.
+It imports torch and transformers, which only tests, `bench` and comparisons need: import this module only when needed.
 
 B batch, L tokens, H query heads, K key/value heads, D head_dim
 """
@@ -55,9 +55,9 @@ def load(checkpoint: Checkpoint) -> Any:
 
 @torch.no_grad()
 def steps(model: Any, ids: np.ndarray) -> Iterator[LayerSteps]:
-    """What transformers computes for token ids (B, L): a LayerSteps per layer, then final_norm and logits.
+    """The steps of transformers for token ids (B, L): a LayerSteps per layer, then one with final_norm and logits.
 
-    The pass is that of transformers' Qwen3Model, which is given one layer at a time and the state before it.
+    The pass is that of transformers' Qwen3Model, run with one layer at a time on the state before that layer.
     """
     body, config = model.model, model.config
     layers, norm = body.layers, body.norm
@@ -74,7 +74,7 @@ def steps(model: Any, ids: np.ndarray) -> Iterator[LayerSteps]:
 
 
 def _named(found: dict[str, Any], x: Any, y: Any, factor: float, config: Any) -> LayerSteps:
-    """The steps under the names, and in the form, that this package's model gives them.
+    """The steps with the names and shapes that this package's model gives them.
 
     `factor` is YaRN's attention factor: transformers multiplies q and k by it, and this package scales their product.
     """
@@ -122,7 +122,7 @@ def _watched(layer: Any) -> Iterator[dict[str, Any]]:
 
 
 def _attention(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
-    """transformers' default attention function; keeps what goes into it and what comes out, (B, L, H, D)."""
+    """transformers' default attention function, which also keeps its inputs and its output (B, L, H, D)."""
     output, weights = AttentionInterface()["sdpa"](module, query, key, value, mask, **options)
     if (found := getattr(module, "found", None)) is not None:
         found |= {"query": query, "key": key, "value": value, "scaling": options["scaling"]}

@@ -12,7 +12,7 @@ from .flow import AFTER_LAYERS, EVENTS, Step
 
 
 class Visitor(Protocol):
-    """Looks at the steps, and changes no array. A layer of None means after the last layer."""
+    """Gets the steps; it must not change an array. A layer of None means after the last layer."""
 
     def step(self, layer: int | None, step: Step, array: mx.array) -> None: ...
 
@@ -23,7 +23,7 @@ ScoreBlock = tuple[int, mx.array, mx.array, mx.array | None]  # first query, sco
 
 
 class Probe:
-    """A listener of a model's passes with one cache. It counts the layers; its visitor may be replaced at any time."""
+    """A listener to a model's passes with one cache. It counts the layers. Its visitor may be replaced at any time."""
 
     def __init__(self, model: Qwen3, cache: KVCache, visitor: Visitor):
         self._model, self._cache = model, cache
@@ -45,7 +45,7 @@ class Probe:
             self._scores(arrays[0])
 
     def _filled(self, *arrays: mx.array) -> tuple[mx.array, ...]:
-        """Keys or values without the empty end of the cache, which a decode step reads too and masks."""
+        """Keys or values without the empty end of the cache, which a replayed decode step also reads, and masks."""
         assert self._q is not None, "the model shows q before the cache"
         end = self._cache.end + self._q.shape[2]
         return tuple(array[:, :, :end] for array in arrays)

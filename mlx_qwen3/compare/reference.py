@@ -86,7 +86,7 @@ def attention(
     s["q_rope"] = rotate(s["q_heads_transposed"], cos, sin)
     s["k_rope"] = rotate(s["k_heads_transposed"], cos, sin)
     s["k_cache"], s["v_cache"] = s["k_rope"], s["v_heads_transposed"]  # no cache: all tokens are new
-    # On torch MPS the fused kernel materialises (B, H, L, L) scores; blocks of queries do not.
+    # In blocks of queries, because torch's fused kernel on MPS stores all scores (B, H, L, L).
     s["merged_heads"] = attention_chunk(s["q_rope"], s["k_cache"], s["v_cache"], scale=attention_scale(config))
     s["attention"] = s["merged_heads"].reshape(B, L, H, D).transpose(1, 2)
     s["o_proj"] = s["merged_heads"] @ w["self_attn.o_proj"].T
@@ -128,7 +128,7 @@ def rotation(config: Qwen3Config, length: int) -> tuple[torch.Tensor, torch.Tens
 
 
 def stretching(inv_freq: torch.Tensor, scaling: Scaling | None, theta: float) -> torch.Tensor | float:
-    """By what the turns of each pair are slowed down, (D/2,) or one number, so that positions reach further."""
+    """The factors by which each pair turns more slowly, (D/2,) or one number, to allow a longer context."""
     if isinstance(scaling, Linear):
         return scaling.factor
     if isinstance(scaling, LongRope):
@@ -147,7 +147,7 @@ def stretching(inv_freq: torch.Tensor, scaling: Scaling | None, theta: float) ->
 def yarn_keep(yarn: Yarn, D: int, theta: float) -> torch.Tensor:
     """YaRN (arXiv 2309.00071), (D/2,): 1 for pairs that make many turns within the original context, 0 for few."""
 
-    def pair(turns: float) -> float:  # the index of the pair that makes so many turns
+    def pair(turns: float) -> float:  # the index of the pair that makes this many turns in the original context
         return D * math.log(yarn.original_max_position_embeddings / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
     low, high = pair(yarn.beta_fast), pair(yarn.beta_slow)

@@ -25,7 +25,7 @@ NEEDS = {REFERENCE: ("torch",), TRANSFORMERS: ("torch", "transformers")}  # the 
 
 
 def model_steps(model: Qwen3, ids: mx.array) -> Iterator[LayerSteps]:
-    """What the model's own forward pass of token ids (B, L) shows."""
+    """The steps of the model's own forward pass of token ids (B, L)."""
     cache = model.make_cache(ids.shape[0])
     probe = Probe(model, cache, _LayerKeeper())
     residuals = model.residuals(ids, cache.view(ids.shape[1], probe))
@@ -40,14 +40,14 @@ def model_steps(model: Qwen3, ids: mx.array) -> Iterator[LayerSteps]:
 
 
 def decode_steps(model: Qwen3, ids: mx.array, tokens: mx.array) -> Iterator[LayerSteps]:
-    """What the decode step of the last of `tokens` (B, N) shows, which follow prompts (B, L). All layers are kept."""
+    """The steps of the decode step of the last of `tokens` (B, N), which follow prompts (B, L). All layers are kept."""
     cache, keeper = known_cache(model, ids, tokens[:, :-1]), _LayerKeeper()
     mx.eval(decode_step(model)(tokens[:, -1], cache, Probe(model, cache, keeper)))
     yield from keeper.layers.values()
 
 
 def last_token(sides: Iterator[LayerSteps]) -> Iterator[LayerSteps]:
-    """What the steps of a pass over all tokens show of the last token."""
+    """The part of a pass over all tokens that belongs to the last token."""
     axes = {step.name: step.token_axis for step in FLOW}
     for steps in sides:
         arrays = {
@@ -63,7 +63,7 @@ def _last_query(blocks: Blocks) -> Iterator[ScoreBlock]:
 
 
 def reference_steps(checkpoint: Checkpoint, ids: mx.array) -> Iterator[LayerSteps]:
-    """What reference.py computes from a checkpoint for token ids (B, L). Needs torch, see `check_installed`."""
+    """The steps of reference.py for a checkpoint and token ids (B, L). Needs torch, see `check_installed`."""
     import torch
 
     from . import reference
@@ -76,7 +76,7 @@ def reference_steps(checkpoint: Checkpoint, ids: mx.array) -> Iterator[LayerStep
 
 
 def transformers_steps(checkpoint: Checkpoint, ids: mx.array) -> Iterator[LayerSteps]:
-    """What transformers computes in float32 from a checkpoint for token ids (B, L).
+    """The steps of transformers in float32 for a checkpoint and token ids (B, L).
 
     Needs torch and transformers, see `check_installed`.
     """
@@ -93,7 +93,7 @@ def check_installed(name: str, option: str) -> None:
 
 
 class _LayerKeeper:
-    """A visitor of the probe that keeps the arrays of every layer, in order, and those after the last one."""
+    """A visitor of the probe that keeps the arrays of every layer, in order, and those after the last layer."""
 
     def __init__(self) -> None:
         self.layers: dict[int | None, LayerSteps] = {}

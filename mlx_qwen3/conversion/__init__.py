@@ -1,4 +1,4 @@
 """A checkpoint in, a checkpoint out, with a certificate: `convert.convert` writes one, `verify.verify` checks it.
 
-plan (what becomes of every tensor) -> transform, quantize (its bytes) -> shards (files) in staging -> certificate
+plan (how every tensor is made) -> transform, quantize (its bytes) -> shards (files) in staging -> certificate
 """

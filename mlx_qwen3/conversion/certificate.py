@@ -1,4 +1,4 @@
-"""What a conversion did: digests, every tensor, the divergence; as `certificate.json` and as a table."""
+"""The record of a conversion: digests, every tensor, the divergence; as `certificate.json` and as a table."""
 
 import hashlib
 import json
@@ -22,20 +22,20 @@ FORMATS = (1, FORMAT)  # that can be read
 
 @dataclass(frozen=True)
 class Certificate:
-    """The account of a conversion. Sizes in bytes, files by name, tensors in the order of the result's files."""
+    """The record of a conversion. Sizes in bytes, files by name, tensors in the order of the result's files."""
 
     source: str
     out: str
     layout: str
     dtype: str
     quantize: str | None  # as it was asked for
-    bits_per_weight: float  # over all tensors; packed weights count as what they stand for
+    bits_per_weight: float  # over all tensors; packed weights are counted as unpacked ones
     source_bytes: int
     bytes: int  # of all tensors
     source_files: Mapping[str, FileRecord]
     files: Mapping[str, FileRecord]
     tensors: tuple[TensorRecord, ...]
-    dropped: Mapping[str, str]  # tensors of the source that the result does without -> why
+    dropped: Mapping[str, str]  # tensors of the source that are left out of the result -> why
     divergence: Divergence | None
     versions: Mapping[str, str]
 
@@ -94,7 +94,7 @@ def _current(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_names(certificate: Certificate) -> None:
-    """Raises ValueError for a file that does not belong to a checkpoint: it may lie anywhere."""
+    """Raises ValueError for a name that is not that of a checkpoint's file: it could lead out of the folder."""
     for name in (*certificate.files, *certificate.source_files):
         if not is_member(name, (*MEMBERS, "*.safetensors")):
             raise ValueError(f"it names the file {short(repr(name))}, which does not belong to a checkpoint")
@@ -159,7 +159,7 @@ def _number(value: float | None) -> str:
 
 
 def _sources(record: TensorRecord) -> str:
-    """q_proj | k_proj | v_proj of a layer, with what they share written once."""
+    """q_proj | k_proj | v_proj of a layer, with their common prefix written once."""
     first, *others = record.sources
     common = first.rsplit(".", 2)[0] + "."
     return " | ".join([first, *(name.removeprefix(common) for name in others)])
@@ -184,4 +184,4 @@ def _digest(content: Mapping[str, Any]) -> str:
     text = json.dumps(content, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(
         text.encode("utf-8", "surrogatepass")
-    ).hexdigest()  # half of a surrogate pair must not fail here
+    ).hexdigest()  # a lone surrogate must not be an error here

@@ -1,4 +1,4 @@
-"""Converts a checkpoint: plans it, writes it tensor by tensor, compares it with its source, publishes it whole."""
+"""Converts a checkpoint: plans, writes tensor by tensor, compares with the source, and renames the finished folder."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ TokenIds = tuple[list[list[int]], str | None]
 
 @dataclass(frozen=True)
 class _Finished:
-    """What the journal notes of a file."""
+    """The journal's record of a finished file."""
 
     file: FileRecord
     tensors: tuple[TensorRecord, ...]
@@ -52,14 +52,13 @@ def convert(
     """Write the checkpoint `source` (any SOURCE) to the folder `out`, with a certificate of what was done.
 
     `layout` native: fused qkv and gate_up, for this package; hf: the names of Hugging Face, for transformers and
-    mlx-lm. The default is native, and with `quantize` hf, so that mlx-lm can read the result. Native to hf restores
-    the tensors of the source bit for bit.
-    `dtype` (bf16, fp16, fp32) casts what is not packed; by default every tensor keeps its own. `quantize` packs every
-    matrix: affine4, affine8g32, mxfp4, ..., or mixed under a budget of `bits` per weight; none unpacks. Files hold at
-    most `shard_bytes` of tensors, or one tensor.
-    `divergence` compares what source and result compute on fixed token ids and on a `text` file (default: built in).
-    If the mean KL divergence is above `max_kl`, nothing is published. `out` appears whole or not at all, and
-    `overwrite` keeps what is there until then. If killed, call it again with the same arguments to resume.
+    mlx-lm. The default is native, and with `quantize` hf, so that mlx-lm can read the result. Native to hf restores the
+    tensors of the source bit for bit. `dtype` (bf16, fp16, fp32) casts tensors that are not packed; by default every
+    tensor keeps its own. `quantize` packs every matrix: affine4, affine8g32, mxfp4, ..., or mixed with a budget of
+    `bits` per weight; none unpacks. Each file has at most `shard_bytes` of tensors, or a single larger tensor.
+    `divergence` compares the logits of source and result on fixed token ids and on a `text` file (default: built in).
+    If the mean KL divergence is above `max_kl`, `out` is not written. `out` appears whole or not at all. With
+    `overwrite`, the old folder stays until the new one is complete. If killed, repeat the call to resume.
 
     Raises UsageError, SourceError, ConfigError, CheckpointError, OutputError, or VerificationError past `max_kl`.
     """
@@ -80,7 +79,7 @@ def convert(
             source_files = digests.result()
         if changed := checkpoint.changed(before):
             raise CheckpointError(
-                f"{checkpoint.folder / changed} changed while it was converted, nothing was published; run it again"
+                f"{checkpoint.folder / changed} changed while it was converted, so OUT was not written; run it again"
             )
         _check_gate(measured, max_kl)
         certificate = _certify(plan, str(source), str(out), files, tensors, source_files, measured)
@@ -106,7 +105,7 @@ def dry_plan(
 
 
 def _places(source: str | Path, out: str | Path, overwrite: bool) -> tuple[Checkpoint, Path]:
-    """The source and the folder of the result, which is checked to be free before anything is downloaded."""
+    """The source and the folder of the result. Checks that the folder is free before anything is downloaded."""
     check_text(str(out))
     out = Path(out).expanduser()
     check_free(out, overwrite)
@@ -116,7 +115,7 @@ def _places(source: str | Path, out: str | Path, overwrite: bool) -> tuple[Check
 
 
 def _settings(plan: Plan, files: Mapping[str, Stamp]) -> dict[str, Any]:
-    """What must be equal to resume a conversion: the source, the options, and the tensors that follow from them."""
+    """What must be the same to resume a conversion: the source, the options, and the tensors to write."""
     tensors = hashlib.sha256(json.dumps(plan.summary()["tensors"]).encode()).hexdigest()
     return {
         "source": str(plan.source.folder.resolve()),
@@ -209,11 +208,11 @@ def _check_gate(divergence: Divergence | None, max_kl: float | None) -> None:
     if divergence is None:
         return
     if not math.isfinite(divergence.kl_mean + divergence.logits_max):
-        raise VerificationError("source or result computes logits that are not finite; nothing was published")
+        raise VerificationError("source or result computes logits that are not finite; OUT was not written")
     if max_kl is not None and divergence.kl_mean > max_kl:
         raise VerificationError(
             f"the mean KL divergence from the source is {divergence.kl_mean:.4g}, past the {max_kl:g} allowed; "
-            "nothing was published, use more bits per weight"
+            "OUT was not written; use more bits per weight"
         )
 
 

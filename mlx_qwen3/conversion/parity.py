@@ -1,4 +1,4 @@
-"""What `verify --transformers` asks: does this package compute what transformers computes, layer by layer?"""
+"""`verify --transformers`: compares the states of this package with those of transformers, layer by layer."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ OPTION = "--transformers"
 
 @dataclass(frozen=True)
 class StateDifference:
-    """A state of this package against transformers': norm of the difference over the norm, and what is allowed."""
+    """The difference of a state from transformers': norm of the difference over the norm, and the bound."""
 
     place: str
     relative: float
@@ -40,8 +40,8 @@ def compare_with_transformers(
 ) -> Iterator[StateDifference]:
     """Compare the embedding, every layer and the logits, in this order, both sides in float32.
 
-    transformers gets the weights of `source` if there is one and `result` is not packed, else those of `result`,
-    unpacked. Raises UsageError if transformers is not installed, and VerificationError that names the first place past
+    transformers gets the weights of `source` if it is given and `result` is not packed, else the unpacked weights of
+    `result`. Raises UsageError if transformers is not installed, and VerificationError that names the first state past
     its bound.
     """
     check_transformers()
@@ -52,7 +52,7 @@ def compare_with_transformers(
     ids = mx.array([fixed_ids(result.config)])
     ours = model_steps(load_model(result, "fp32"), ids)
     for difference in differences(ours, transformers_steps(theirs, ids), bound, only=STATES):
-        if difference.step == "input" and difference.layer:  # it is the output of the layer before
+        if difference.step == "input" and difference.layer:  # the same as the output of the layer before
             continue
         yield _checked(difference)
         progress(stage, 1)
@@ -80,7 +80,7 @@ def _place(difference: Difference) -> str:
 
 
 def _bound(result: Mapping[str, Part], source: Mapping[str, Part]) -> float:
-    """The bound of the coarsest dtype that a weight was rounded to."""
+    """The bound for the dtype with the fewest digits that a weight was rounded to."""
     rounded = [
         leaf.dtype
         for name, part in result.items()

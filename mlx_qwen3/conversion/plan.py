@@ -28,7 +28,7 @@ NO_PACKING = "this model cannot be quantized, leave quantize out"
 
 @dataclass(frozen=True)
 class Options:
-    """What to make of a checkpoint. `quantize` is None to keep, a mode, mixed, or none to unpack."""
+    """How to convert a checkpoint. `quantize` is None to keep the packing, a mode, mixed, or none to unpack."""
 
     dtype: str | None = None
     layout: str = "native"
@@ -60,7 +60,7 @@ class Plan:
     config_json: Mapping[str, Any]  # of the result
     dtype: str
     shards: tuple[Shard, ...]
-    dropped: Mapping[str, str]  # tensors of the source that the result does without -> why
+    dropped: Mapping[str, str]  # tensors of the source that are left out of the result -> why
     source_bytes: int
 
     @property
@@ -117,10 +117,10 @@ class Plan:
 
 
 def make_plan(source: Checkpoint, options: Options, progress: Progress = silent) -> Plan:
-    """Decide from the headers of a checkpoint what becomes of every tensor.
+    """Decide from the headers of a checkpoint how every tensor is converted.
 
-    Weights are read for two things: the comparison of a repeated lm_head with the embedding, and what fewer bits cost
-    in mixed. Raises UsageError, ConfigError or CheckpointError.
+    Weights are read in two cases: to compare a repeated lm_head with the embedding, and to measure the error of fewer
+    bits for `mixed`. Raises UsageError, ConfigError or CheckpointError.
     """
     options.check()
     raw, config, parts, stored = source.raw_config, source.config, source.parts, source.tensors
@@ -148,7 +148,7 @@ def make_plan(source: Checkpoint, options: Options, progress: Progress = silent)
 
 
 def _why_dropped(name: str) -> str:
-    return "made from config.json by every program" if is_ignored(name) else "repeats the embedding that it is tied to"
+    return "computed from config.json instead" if is_ignored(name) else "repeats the embedding that it is tied to"
 
 
 def default_layout(quantize: str | None) -> str:
@@ -173,7 +173,7 @@ def _recipe(parts: Mapping[str, Part], options: Options, repeats_head: bool) -> 
 
 
 def _check_fit(parts: Mapping[str, Part], options: Options, packing: Quantization) -> None:
-    """Raises CheckpointError if no matrix can be packed: a result that is not quantized is not what was asked for."""
+    """Raises CheckpointError if no matrix can be packed, because then the result would not be quantized at all."""
     shapes = [part.leaves["weight"].shape for part in parts.values()]
     if any(fits(shape, packing) for shape in shapes):
         return
@@ -202,7 +202,7 @@ def _packings(
 
 
 def _repeats_head(stored: Mapping[str, Any], raw: Mapping[str, Any], config: Qwen3Config) -> bool:
-    """Whether the original checkpoint repeats the tied embedding as lm_head; the native layout only notes it."""
+    """Whether the original checkpoint repeats the tied embedding as lm_head. The native layout only records this."""
     noted = (raw.get("mlx_qwen3") or {}).get("repeats_lm_head", False)
     return config.tie_word_embeddings and (noted or any(name.startswith("lm_head.") for name in stored))
 
@@ -210,7 +210,7 @@ def _repeats_head(stored: Mapping[str, Any], raw: Mapping[str, Any], config: Qwe
 def _config(
     raw: Mapping[str, Any], layout: str, dtype: mx.Dtype, packings: Mapping[str, Quantization], repeats_head: bool
 ) -> dict[str, Any]:
-    """config.json of the result: the keys of the source, with dtype and quantization in the places of this layout."""
+    """config.json of the result: the keys of the source, with dtype and quantization where this layout has them."""
     ours = ("mlx_qwen3", "quantization", "quantization_config")
     config = {key: value for key, value in raw.items() if key not in ours}
     for key in {"dtype", "torch_dtype"} & config.keys() or {"torch_dtype"}:  # transformers 5 and 4

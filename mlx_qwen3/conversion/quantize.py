@@ -1,8 +1,8 @@
-"""Packs weights into fewer bits: which tensors, in which mode, and what each of them loses.
+"""Packs weights into fewer bits: which tensors, in which mode, and the error of each of them.
 
 Every matrix is packed, the embedding too, as in mlx-lm. Norms stay in float, and so does a matrix whose rows are not a
-whole number of groups. Groups run along a row. So a block of rows packs as it does within the whole matrix, and a fused
-matrix packs as its parts do.
+whole number of groups. Groups run along a row. So the packed rows are the same if a matrix is packed in blocks, or as a
+part of a fused matrix.
 """
 
 import heapq
@@ -56,14 +56,14 @@ def fits(shape: Sequence[int], packing: Quantization) -> bool:
 
 
 def block_columns(packing: Quantization) -> int:
-    """The columns that are packed together: a group. MLX takes two of nvfp4, and fails on rows with an odd number."""
+    """The columns that are packed together: one group, but two of nvfp4, as MLX cannot pack an odd number of them."""
     return 32 if packing.mode == "nvfp4" else packing.group_size
 
 
 def packed_blocks(
     runs: Sequence[StoredTensor], packing: Quantization, dtype: mx.Dtype, tally: Tally
 ) -> Iterator[tuple[str, bytes]]:
-    """(leaf, bytes) of the packed form of float rows, first all of the weight; they are cast to `dtype` before."""
+    """(leaf, bytes) of the packed form of float rows, which are cast to `dtype`. The leaf `weight` comes first."""
     others: dict[str, list[bytes]] = {}
     for source, arrays in _ahead(_packing(runs, packing, dtype)):
         weight, *scales = leaves = [bits_of(array) for array in arrays]
@@ -103,9 +103,9 @@ def mixed(
 ) -> dict[str, Quantization]:
     """A packing by part name for all modules, with at most `budget` bits per weight over the whole checkpoint.
 
-    It starts one level below what fits everywhere. Then the module with the largest measured relative error gets the
-    next level, as long as the budget lasts. A module is what stays fused: q, k and v share a packing.
-    Raises UsageError for a budget that 2 bits everywhere would exceed.
+    All modules start one level below the highest level that fits for all of them. Then the module with the largest
+    measured relative error gets the next level, until the budget is used up. Fused parts are one module: q, k and v
+    share a packing. Raises UsageError if even 2 bits for all modules exceed the budget.
     """
     # sizes[module][level] in bits
     sizes = [[_module_bits(module, packing, dtype_of(module)) for packing in LEVELS] for module in modules]
@@ -117,7 +117,7 @@ def mixed(
     left = budget * weights - totals[start]
     levels = {i: start for i, m in enumerate(modules) if fits(m.parts[0].leaves["weight"].shape, LEVELS[0])}
 
-    # Some modules are measured again, at their next level: how many is known at the end.
+    # An estimate: some modules are measured again at their next level, and only the end shows how many.
     stage = Stage("measuring", sum(_stored_bytes(modules[index]) for index in levels), BYTES)
 
     def entry(index: int) -> tuple[float, int]:  # the largest error first, then the order of the forward pass
@@ -168,7 +168,7 @@ def packed_bits(shape: tuple[int, ...], packing: Quantization, dtype: mx.Dtype) 
 def _packing(
     runs: Sequence[StoredTensor], packing: Quantization, dtype: mx.Dtype
 ) -> Iterator[tuple[mx.array, list[mx.array]]]:
-    """(rows as they are stored, what MLX is packing them into) for each block of rows."""
+    """(stored rows, the packed arrays that MLX is computing from them) for each block of rows."""
     for block in (block for run in runs for block in run.row_blocks(READ_BYTES)):
         source = stored(block)
         rows = cast(source, dtype, block.name)
@@ -191,7 +191,7 @@ def _add_errors(
 
 
 def _ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The same items, one behind: the next is started before each is given out, so MLX packs while NumPy measures."""
+    """The same items, but the next is started before each is given out: MLX packs it while NumPy measures this one."""
     last = next(items)
     for item in items:
         yield last

@@ -12,10 +12,10 @@ KINDS = {str: "text", int: "a whole number from 0 up", float: "a number", NoneTy
 
 
 def decode(kind: type[Record], value: Any, place: str = "") -> Record:
-    """The dataclass `kind` that a JSON object stands for.
+    """A `kind`, which is a dataclass, from a JSON object.
 
-    Raises ValueError that names the field for one that is missing, unknown, or of another type. Whole numbers in
-    these files count something, so that a negative one is wrong too.
+    Raises ValueError that names a field which is missing, unknown, or of another type. Whole numbers in these files
+    are counts, so a negative one is an error too.
     """
     if not isinstance(value, dict):
         raise ValueError(f"{place or 'the content'} is {_shown(value)}; expected an object")

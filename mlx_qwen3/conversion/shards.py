@@ -1,7 +1,7 @@
 """Writes safetensors files of a limited size as a stream, with the sha256 of every tensor and every file.
 
-The format (https://huggingface.co/docs/safetensors): length of the header, JSON header, bytes. The library would need
-a whole file in memory.
+The format (https://huggingface.co/docs/safetensors): length of the header, JSON header, bytes. The safetensors library
+is not used because it needs the whole file in memory.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ PENDING = 4  # blocks that wait to be hashed
 
 @dataclass(frozen=True)
 class Shard:
-    """A file of the result and its tensors. The tensors of one job may continue in the next file."""
+    """A file of the result and its tensors. The tensors of one job may be in two files."""
 
     file: str
     jobs: tuple[Job, ...]
@@ -41,7 +41,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """A tensor of the result: where it is, where it came from, and what it lost."""
+    """A tensor of the result: where it is, where it came from, and its error."""
 
     name: str
     sources: tuple[str, ...]
@@ -63,7 +63,7 @@ class FileRecord:
 
 
 def plan_shards(jobs: Sequence[Job], limit: int) -> list[Shard]:
-    """One file, or numbered ones, with at most `limit` bytes of tensors in each, or one tensor."""
+    """One file, or several numbered ones. Each has at most `limit` bytes of tensors, or a single larger tensor."""
     files: list[list[tuple[Job, OutputTensor]]] = [[]]
     size = 0
     for job in jobs:
@@ -167,7 +167,7 @@ class SourceDigests:
 
 
 class _Hasher:
-    """sha256 of a stream of blocks, of the whole and of each tensor. Its thread may lag by a few blocks."""
+    """sha256 of a stream of blocks: of the whole and of each tensor. Its thread may be a few blocks late."""
 
     def __init__(self) -> None:
         self._whole = hashlib.sha256()

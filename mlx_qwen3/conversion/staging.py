@@ -8,8 +8,8 @@ The work for OUT is done in `.OUT.partial`, on the same file system, and publish
 
 An error or Ctrl-C removes the work. A kill or a power cut leaves it: the next run with the same settings resumes after
 the last complete file, and a run with other settings is refused. --overwrite needs two renames. If a kill falls between
-them, OUT is absent, both folders are complete, and the next run finishes the exchange first, whatever it is asked for.
-At every other moment OUT is complete, or absent if it was absent before.
+them, OUT is absent and both folders are complete: the next run for this OUT finishes the exchange first, with any
+options. At every other moment OUT is complete, or absent if it was absent before.
 """
 
 import fcntl
@@ -26,15 +26,15 @@ from ..errors import CheckpointError, OutputError, UsageError
 from ..files.reading import read_json
 from ..report import replace_file, sync
 
-CHECKPOINT = ("config.json", "certificate.json")  # what a folder holds that --overwrite may replace
+CHECKPOINT = ("config.json", "certificate.json")  # --overwrite replaces only a folder that has one of these
 
 
 class _Refusal(OutputError):
-    """Raised before anything is written. Unfinished work of an earlier run is kept: it may still be wanted."""
+    """Raised before anything is written. Unfinished work of an earlier run is kept, because it may still be needed."""
 
 
 class Staging:
-    """The folder `new`, and the journal of the files in it that are complete."""
+    """The folder `new`, and the journal of its complete files."""
 
     def __init__(self, work: Path, settings: Mapping[str, Any]):
         self.folder = work / "new"
@@ -63,7 +63,7 @@ class Staging:
             key = next(key for key in {**now, **before} if before.get(key) != now.get(key))
             raise _Refusal(
                 f"{work} holds an unfinished conversion with other settings: {key} was {_short(before.get(key))}, "
-                f"now it is {_short(now.get(key))}; repeat it with those settings, or remove that folder to begin anew"
+                f"now it is {_short(now.get(key))}; repeat it with those settings, or remove that folder to start again"
             )
         self._content = stored
         self.folder.mkdir(exist_ok=True)
@@ -82,21 +82,21 @@ def _read_journal(path: Path) -> dict[str, Any]:
             return content
     except (CheckpointError, KeyError):
         pass
-    raise _Refusal(f"{path} is damaged, so the conversion cannot be resumed; remove {path.parent} to begin anew")
+    raise _Refusal(f"{path} is damaged, so the conversion cannot be resumed; remove {path.parent} to start again")
 
 
 @contextmanager
 def staging(out: Path, settings: Mapping[str, Any], overwrite: bool) -> Iterator[Staging]:
-    """Yields the work for `out`, new or resumed, and publishes it at the end.
+    """Yields the work for `out`, new or resumed, and renames it to `out` at the end.
 
-    Raises OutputError where `out` exists (and may not be overwritten), its parent cannot be written, another process
-    works on it, or unfinished work with other `settings` (JSON values) is there.
+    Raises OutputError if `out` exists and may not be overwritten, if its parent cannot be written, if another process
+    works on it, or if there is unfinished work with other `settings` (JSON values).
     """
     work = work_folder(out)
     accepted = False
 
     def withdraw() -> None:
-        if accepted or not (work / "journal.json").exists():  # otherwise it is earlier work, which may still be wanted
+        if accepted or not (work / "journal.json").exists():  # otherwise it is earlier work, which may still be needed
             _withdraw(work, out)
 
     with _failing_clearly(out), _parents(out), _locked(out, work, withdraw):
@@ -122,7 +122,7 @@ def work_folder(out: Path) -> Path:
 def check_free(out: Path, overwrite: bool) -> None:
     """Raises OutputError unless `out` is free, or a checkpoint folder that may be overwritten."""
     if out.name in ("", ".."):
-        raise _Refusal(f"OUT {str(out)!r} has no name of its own; give the name that the new folder is to have")
+        raise _Refusal(f"OUT {str(out)!r} has no name of its own; give the name of the new folder")
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise _Refusal(f"{out} exists and is not a folder; remove it or give another place")
     if not out.exists():
@@ -137,7 +137,7 @@ def check_free(out: Path, overwrite: bool) -> None:
 
 
 def check_apart(source: Path, out: Path) -> None:
-    """Raises UsageError where replacing `out` would remove the source."""
+    """Raises UsageError if replacing `out` would remove the source."""
     source, out = source.resolve(), out.resolve()
     if source == out or out in source.parents:
         raise UsageError(f"OUT {out} holds SOURCE {source}, which would be replaced; give another place")
@@ -163,11 +163,11 @@ def _publish(work: Path, out: Path, overwrite: bool) -> None:
 
 
 def _recover(out: Path, work: Path) -> None:
-    """Finish an exchange that was cut between its two renames, and remove what is left of finished work."""
+    """Finish an exchange that was interrupted between its two renames, and remove the rest of finished work."""
     old, new = work / "old", work / "new"
     if old.exists() and out.exists() and new.exists():
         raise OutputError(
-            f"{out} appeared while it was being replaced; {old} holds what it was before and {new} what was to come: "
+            f"{out} appeared while it was being replaced; {old} has the folder from before and {new} the new one: "
             f"move what you need elsewhere and remove {work}"
         )
     if old.exists() and not out.exists():
@@ -186,16 +186,16 @@ def _withdraw(work: Path, out: Path) -> None:
 
 def _remove(work: Path, out: Path) -> None:
     if (work / "old").exists() and not out.exists():
-        return  # the only copy; the next run brings it back
+        return  # it is the only copy; the next run restores it
     with suppress(OSError):
         _clear(work)
         shutil.rmtree(work)
 
 
 def _clear(work: Path) -> None:
-    """Remove everything but the lock. The journal goes first, so that it never lists a file that is half removed."""
+    """Remove everything but the lock. The journal is removed first, so that it never lists a missing file."""
     (work / "journal.json").unlink(missing_ok=True)
-    with suppress(OSError):  # even on a full disk the rest must be removed
+    with suppress(OSError):  # the rest must be removed even on a full disk
         sync(work)
     for path in work.iterdir():
         if path.name != "lock":
@@ -223,11 +223,11 @@ def _parents(out: Path) -> Iterator[None]:
 
 @contextmanager
 def _locked(out: Path, work: Path, withdraw: Callable[[], None]) -> Iterator[None]:
-    """One process at a time: a kill frees the lock, which a file that merely exists would not.
+    """One process at a time. A kill releases this lock; a file that only exists would stay.
 
-    Ctrl-C calls `withdraw` from the moment that the lock is held.
+    While the lock is held, Ctrl-C calls `withdraw`.
     """
-    with interrupt.postponed():  # or the signal could come after the folder is made and before the clean-up knows of it
+    with interrupt.postponed():  # or Ctrl-C could come after the folder is made, but before its clean-up is registered
         while True:
             work.mkdir(exist_ok=True)
             file = _lock(out, work / "lock")

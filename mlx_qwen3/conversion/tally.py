@@ -1,4 +1,4 @@
-"""What a tensor lost in a conversion: the error between its values before and after."""
+"""The error of a tensor in a conversion: the difference between its values before and after."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from ..files.values import Floats
 
 @dataclass(frozen=True)
 class TensorError:
-    """What a tensor lost: largest difference, norm of the difference over the norm, and the same of its worst row."""
+    """The largest difference, the norm of the difference over the norm, and the latter for the worst row."""
 
     max: float
     relative: float
@@ -20,7 +20,7 @@ class TensorError:
 
 
 class Tally:
-    """Adds up the error of a tensor, block of rows after block of rows."""
+    """Adds up the error of a tensor, one block of rows after the other."""
 
     def __init__(self, name: str):
         self._name = name
@@ -30,8 +30,8 @@ class Tally:
         self._worst = (0, 0.0)
 
     def add(self, source: Floats, result: Floats) -> None:
-        """The next rows, as they were and as they are now: float32 (rows, columns). Overwrites `result`."""
-        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is found below
+        """Add the next rows, before and after the conversion: float32 (rows, columns). Overwrites `result`."""
+        with np.errstate(invalid="ignore", over="ignore"):  # values that are not finite are found below
             difference = np.subtract(result, source, out=result)
             squares = np.einsum("ij,ij->i", difference, difference)
             norms = np.einsum("ij,ij->i", source, source)

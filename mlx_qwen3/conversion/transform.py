@@ -16,7 +16,7 @@ from ..files.values import Buffer, bits_of, cast, float32_of, stored
 from .quantize import NONE, block_columns, fits, packed_blocks, unpacked_blocks
 from .tally import Tally
 
-COPY_BYTES = 1 << 23  # large enough to stream, small enough to keep several under way
+COPY_BYTES = 1 << 23  # large enough to be fast, small enough to have several in memory
 CAST_BYTES = 1 << 20
 
 
@@ -38,15 +38,15 @@ class OutputTensor:
 
 @dataclass(frozen=True)
 class Job:
-    """The tensors of one module that are made in one pass, and the pass.
+    """The tensors of one module that are made in one pass, and how.
 
-    Copied, fused, split or cast where it has neither packing; quantized to `packing`; or unpacked from `packed`.
+    They are quantized to `packing`, or unpacked from `packed`. With neither, they are copied, fused, split or cast.
     """
 
     tensors: tuple[OutputTensor, ...]
     runs: tuple[StoredTensor, ...]  # rows to stack
     packing: Quantization | None = None
-    packed: tuple[Part, ...] = ()  # in place of runs
+    packed: tuple[Part, ...] = ()  # instead of runs
     dtype: mx.Dtype | None = None  # to cast to before packing
 
     def blocks(self, tally: Tally) -> Iterator[tuple[OutputTensor, Buffer]]:
@@ -99,7 +99,7 @@ def modules(parts: Mapping[str, Part], config: Qwen3Config, recipe: Recipe) -> l
 
 
 def float_dtype(part: Part, dtype: mx.Dtype | None) -> mx.Dtype:
-    """The dtype of a part that is not packed, or when it is unpacked: `dtype`, else its own."""
+    """The dtype of a part that is not packed or is to be unpacked: `dtype`, or by default its own."""
     if dtype is not None:
         return dtype
     if part.quantization is None:
@@ -170,7 +170,7 @@ def _columns(part: Part) -> int:
 
 
 def _as_unpacked(part: Part, recipe: Recipe) -> Part:
-    """The part with the leaves that it will have. They decide which parts can be stacked."""
+    """The part with the leaves that it has after unpacking. They decide which parts can be stacked."""
     if part.quantization is None:
         return part
     weight = part.leaves["weight"]

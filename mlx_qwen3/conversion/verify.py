@@ -1,4 +1,4 @@
-"""Check a converted folder again: every byte by its digest, then what it computes, then against transformers."""
+"""Checks a converted folder: the digest of every byte, then the logits, then the layers against transformers."""
 
 from dataclasses import asdict, dataclass
 from math import isclose
@@ -21,7 +21,7 @@ from .shards import FileRecord, sha256
 
 @dataclass(frozen=True)
 class Verification:
-    """What was checked, and found to be right."""
+    """What was checked and is right."""
 
     folder: str
     files: int
@@ -55,10 +55,10 @@ def verify(
 ) -> Verification:
     """Check a folder that `convert` wrote against its certificate, and against its source if that is given.
 
-    First the digests of all files. Then the divergence from the source, as the certificate has it; without a source,
-    that the result still computes what was recorded of it. `transformers` compares every layer with transformers,
-    which needs torch and transformers. Raises VerificationError that names the first tensor, file, figure or layer
-    that is not as it should be, and UsageError if a package is missing.
+    It first checks the digests of all files. Then it measures the divergence from the source and compares it with the
+    certificate's; without a source, it compares the result's own figures with the recorded ones. `transformers`
+    compares every layer with transformers, which needs torch and transformers. Raises VerificationError that names the
+    first wrong tensor, file, figure or layer, and UsageError if a package is missing.
     """
     if transformers:
         check_transformers()
@@ -102,7 +102,7 @@ def _check_files(result: Checkpoint, certificate: Certificate, progress: Progres
 
 
 def _check_inside(folder: Path, name: str) -> None:
-    """Raises VerificationError for a link out of the folder; those of the Hub's cache lead to its folder `blobs`."""
+    """Raises VerificationError for a link out of the folder, except links of the Hub's cache to its folder `blobs`."""
     place, home = (folder / name).resolve(), folder.resolve()
     cache = [home.parent.parent / "blobs"] if home.parent.name == "snapshots" else []
     if not any(place.is_relative_to(root) for root in (home, *cache)):
@@ -112,7 +112,7 @@ def _check_inside(folder: Path, name: str) -> None:
 
 
 def _damage(path: Path, record: FileRecord) -> str:
-    """What is wrong with a file, or nothing."""
+    """What is wrong with a file, or an empty text."""
     if not exists(path) or not path.is_file():
         return "is missing"
     if (size := path.stat().st_size) != record.bytes:
@@ -140,7 +140,10 @@ def _check_tensors(result: Checkpoint, certificate: Certificate) -> None:
     listed = {record.name: (record.dtype, record.shape) for record in certificate.tensors}
     if different := sorted(name for name in stored.keys() | listed.keys() if stored.get(name) != listed.get(name)):
         name = different[0]
-        raise VerificationError(f"{name} is {stored.get(name)} in {result.folder}, {listed.get(name)} in {FILE}")
+        raise VerificationError(
+            f"{name} is {stored.get(name)} in {result.folder}, but {listed.get(name)} in {FILE}; restore the folder "
+            "from a copy, or convert again"
+        )
 
 
 def _check_source(source: Checkpoint, certificate: Certificate, progress: Progress) -> None:
@@ -155,7 +158,7 @@ def _check_source(source: Checkpoint, certificate: Certificate, progress: Progre
 def _check_divergence(
     result: Checkpoint, source: Checkpoint | None, certificate: Certificate, progress: Progress
 ) -> Divergence | None:
-    """Measure again what the certificate has, or for the first time if a source is given and it has nothing."""
+    """Measure the divergence of the certificate again. If it has none, measure it only if a source is given."""
     recorded = certificate.divergence
     if recorded is None and source is None:
         return None
@@ -184,7 +187,7 @@ def _same_divergence(now: Divergence, then: Divergence, against_source: bool) ->
     same_choice = sum(a == b for a, b in zip(now.top1, then.top1, strict=True)) / len(then.top1)
     checks: list[tuple[str, float | None, float | None, float]] = [
         ("perplexity", now.perplexity, then.perplexity, (then.perplexity or 0) * PERPLEXITY_SHARE.limit),
-        ("share of first choices that are as recorded", same_choice, 1.0, TOP1_SHARE.limit),
+        ("share of first choices that equal the recorded ones", same_choice, 1.0, TOP1_SHARE.limit),
     ]
     if against_source:
         checks += [
@@ -195,5 +198,5 @@ def _same_divergence(now: Divergence, then: Divergence, against_source: bool) ->
         if value is not None and expected is not None and not isclose(value, expected, rel_tol=0, abs_tol=bound):
             raise VerificationError(
                 f"the {name} is {value:.6g}, the certificate says {expected:.6g} (bound {bound:.2g}); "
-                "the files are as they were, so this machine or version computes something else"
+                "the files have not changed, so this machine or version computes other values"
             )

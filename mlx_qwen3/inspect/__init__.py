@@ -1,4 +1,4 @@
-"""What flows through the model, and whether it is healthy: `inspect(source, Options(...))` gives a Report."""
+"""The tensors of a model and of its forward pass, with a verdict: `inspect(source, Options(...))` gives a Report."""
 
 from ..compare.comparison import Comparison, Difference
 from .files import check_files, write_files

@@ -9,7 +9,7 @@ from .report import Report
 
 
 def check_files(plot: Path | None, html: Path | None) -> None:
-    """Raises UsageError or OutputError, before the work, if a file could not be made."""
+    """Raises UsageError or OutputError if a file could not be written. Call it before the work starts."""
     if plot:
         check_picture(plot)
     if html:

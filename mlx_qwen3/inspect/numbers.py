@@ -16,7 +16,7 @@ from ..files.dtypes import dtype_name
 from ..model.qwen3 import Qwen3
 from .statistics import Accumulator, Statistics, grouped
 
-LOGIT_POSITIONS = 128  # whose logits are computed at once; 78 MB for the vocabulary of Qwen3
+LOGIT_POSITIONS = 128  # positions whose logits are computed at once; 78 MB for the vocabulary of Qwen3
 MAP_CELLS = 192  # along each side of an attention map; in longer texts several tokens share a cell
 
 Key = tuple[int | None, str]  # the layer, or None after the last one, and the step's name
@@ -24,7 +24,7 @@ Key = tuple[int | None, str]  # the layer, or None after the last one, and the s
 
 @dataclass(frozen=True)
 class Numbers:
-    """What a forward pass of B rows of L tokens showed, the last ones of S."""
+    """The numbers of a forward pass of B rows of L tokens, which are the last of S."""
 
     batch: int
     length: int
@@ -40,9 +40,9 @@ class Numbers:
 
 
 def measure(model: Qwen3, ids: mx.array, *, layer: int = 0, head: int = 0, chunk: int | None = None) -> Numbers:
-    """Run token ids (B, L) through the model as `generate` does, in passes of `chunk` tokens, and watch.
+    """Run token ids (B, L) through the model like `generate`, in passes of `chunk` tokens, and measure every step.
 
-    `layer` and `head` choose the attention map. Memory is that of one pass and one block of scores.
+    `layer` and `head` choose the attention map. It needs the memory of one pass and one block of scores.
     """
     (B, L), chunk = ids.shape, chunk or prefill_chunk()
     collector = Collector(L, layer, head)
@@ -57,7 +57,7 @@ def measure(model: Qwen3, ids: mx.array, *, layer: int = 0, head: int = 0, chunk
 
 
 def measure_step(model: Qwen3, ids: mx.array, tokens: mx.array, *, layer: int = 0, head: int = 0) -> Numbers:
-    """Watch the decode step that is fed the last of `tokens` (B, N), which follow prompts (B, L)."""
+    """Measure the decode step whose input is the last of `tokens` (B, N), which follow prompts (B, L)."""
     cache = known_cache(model, ids, tokens[:, :-1])
     collector = Collector(1, layer, head, cache.end + 1)
     mx.eval(decode_step(model)(tokens[:, -1], cache, Probe(model, cache, collector)))
@@ -68,7 +68,7 @@ class Collector:
     """A visitor of the probe that keeps statistics, and no arrays."""
 
     def __init__(self, length: int, map_layer: int, map_head: int, keys: int | None = None):
-        """Of the last `length` tokens of `keys`, by default all."""
+        """For the last `length` of `keys` tokens; by default all tokens."""
         self._length, self._keys = length, length if keys is None else keys
         self._map_layer, self._map_head = map_layer, map_head
         self._shapes: dict[Key, tuple[int, ...]] = {}
@@ -106,7 +106,7 @@ class Collector:
 
     def _add_block(self, layer: int, scores: mx.array, weights: mx.array, visible: mx.array | None) -> None:
         self._add(layer, SCORES, scores, visible)
-        # 0 log 0 is 0; a NaN stays one
+        # 0 log 0 counts as 0; NaN stays NaN
         entropy = -mx.where(weights == 0, 0, weights * mx.log(mx.where(weights == 0, 1, weights))).sum(-1)
         self._add(layer, ENTROPY, entropy)
         self._add(layer, FIRST_TOKEN, weights[..., 0])
@@ -121,7 +121,7 @@ class Collector:
         self._sums[key].add(x, None if visible is None else grouped(mx.broadcast_to(visible, array.shape), axis))
 
     def _note(self, layer: int | None, step: Step, shape: tuple[int, ...], dtype: mx.Dtype) -> None:
-        """Note the shape of all passes of a prompt together, joined along the tokens."""
+        """Record the shape that all passes of a prompt have together, joined along the tokens."""
         key, axis = (layer, step.name), step.token_axis
         if (before := self._shapes.get(key)) and axis >= 0:
             shape = (*shape[:axis], before[axis] + shape[axis], *shape[axis + 1 :])

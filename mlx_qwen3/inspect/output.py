@@ -27,7 +27,7 @@ def headline(report: Report) -> str:
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """The whole report, in types that strict JSON has. Numbers that are not finite are null; nan and inf count them."""
+    """The whole report in types of strict JSON. NaN and infinity become null; the fields nan and inf count them."""
     return finite(
         {
             "source": report.source,
@@ -52,7 +52,7 @@ def as_json(report: Report) -> dict[str, Any]:
 
 
 def _decode(report: Report) -> dict[str, Any] | None:
-    """The reply's tokens before the step that is shown, the last of which it is fed, and the one after it, per row."""
+    """Per row: the reply's tokens before the step that is shown (the last is its input), and the token after it."""
     return None if report.reply is None else {"tokens": report.reply.tokens, "next": report.reply.following}
 
 

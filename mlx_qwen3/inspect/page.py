@@ -1,4 +1,4 @@
-"""A report as one self-contained HTML page: no script, no link, and the picture is inside as data."""
+"""A report as one self-contained HTML page: it has no script and no link, and contains the picture as data."""
 
 from base64 import b64encode
 from collections.abc import Sequence

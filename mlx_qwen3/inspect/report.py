@@ -1,4 +1,4 @@
-"""`inspect` from SOURCE to report: weights, one watched forward pass, verdicts, and a comparison if wanted."""
+"""`inspect` from SOURCE to report: weights, one watched forward pass, verdicts, and a comparison if it is asked for."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,7 +36,7 @@ from .rules import ABNORMAL, Rules, Verdict, judge, load_rules, typical, units
 from .tensors import TensorRow, read_rows
 from .tokens import Prompts, Reply, prompts_for, reply_to
 
-# What `--against` compares with besides another SOURCE; both compute with the weights of the same folder.
+# What `--against` can compare with besides another SOURCE; both use the weights of the same folder.
 PEERS: dict[str, Callable[[Checkpoint, mx.array], Iterator[LayerSteps]]] = {
     REFERENCE: reference_steps,
     TRANSFORMERS: transformers_steps,
@@ -125,7 +125,7 @@ class Report:
 
 
 def inspect(source: str | Path, options: Options) -> Report:
-    """Look at the checkpoint `source` (any SOURCE): at its tensors, and at one forward pass of its model.
+    """Measure the checkpoint `source` (any SOURCE): its tensors, and one forward pass of its model.
 
     The pass is that of the prompt, or with `options.decode` a decode step.
 
@@ -184,7 +184,7 @@ def _cache_cost(model: Qwen3, prompts: Prompts, reply: Reply | None, options: Op
 
 
 def _words(prompts: Prompts, reply: Reply | None) -> str:
-    """What went through the model."""
+    """What went through the model, in words."""
     if reply is None:
         return prompts.words
     count = len(reply.tokens[0])
@@ -223,7 +223,7 @@ def _compare(
     rules: Rules,
     options: Options,
 ) -> Comparison:
-    """Both sides get the same tokens. The others have no decode step: it is the last token of a pass over all."""
+    """Both sides get the same tokens. The other side has no decode step: the last token of a full pass is used."""
     bounds, against, ids = rules.settings["compare"], str(options.against), prompts.ids
     steps, fed = partial(model_steps, ids=ids), ids
     if reply:

@@ -65,7 +65,7 @@ class Verdict:
 def load_rules(path: Path | None = None) -> Rules:
     """The rules of a JSON file like rules.json; sections that it leaves out keep their defaults.
 
-    Raises UsageError if the file cannot be read, or has something unknown or misshapen.
+    Raises UsageError if the file cannot be read, or has an unknown key or a value of the wrong form.
     """
     default = {"compare": _compare_defaults()} | _parse(DEFAULT)
     raw = default | (_parse(path) if path else {})
@@ -95,7 +95,7 @@ def units(model: Qwen3, layer: int, rules: Rules) -> dict[str, float]:
 
 
 def typical(layers: Sequence[Statistics], rules: Rules) -> float:
-    """Half the std of the median layer, at least 1 and at most `unit.layers` of the rules; a normal std gives 1."""
+    """Half the std of the median layer, but at least 1 and at most `unit.layers` of the rules. A normal std gives 1."""
     found = sorted(statistics.std for statistics in layers if statistics.std is not None)
     if len(found) < FEW:
         return 1.0
@@ -126,7 +126,7 @@ def _verdict(level: str, reasons: list[tuple[str, str]]) -> Verdict:
 def _outside(
     statistics: Statistics, ranges: Mapping[str, Range], unit: float, absolute: str = ""
 ) -> Iterator[tuple[str, float, str, float]]:
-    """(statistic, value, side, bound) of each statistic outside its range; the range of `absolute` is not in units."""
+    """(statistic, value, side, bound) of each statistic outside its range. Ranges in `absolute` have no unit."""
     for name, (low, high) in ranges.items():
         factor = 1.0 if name == absolute else unit
         value = getattr(statistics, name)

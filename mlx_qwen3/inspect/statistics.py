@@ -1,4 +1,4 @@
-"""Mean, spread and range of arrays of any size, computed piece by piece; of the whole and per head."""
+"""Mean, spread and range of arrays of any size, computed piece by piece, for the whole array and per head."""
 
 import math
 from collections.abc import Iterator
@@ -8,12 +8,12 @@ import mlx.core as mx
 import numpy as np
 
 SQUARABLE = 1e15  # up to this magnitude, sums of squares fit in float32
-PIECE = 1 << 22  # elements per piece; bounds the memory of the intermediate arrays to some 100 MB
+PIECE = 1 << 22  # elements per piece; limits the memory of the intermediate arrays to about 100 MB
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of `count` numbers. NaN and infinite ones are counted apart; if there are no others, the rest is None."""
+    """Statistics of `count` numbers. NaN and infinity are only counted; without other numbers, the rest is None."""
 
     count: int
     mean: float | None
@@ -84,7 +84,7 @@ def summarize(x: mx.array) -> Statistics:
 
 
 def pooled(parts: list[Statistics]) -> Statistics:
-    """The statistics that several arrays have together."""
+    """The statistics of several arrays together."""
     together = Accumulator()
     for part in parts:
         finite = part.count - part.nan - part.inf

@@ -14,7 +14,7 @@ from .statistics import Statistics
 from .tensors import TensorRow, collapsed
 
 COLUMNS = ("mean", "std", "rms", "min", "max", "NaN", "Inf")
-NUMERIC = "r" * len(COLUMNS)  # their alignment
+NUMERIC = "r" * len(COLUMNS)  # the alignment of these columns
 # What the table of layers shows: (heading, step, statistic)
 OVERVIEW = (
     ("residual rms", "output", "rms"),
@@ -127,7 +127,7 @@ def overview(report: Report) -> Table:
 
 
 def quantized_cache(cost: CacheCost) -> Table:
-    """Relative differences of a row for each layer, and what the logits lose."""
+    """Relative differences, with a row for each layer, and the difference of the logits."""
     rows = [
         [str(layer), *(f"{value:.1e}" for value in (own.keys, own.values, own.residual))]
         for layer, own in enumerate(cost.layers)

@@ -60,7 +60,7 @@ def read_rows(checkpoint: Checkpoint, rules: Rules) -> list[TensorRow]:
 
 
 def collapsed(rows: Sequence[TensorRow]) -> list[TensorRow]:
-    """One row for the same tensor of several layers, if shape and dtype agree; outliers and sick tensors stay alone."""
+    """One row for the same tensor of several layers, if shape and dtype agree. Outliers and sick ones have own rows."""
     groups: dict[tuple[object, ...], list[TensorRow]] = defaultdict(list)
     for row in rows:
         alone = row.name if row.warnings or row.sick or not row.layers else ""
@@ -148,7 +148,7 @@ def _together(members: Sequence[TensorRow]) -> TensorRow:
 
 
 def spans(numbers: Sequence[int]) -> str:
-    """Sorted numbers as runs: 0-6,8-27."""
+    """Sorted numbers as ranges: 0-6,8-27."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][1] + 1:

@@ -25,7 +25,7 @@ LENGTH = 16  # random tokens by default; a few tokens already give stable number
 class Prompts:
     ids: mx.array  # (B, L)
     words: str  # where they come from
-    tokenizer: Tokenizer | None  # random tokens do without one
+    tokenizer: Tokenizer | None  # random tokens need none
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Reply:
 
 
 def prompts_for(checkpoint: Checkpoint, options: Options) -> Prompts:
-    """Raises CheckpointError for a prompt without a tokenizer, and PromptError or UsageError for what does not fit."""
+    """Raises CheckpointError if a prompt has no tokenizer, and PromptError or UsageError if options do not fit it."""
     prompts = _prompts(checkpoint, options)
     length, context = prompts.ids.shape[1], checkpoint.config.context_length
     if options.decode is not None and (steps := context - length - 1) < options.decode:
@@ -67,7 +67,7 @@ def _prompts(checkpoint: Checkpoint, options: Options) -> Prompts:
 
 
 def reply_to(model: Qwen3, prompts: Prompts, options: Options) -> Reply:
-    """The first `options.decode` tokens of the replies: to a prompt those of `generate`, to random tokens greedy ones.
+    """The first `options.decode` tokens of the replies: those of `generate` to a prompt, greedy ones to random tokens.
 
     Raises UsageError if no decode step comes after them.
     """

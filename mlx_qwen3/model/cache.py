@@ -48,7 +48,7 @@ class View:
 
 
 class NoCache(View):
-    """The view of a pass that nothing follows: it keeps no keys and values."""
+    """The view of a pass without a cache: it keeps no keys and values."""
 
     def __init__(self, batch: int, length: int, watch: Listener | None = None):
         super().__init__(mx.broadcast_to(mx.arange(length), (batch, length)), length, watch)
@@ -59,7 +59,7 @@ class NoCache(View):
 
 
 class EagerView(View):
-    """The view of a pass that is built anew: slices by integers, and no mask if no row is padded."""
+    """The view of a pass whose graph is built for this pass alone: slices by integers, and no mask without padding."""
 
     def __init__(self, cache: "KVCache", length: int, watch: Listener | None = None):
         positions = mx.arange(cache.end, cache.end + length) - cache.start[:, None]
@@ -81,10 +81,10 @@ class EagerView(View):
 
 
 class ReplayView(View):
-    """The view of a pass whose graph is built once and replayed: all that changes from step to step is an array.
+    """The view of a pass whose graph is built once and replayed: everything that changes between steps is an array.
 
     `end` is the number of slots filled before the pass, `start` (B,) the first slot of each row. The pass attends to
-    the whole capacity of the buffers; the mask hides what is not filled.
+    the whole capacity of the buffers; the mask hides the slots that are not filled.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class KVCache:
         return self.buffers[0].shape[3] if self.buffers else 0
 
     def view(self, length: int, watch: Listener | None = None) -> EagerView:
-        """The view of a pass over `length` new tokens; `commit` its buffers afterwards."""
+        """The view of a pass over `length` new tokens. Call `commit` with its buffers after the pass."""
         return EagerView(self, length, watch)
 
     def arrays(self, length: int) -> list[mx.array]:
@@ -154,7 +154,7 @@ class KVCache:
         return [mx.array(self.end), self.start, *self.buffers]
 
     def commit(self, buffers: list[mx.array], length: int) -> None:
-        """Take the buffers that a pass has written, and move on by its `length` tokens."""
+        """Take the buffers that a pass has written, and count its `length` tokens."""
         self.buffers = buffers
         self.end += length
 
@@ -166,7 +166,7 @@ class KVCache:
         self.end -= length
 
     def erase(self, length: int) -> None:
-        """Forget the last `length` tokens, and what is written of them: 0 times NaN is NaN, and a mask makes 0."""
+        """Forget the last `length` tokens and clear their slots: a mask only multiplies by 0, and 0 * NaN is NaN."""
         self.trim(length)
         for buffer in self.buffers:
             buffer[:, :, :, self.end : self.end + length] = 0
@@ -176,20 +176,20 @@ class KVCache:
         self.buffers = [_with_capacity(buffer, self.end + length) for buffer in self.buffers]
 
     def mask(self, length: int) -> kernels.Mask:
-        """What `length` new queries may see of end + length keys, as scaled_dot_product_attention takes it."""
+        """Which of end + length keys `length` new queries may see, as scaled_dot_product_attention takes it."""
         if not any(self.starts):
             return "causal" if length > 1 else None
         queries = mx.arange(self.end, self.end + length)[:, None]
         keys = mx.arange(self.end + length)
         visible = (keys <= queries) & (keys >= self.start[:, None, None, None])
-        # A padding query sees itself. A softmax over nothing is 0 / 0; if a kernel lets that be NaN, it would reach
-        # every later layer through the values.
+        # A padding query sees itself: a softmax over no keys is 0 / 0. A NaN would reach every later layer through the
+        # values.
         return visible | (keys == queries)
 
     # --- rows come and go
 
     def admit(self, slot: int, row: "KVCache") -> None:
-        """Copy a cache of one row without padding to a free slot, so that it ends where the others do.
+        """Copy a cache of one row without padding to a free slot, so that its end is the end of the other rows.
 
         Only one layer at a time is in memory twice, and only if the new row is the longest.
         """
@@ -197,18 +197,18 @@ class KVCache:
             self._copy(list(range(self.batch)), self.batch, 0, row.end - self.end)
         first = self.end - row.end
         for layer, source in enumerate(row.buffers):
-            # Padding that an earlier row left may hold NaN, which a mask does not stop: 0 times NaN is NaN.
+            # An earlier row may have left NaN in the padding. A mask does not help: 0 times NaN is NaN.
             self.buffers[layer][:, slot : slot + 1, :, :first] = 0
             self.buffers[layer][:, slot : slot + 1, :, first : self.end] = source[:, :, :, : row.end]
             mx.eval(self.buffers[layer])
         self._set_starts([first if row_ == slot else start for row_, start in enumerate(self.starts)])
 
     def retire(self, slot: int) -> None:
-        """Empty a slot. What a step computes in it sees the tokens of that step and later ones only."""
+        """Empty a slot. In later steps its row sees only tokens from then on."""
         self._set_starts([self.end if row == slot else start for row, start in enumerate(self.starts)])
 
     def extract(self, slot: int, length: int | None = None) -> "KVCache":
-        """A copy of one row without padding, of all its tokens or the first `length`."""
+        """A copy of one row without padding: of all its tokens, or of the first `length`."""
         row, start = KVCache(kv_format=self.kv_format), self.starts[slot]
         row.end = self.end - start if length is None else length
         for buffer in self.buffers:
@@ -217,22 +217,22 @@ class KVCache:
         return row
 
     def copy(self, length: int) -> "KVCache":
-        """A cache of the first `length` tokens of the only row, which leaves this one as it is."""
+        """A copy of this cache, which has one row, with the first `length` tokens. This cache does not change."""
         return self.extract(0, length)
 
     def stored(self) -> dict[str, mx.array]:
-        """The keys and values of the only row by name, without unused slots: what `restored` makes a cache from.
+        """The keys and values of the only row by name, without unused slots; `restored` makes a cache from them.
 
-        The arrays are not evaluated, so that they need not all be in memory twice.
+        The arrays are not evaluated here, so that not all of them need to be in memory twice.
         """
         names = self.kv_format.names(len(self.buffers))
         return {name: buffer[:, :, :, : self.end] for name, buffer in zip(names, self.buffers, strict=True)}
 
     @classmethod
     def restored(cls, arrays: Mapping[str, mx.array], length: int) -> "KVCache":
-        """The cache of one row of `length` tokens whose `stored` gave these arrays. It takes them as they are.
+        """The cache of one row of `length` tokens, from the arrays of `stored`. It uses them without a copy.
 
-        Raises ValueError if they are not those of a cache.
+        Raises ValueError if they are not the arrays of a cache.
         """
         kv_format = next((known for known in FORMATS if known.names(1)[0] in arrays), PLAIN)
         names = kv_format.names(len(arrays))
@@ -245,11 +245,11 @@ class KVCache:
         return row
 
     def resize(self, size: int, rows: Sequence[int]) -> None:
-        """Keep these rows, in this order, in the first of `size` slots; drop the padding that they share."""
+        """Keep only these rows, in this order, in the first of `size` slots. Drop the padding that they share."""
         self._copy(rows, size, min(self.starts[row] for row in rows), 0)
 
     def compact(self, rows: Sequence[int]) -> None:
-        """Drop the padding that these rows, all that count, share, if it is more than half of the buffer."""
+        """Drop the padding that these rows, the only active ones, share, if it is more than half of the buffer."""
         if 2 * (spare := min(self.starts[row] for row in rows)) > max(self.end, STEP):
             self._copy(list(range(self.batch)), self.batch, spare, 0)
 
@@ -280,5 +280,5 @@ def _with_capacity(buffer: mx.array, needed: int) -> mx.array:
 
 
 def rounded(tokens: int) -> int:
-    """The capacity that a buffer has for so many tokens."""
+    """The capacity of a buffer for this many tokens."""
     return -(-tokens // STEP) * STEP

@@ -1,8 +1,9 @@
 """How a cache stores keys and values: as they are, or quantized to 8 or 4 bits.
 
-A stored array has one slot for each token on its fourth axis, so that a cache moves the tokens of every format alike.
+A stored array has one slot for each token on its fourth axis, so that a cache can move tokens without knowing the
+format.
 
-B batch, L new tokens, S keys, H query heads, K key/value heads, D head_dim, G group of values that share a scale
+B batch, L new tokens, S keys, H query heads, K key/value heads, D head_dim, G values that share a scale
 """
 
 from collections.abc import Sequence
@@ -15,8 +16,8 @@ from ..errors import UsageError
 from . import kernels
 
 KV_BITS = (8, 4)
-# Values along head_dim that share a scale and a bias. 64 is the field's usual group; 32 is for models whose head_dim is
-# not a multiple of it.
+# Values along head_dim that share a scale and a bias. 64 is the usual group; 32 is for models whose head_dim is not a
+# multiple of 64.
 GROUPS = (64, 32)
 
 
@@ -54,7 +55,7 @@ class Plain:
         return stored[0]
 
     def attend(self, q: mx.array, stored: Sequence[mx.array], scale: float, mask: kernels.Mask) -> mx.array:
-        # slices: stored[0][0] would gather, which copies
+        # slices, because stored[0][0] is a gather, which copies
         return kernels.attend(q, stored[0][0, :], stored[0][1, :], scale, mask)
 
 
@@ -62,7 +63,7 @@ class Plain:
 class Quantized:
     """Integers of `bits` bits, packed into uint32, and a scale and a bias for each `group` of values of a head.
 
-    Attention reads the stored values, those of the pass's own tokens too. So the logits do not depend on how a prompt
+    Attention reads the stored values, also those of the pass's own tokens. So the logits do not depend on how a prompt
     is split.
     """
 
@@ -83,7 +84,7 @@ class Quantized:
         return mx.dequantize(packed, scales, biases, group_size=self.group, bits=self.bits)
 
     def attend(self, q: mx.array, stored: Sequence[mx.array], scale: float, mask: kernels.Mask) -> mx.array:
-        if q.shape[2] > kernels.FEW_QUERIES:  # unpacks one layer, which is freed with its attention
+        if q.shape[2] > kernels.FEW_QUERIES:  # unpack this layer; it is freed after its attention
             kv = self.unpack(stored)
             return kernels.attend(q, kv[0, :], kv[1, :], scale, mask)
         keys, values = ([array[side, :] for array in stored] for side in (0, 1))
@@ -95,7 +96,7 @@ FORMATS: tuple[KVFormat, ...] = (PLAIN, *(Quantized(bits, group) for bits in KV_
 
 
 def kv_format(kv_bits: Any, head_dim: int) -> KVFormat:
-    """The format for `kv_bits`: 8, 4, or None for keys and values as they are.
+    """The format for `kv_bits`: 8, 4, or None for keys and values as the model computes them.
 
     Raises UsageError for another number, and for a head_dim that cannot be cut into groups.
     """

@@ -1,4 +1,4 @@
-"""The weights of a checkpoint into a model, each read once into the memory that it stays in."""
+"""Loads the weights of a checkpoint into a model. Each is read once, directly into its final memory."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -44,12 +44,12 @@ def load_model(checkpoint: Checkpoint | str | Path, dtype: str | mx.Dtype | None
 
 
 def compute_dtype(checkpoint: Checkpoint, dtype: str | mx.Dtype | None = None) -> mx.Dtype:
-    """The dtype in which `load_model` would have a checkpoint compute. Raises UsageError for another dtype."""
+    """The dtype in which a checkpoint computes after `load_model`. Raises UsageError for an unknown dtype."""
     return parse_dtype(dtype) or (checkpoint_dtype(checkpoint.parts) if kernels.on_gpu() else mx.float32)
 
 
 def _shape_modules(model: Qwen3, modules: list[Module], config: Qwen3Config) -> dict[str, str]:
-    """Give every module of the model the form of its weights; returns model paths of parts that stay alone."""
+    """Give every module of the model the form of its weights. Returns the model paths of parts that are not stacked."""
     packings = {module.name: module.quantization for module in modules}
     places: dict[str, str] = {}
     for fused, names in fusions(config).items():
@@ -68,8 +68,8 @@ def _read(tensors: Sequence[StoredTensor], dtype: mx.Dtype) -> mx.array:
     stored = {tensor.dtype for tensor in tensors}
     if len(stored) == 1 and (dtype != mx.float16 or stored == {dtype}):
         array = cast(stacked(tensors), dtype, tensors[0].name)
-    else:  # one by one: their dtypes differ, or one may not fit float16 and is to be named
+    else:  # one by one: their dtypes differ, or one may not fit float16, and the error must name it
         array = mx.concatenate([cast(stacked([tensor]), dtype, tensor.name) for tensor in tensors])
     mx.eval(array)
-    mx.clear_cache()  # or what was cast from stays allocated beside the result: two copies of the weights
+    mx.clear_cache()  # or the memory of the stored dtype stays allocated: two copies of the weights
     return array

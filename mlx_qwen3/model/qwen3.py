@@ -1,8 +1,8 @@
 """The Qwen3 decoder: QK-norm, grouped-query attention, SwiGLU, pre-norm residual blocks (arXiv 2505.09388).
 
-One forward pass serves prompts, compiled decode steps, batches and listeners; what they do differently is in the view
-of the cache (cache.py). Products are 2-D, over all tokens: MLX puts two more nodes into the graph of a 3-D one. A
-part is called as self["name"]: nn.Module looks up self.name so slowly that a pass on a small model would notice.
+One forward pass serves prompts, compiled decode steps, batches and listeners. They differ only in the view of the cache
+(cache.py). Products are 2-D, over all tokens: a 3-D product has two more graph nodes in MLX. A submodule is called as
+self["name"], because nn.Module looks up self.name so slowly that it matters in a small model.
 
 B batch, L new tokens, T = B * L, S cached + new, H query heads, K key/value heads, D head_dim, V vocabulary
 """
@@ -35,13 +35,13 @@ class Attention(nn.Module):
         self.layer = layer
         H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         self.heads, self.kv_heads, self.head_dim = H, K, D
-        # YaRN multiplies q and k by its attention factor each; their product takes its square in the same place.
+        # YaRN multiplies both q and k by its attention factor. Here the scale has the square of it instead.
         self.scale = D**-0.5 * config.attention_factor**2
         self.qkv_proj = Linear(config.hidden_size, (H + 2 * K) * D)
         self.o_proj = Linear(H * D, config.hidden_size)
         self.q_norm = nn.RMSNorm(D, eps=config.rms_norm_eps)
         self.k_norm = nn.RMSNorm(D, eps=config.rms_norm_eps)
-        self._norms = None, None, None  # the weights of both norms, and what _norm_weight makes of them
+        self._norms = None, None, None  # the weights of both norms, and the result of _norm_weight
 
     def __call__(self, x: mx.array, residual: mx.array, turn: Turn, view: View) -> mx.array:
         """residual + attention(x), all (T, hidden)."""
@@ -61,7 +61,7 @@ class Attention(nn.Module):
         return self["o_proj"].add(residual, merged)
 
     def _norm_weight(self) -> mx.array:
-        """The weights of q_norm and k_norm for every head, (H + K, D); made again if one has been replaced."""
+        """The weights of q_norm and k_norm for every head, (H + K, D). Computed again if one has been replaced."""
         q, k = self["q_norm"]["weight"], self["k_norm"]["weight"]
         of_q, of_k, weight = self["_norms"]
         if of_q is not q or of_k is not k:
@@ -70,7 +70,7 @@ class Attention(nn.Module):
         return weight
 
     def _show_heads(self, watch: Listener, qkv: mx.array, weight: mx.array) -> None:
-        """The steps that norm_rope makes as one, made again one by one for the listener; qkv (B, L, any)."""
+        """Compute the steps that norm_rope fuses again, one by one, for the listener; qkv (B, L, any)."""
         H, K, D = self.heads, self.kv_heads, self.head_dim
         watch("qkv", qkv)
         watch("split", *mx.split(qkv, [H * D, (H + K) * D], axis=-1))
@@ -108,7 +108,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def __call__(self, x: mx.array, turn: Turn, view: View) -> mx.array:
-        """The residual stream (T, hidden) before and after this layer."""
+        """The residual stream (T, hidden) after this layer, from the one before it."""
         view.show("input", x)
         y = self["input_layernorm"](x)
         view.show("input_norm", y)
@@ -150,7 +150,7 @@ class Qwen3(nn.Module):
         return KVCache(batch, padding, kv_format(kv_bits, self.config.head_dim))
 
     def hidden(self, ids: Ids, cache: KVCache | None = None, watch: Listener | None = None) -> mx.array:
-        """The normalised hidden states (B, L, hidden) from which `logits` projects. The cache moves on."""
+        """The normalised hidden states (B, L, hidden), the input of `logits`. The cache takes up the tokens."""
         ids = _token_ids(ids)
         B, L = ids.shape
         if cache is None:
@@ -186,7 +186,7 @@ class Qwen3(nn.Module):
             yield x
 
     def logits(self, hidden: mx.array, watch: Listener | None = None) -> mx.array:
-        """(B, L, hidden) -> (B, L, V). The largest product of the model: give it only the positions you need."""
+        """(B, L, hidden) -> (B, L, V). This is the largest product of the model: pass only the positions you need."""
         logits = self.head(hidden)
         if watch is not None:
             watch("logits", logits)

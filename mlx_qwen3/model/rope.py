@@ -1,4 +1,4 @@
-"""Rotary position embedding (arXiv 2104.09864), rotate-half, with the ways to stretch it that transformers has.
+"""Rotary position embedding (arXiv 2104.09864), rotate-half, with the kinds of scaling that transformers has.
 
 B batch, L new tokens, D head_dim
 """
@@ -24,7 +24,7 @@ class RoPE:
         self.inv_freq = mx.array(inv_freq)  # (D / 2,)
 
     def __call__(self, positions: mx.array) -> tuple[mx.array, mx.array]:
-        """cos and sin for `rotate`, (B, L, 1, D) float32 each, of positions (B, L)."""
+        """cos and sin for `rotate`, each (B, L, 1, D) float32, for positions (B, L)."""
         angles = positions[:, :, None, None] * self.inv_freq
         cos, sin = mx.cos(angles), mx.sin(angles)
         return mx.concatenate([cos, cos], axis=-1), mx.concatenate([-sin, sin], axis=-1)
@@ -33,7 +33,7 @@ class RoPE:
 def rotate(x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
     """Turn the pairs (i, i + D/2) of x (B, L, heads, D) by the angles of its tokens; float32 if x is."""
     half = x.shape[-1] // 2
-    # An index with "..." takes MLX twice as long to read, on the host.
+    # Not x[..., half:]: an index with "..." takes the host twice as long.
     swapped = mx.concatenate([x[:, :, :, half:], x[:, :, :, :half]], axis=-1)
     return x * cos + swapped * sin  # the first half of sin is negated
 
@@ -41,7 +41,7 @@ def rotate(x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
 def inverse_frequencies(dims: int, theta: float, scaling: Scaling | None) -> np.ndarray:
     """Radians per position, (dims / 2,) float32."""
     exponents = np.arange(0, dims, 2, dtype=np.float32) / np.float32(dims)
-    # NumPy's float32 power is one unit off in the last place for a fifth of them.
+    # In float64, because NumPy's float32 power is off by one unit in the last place for a fifth of these values.
     periods = (theta ** exponents.astype(np.float64)).astype(np.float32)
     if isinstance(scaling, Linear):
         return 1 / periods / np.float32(scaling.factor)
@@ -53,7 +53,7 @@ def inverse_frequencies(dims: int, theta: float, scaling: Scaling | None) -> np.
 
 
 def _llama3(plain: np.ndarray, scaling: Llama3) -> np.ndarray:
-    """Waves as long as the original context are stretched, short ones are kept; between them it is a mixture."""
+    """Pairs with a wavelength near the original context are stretched, fast ones are kept, others are mixed."""
     original, low, high = scaling.original_max_position_embeddings, scaling.low_freq_factor, scaling.high_freq_factor
     lengths = np.float32(2 * math.pi) / plain  # positions per turn
     stretched = plain / np.float32(scaling.factor)
@@ -63,7 +63,7 @@ def _llama3(plain: np.ndarray, scaling: Llama3) -> np.ndarray:
 
 
 def _yarn(periods: np.ndarray, theta: float, yarn: Yarn) -> np.ndarray:
-    """Pairs that turn often within the original context keep their speed, slow ones are stretched by `factor`."""
+    """Pairs that turn often in the original context keep their frequency; that of slow ones is divided by `factor`."""
     dims = 2 * len(periods)
     low, high = _correction_range(dims, theta, yarn)
     ramp = np.clip((np.arange(dims // 2, dtype=np.float32) - np.float32(low)) / np.float32(high - low), 0, 1)

@@ -121,7 +121,7 @@ def test_what_is_copied_has_no_error_and_behaves_the_same(chat, options, tmp_pat
 
 
 def test_past_max_kl_nothing_is_published(chat, tmp_path):
-    with pytest.raises(VerificationError, match=r"KL divergence .* past the 1e-06 allowed; nothing was published"):
+    with pytest.raises(VerificationError, match=r"KL divergence .* past the 1e-06 allowed; OUT was not written"):
         convert(chat, tmp_path / "out", quantize="affine2", max_kl=1e-6)
     assert list(tmp_path.iterdir()) == []
     kl = convert(chat, tmp_path / "out", quantize="affine2", max_kl=100).divergence.kl_mean
@@ -142,7 +142,7 @@ def test_a_model_that_computes_nothing_finite_is_not_published(tmp_path):
     weights = random_weights(TINY)
     weights["model.norm.weight"][:] = np.nan
     source = write_checkpoint(tmp_path / "source", weights=weights)
-    with pytest.raises(VerificationError, match="logits that are not finite; nothing was published"):
+    with pytest.raises(VerificationError, match="logits that are not finite; OUT was not written"):
         convert(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -315,7 +315,7 @@ def test_the_old_survives_a_gate_that_fails(source, old, tmp_path):
 )
 def test_a_source_that_changes_meanwhile(source, change, name, tmp_path):
     changing = shutil.copytree(source, tmp_path / "changing")
-    with pytest.raises(CheckpointError, match=f"{name} changed while it was converted, nothing was published"):
+    with pytest.raises(CheckpointError, match=f"{name} changed while it was converted, so OUT was not written"):
         convert(changing, tmp_path / "out", progress=lambda *_: change(changing), divergence=False)
     assert [path.name for path in tmp_path.iterdir()] == ["changing"]
 
