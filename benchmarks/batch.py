@@ -31,7 +31,7 @@ def ours(folder: str) -> Iterator[tuple[int, Iterator[int]]]:
     model = load_model(Path(folder), "fp32")
 
     def run(rows: int) -> Iterator[int]:
-        # A gap of no length: prompts are computed first, whatever the rows that run have to wait
+        # An unlimited gap: prompts are computed first, however long the running rows wait
         scheduler = Scheduler(model, model.config.vocab_size, max_rows=rows, max_gap=1e9)
         for row, prompt in enumerate(prompts(rows)):
             scheduler.add(Row(prompt, SamplingParams(temperature=0), TOKENS + rows, number=row))

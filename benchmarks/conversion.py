@@ -92,7 +92,7 @@ def exact(*wanted: str) -> None:
     for mode in wanted or MODES:
         with tempfile.TemporaryDirectory() as folder:
             source = str(DEMO)
-            if mode != "bf16":  # unpacked again, the same values go through a BLAS, which packed ones cannot
+            if mode != "bf16":  # unpacked values are the same and faster, because a BLAS can multiply them
                 convert(source, f"{folder}/packed", quantize=mode, divergence=False)
                 source = f"{folder}/plain"
                 convert(f"{folder}/packed", source, quantize="none", dtype="fp32", divergence=False)

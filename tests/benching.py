@@ -41,7 +41,7 @@ def planted(monkeypatch, command, change):
 
 
 def baseline_of(report, metric, value):
-    """What --json would have written where one ratio was `value`."""
+    """What --json would have written if one ratio had been `value`."""
     content = json.loads(json.dumps(bench.as_json(report)))
     summary = content["contestants"][1]["summary"]["5"]
     summary.setdefault(metric, {})["ratio"] = {"median": value}

@@ -60,7 +60,7 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def random_weights(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
-    """float32 tensors by Hugging Face name; logits come out at magnitudes near 6."""
+    """float32 tensors by Hugging Face name; the logits have magnitudes near 6."""
     rng = np.random.default_rng(seed)
     weights = {}
     for name, shape in shapes(config).items():

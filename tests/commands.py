@@ -1,4 +1,4 @@
-"""The commands as tests run them: in a process of their own, as a user does, or in this one, which is faster."""
+"""Runs the commands for tests: in a process of their own, as a user does, or in this process, which is faster."""
 
 import os
 import subprocess

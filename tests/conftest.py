@@ -1,8 +1,8 @@
 import os
 import signal
 
-# Before MLX, torch and transformers are imported, which read these. Tests run in a process for each core, and threads
-# of several processes that wait for one core are far slower than one thread. No test reaches the network.
+# MLX, torch and transformers read these variables when they are imported. One thread each: tests run in a process for
+# each core, and more threads than cores are much slower. No test reaches the network.
 os.environ |= {"MKL_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # pytest was started in the background, by a shell
     signal.signal(signal.SIGINT, signal.default_int_handler)  # or all that the tests start would ignore Ctrl-C
@@ -22,7 +22,7 @@ from mlx_qwen3.compare import divergence
 
 @pytest.fixture(scope="session", autouse=True)
 def short_text() -> Iterator[None]:
-    """The text that conversions are measured on, cut: a tokenizer of one token a byte makes it long."""
+    """Cut the text that conversions are measured on: it is long for a tokenizer with one token for each byte."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(divergence, "TEXT", divergence.TEXT[-150:])
         yield

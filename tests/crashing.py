@@ -1,4 +1,4 @@
-"""Run by test_staging.py: convert once for every point, and get a signal there.
+"""Run by test_staging.py: convert once for every point, and send a signal there.
 
 python crashing.py SOURCE FOLDER OPTIONS SIGNAL POINT...: FOLDER/POINT/out is converted to, until the POINT-th event; a
 point of -1 runs to the end and prints the number of events. An event is an operation on a file, which Python announces

@@ -65,7 +65,7 @@ def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
 
 
 def rotation(config: dict[str, Any], positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin (L, D/2), multiplied by YaRN's attention factor where there is one."""
+    """cos and sin (L, D/2), multiplied by YaRN's attention factor if there is one."""
     D, theta = config["head_dim"], config["rope_theta"]
     frequency = theta ** (-np.arange(0, D, 2) / D)
     factor = 1.0

@@ -1,4 +1,4 @@
-"""Replies whose prompts share prefixes, with a count of what is computed of them."""
+"""Replies whose prompts share prefixes, with a count of the prompt tokens that are computed."""
 
 import numpy as np
 

@@ -35,7 +35,7 @@ LONGEST = 60  # tokens of a reply with a thinking budget: the closing text has 4
 
 @dataclass(frozen=True)
 class Job:
-    """What a row is made from."""
+    """The settings of a row."""
 
     prompt: tuple[int, ...]
     setting: int
@@ -52,7 +52,7 @@ class Job:
 
 
 class Broken(Exception):
-    """Stands for an error of one row's own code."""
+    """An error in the code of one row."""
 
 
 @dataclass
@@ -145,7 +145,7 @@ class Alone:
 
 
 def regret(model: Any, job: Job, heard: Sequence[int], kv_bits: int) -> float:
-    """How far the greedy tokens of a row are below the best ones, in logits of the row alone that is given them."""
+    """How far the logits of a row's greedy tokens lie below the best ones when the row, given them, runs alone."""
     ids = mx.array([[*job.prompt, *heard[:-1]]])
     logits = model(ids, model.make_cache(1, None, kv_bits))[0, len(job.prompt) - 1 :]
     chosen = mx.take_along_axis(logits, mx.array(heard)[:, None], axis=-1)[:, 0]

@@ -1,4 +1,4 @@
-"""A process on a pseudo-terminal: what it shows is waited for, for a bounded time."""
+"""A process on a pseudo-terminal. Waiting for its output has a time limit."""
 
 import os
 import pty
@@ -16,7 +16,7 @@ STYLE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 class Terminal:
-    """Use it in a `with` block: its end kills what still runs."""
+    """Use it in a `with` block: the end of the block kills a process that still runs."""
 
     def __init__(self, *words: str, **environment: str):
         ours, theirs = pty.openpty()

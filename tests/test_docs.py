@@ -25,7 +25,7 @@ def text(page: Path) -> str:
 
 
 def prose(page: Path) -> str:
-    """A page without its code blocks, whose `#` are no headings and whose brackets are no links."""
+    """A page without its code blocks, where `#` is not a heading and brackets are not links."""
     return CODE.sub("", text(page))
 
 

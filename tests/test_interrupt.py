@@ -121,7 +121,7 @@ def interrupted(command, delay, out):
 
 
 def wait_for_others(group):
-    """The processes that a command has started end with it, as soon as they have been told."""
+    """Wait until the processes that a command has started have ended too."""
     deadline = time.monotonic() + ALLOWED
     with suppress(ProcessLookupError):
         while True:
@@ -188,7 +188,7 @@ def test_while_the_package_is_imported(point, chat):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="MLX looks for g++ if it computes on a CPU")
 def test_while_mlx_looks_for_a_compiler(chat, tmp_path):
-    """It does so in a shell by `system`, which ignores the signal. This g++ interrupts the parent of its shell."""
+    """MLX runs a shell with `system`, which ignores the signal. This g++ interrupts the parent of its shell."""
     compiler = tmp_path / "g++"
     compiler.write_text("#!/bin/sh\nread _ _ _ command _ < /proc/$PPID/stat\nkill -INT $command\n")
     compiler.chmod(0o755)

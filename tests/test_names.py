@@ -27,7 +27,7 @@ def test_nothing_else_is_there():
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.islower()])
 def test_a_function_is_not_a_module(name):
-    """`import mlx_qwen3.convert` must not bring something that is no module."""
+    """`import mlx_qwen3.convert` must not import something that is not a module."""
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module(f"mlx_qwen3.{name}")
     assert callable(getattr(mlx_qwen3, name))

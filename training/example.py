@@ -20,7 +20,7 @@ HELD_OUT = 12
 class Example:
     """What the model is asked, what it should think and answer, and how an answer is judged.
 
-    messages end with a user or tool message. thinking is the text inside <think>, "" where there is
+    messages end with a user or tool message. thinking is the text inside <think>, "" if there is
     nothing to work out. key decides the split: two examples with one key are always on the same side.
     """
 

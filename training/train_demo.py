@@ -121,7 +121,7 @@ def loss_of(model: Qwen3ForCausalLM, body: Any, ids: torch.Tensor, labels: torch
     with torch.autocast("cpu", dtype=torch.bfloat16):
         hidden = body(input_ids=ids, use_cache=False).last_hidden_state  # (B, L, C)
         wanted = labels >= 0
-        logits = F.linear(hidden[wanted], model.model.embed_tokens.weight)  # (N, V): only where there is loss
+        logits = F.linear(hidden[wanted], model.model.embed_tokens.weight)  # (N, V): only for tokens with a loss
     targets = labels[wanted]
     # a batch of long prompts has few targets: the floor keeps its noise down
     return F.cross_entropy(logits.float(), targets, reduction="sum") / max(len(targets), 300)
@@ -187,7 +187,7 @@ def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, work: Path) -> Qwe
             last = time.perf_counter()
             save_state(work / "state.pt", model, optims, place, before + spent)
         if stop.is_set():
-            raise SystemExit(f"stopped at step {place.step}; the same command goes on from there")
+            raise SystemExit(f"stopped at step {place.step}; rerun the command to resume")
     return model
 
 

@@ -44,7 +44,7 @@ def everything(chat, tmp_path_factory) -> Run:
     assert (code, sorted(path.name for path in folder.iterdir())) == (0, ["all.json", "all.png", "out"])
 
     def refuse(name):
-        raise AssertionError(f"{name} is no JSON")
+        raise AssertionError(f"{name} is not JSON")
 
     content = json.loads((folder / "all.json").read_text(), parse_constant=refuse)
     return Run((folder / "out").read_text(), content, (folder / "all.png").read_bytes())

@@ -1,4 +1,4 @@
-"""The group of commands: every failure is one line with its exit code, and starting takes little."""
+"""The group of commands: every failure is one line with its exit code, and the start is fast."""
 
 import json
 import re
@@ -40,7 +40,7 @@ def broken(folder):
 
 
 def inflated(folder):
-    """Until its logits pass float16's 65,504, which no weight does."""
+    """So large that its logits pass float16's 65,504, but no weight does."""
     weights = load_file(folder / "model.safetensors")
     weights["model.norm.weight"] *= 200_000
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
@@ -155,7 +155,7 @@ def test_help_goes_to_stdout(words):
     assert [line.split()[0] for line in lines[lines.index("Commands:") + 1 :]] == list(COMMANDS)
 
 
-def test_a_command_that_is_none():
+def test_an_unknown_command():
     result = here("convrt")
     assert (result.returncode, result.stdout) == (2, b"")
     assert re.fullmatch(rb"error: No such command 'convrt'.*\n", result.stderr)

@@ -1,4 +1,4 @@
-"""`mlx-qwen3 bench` as a user runs it: what cannot be measured is told in one line, before anything runs."""
+"""`mlx-qwen3 bench` as a user runs it: if something cannot be measured, one line says so before anything runs."""
 
 import json
 
@@ -57,7 +57,7 @@ def test_a_place_that_cannot_be_written_is_told_first(chat, tmp_path, capsys, op
 
 
 @pytest.mark.usefixtures("nothing_runs")
-def test_a_source_that_is_none(capsys):
+def test_an_unknown_source(capsys):
     assert main("/nowhere", "--against", TWICE) == 1
     assert "there is no folder '/nowhere'" in capsys.readouterr().err
 

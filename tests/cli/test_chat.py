@@ -149,7 +149,7 @@ def test_the_options_of_a_reply_hold_in_a_chat(tmp_path):
 
 
 def test_drafts_and_the_cache_of_a_chat(tmp_path):
-    """They change no token here; the second chat finds what the first one left."""
+    """They change no token here. The second chat finds the files of the first one."""
     common = ["--no-think", "--system", "Be brief. " * 5]  # too short a beginning is not worth a file
     plain = run(QUESTION, options=common)[1]
     for cached in (False, True):
@@ -164,7 +164,7 @@ def test_drafts_and_the_cache_of_a_chat(tmp_path):
 
 
 def interrupt_a_reply(terminal: Terminal) -> None:
-    """Ctrl-C ends the reply, and the conversation goes on with what there is of it."""
+    """Ctrl-C ends the reply, and the conversation continues with the part that was made."""
     terminal.expect("/help lists the commands")
     terminal.expect(">")
     terminal.type("hi\r")

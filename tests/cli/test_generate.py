@@ -108,7 +108,7 @@ def test_ctrl_c_ends_with_what_was_written(chat):
 
 
 def test_ctrl_c_with_json_gives_what_there_is(chat):
-    """The seventh step interrupts itself: with --json nothing is written that could tell when to."""
+    """The seventh step interrupts itself, because --json writes nothing before the end that could show the moment."""
     program = """
 import itertools, os, signal, sys
 from mlx_qwen3.cli import app

@@ -63,7 +63,7 @@ def test_json_is_strict_and_whole(sick):
     result = run(sick, "--prompt", "hello", "--heads", "--json", "--against", "transformers")
 
     def refuse(name):
-        raise AssertionError(f"{name} is no JSON")
+        raise AssertionError(f"{name} is not JSON")
 
     report = json.loads(result.stdout, parse_constant=refuse)
     assert result.stdout.count("\n") == 1

@@ -16,7 +16,7 @@ def test_the_demo_is_announced_with_what_the_command_takes(option, remedy, monke
     assert remedy in captured.err
 
 
-def test_the_real_model_needs_no_words(monkeypatch, capsys):
+def test_the_real_model_is_not_announced(monkeypatch, capsys):
     monkeypatch.setattr(hub, "default_source", lambda: hub.DEFAULT)
     assert default_source() == hub.DEFAULT
     assert capsys.readouterr().err == ""

@@ -1,4 +1,4 @@
-"""What reaches a terminal, a pipe, a stream that is closed or full, and what comes from standard input."""
+"""Output to a terminal, a pipe, and a stream that is closed or full; input from standard input."""
 
 import io
 import json
@@ -42,7 +42,7 @@ HARMLESS = (
 
 
 def test_thinking_stands_in_tags_in_a_pipe_and_is_dimmed_on_a_terminal(chat, tmp_path):
-    """The prompt ends in an open think block, so all that random weights say is thinking."""
+    """The prompt ends in an open think block, so everything that random weights say is thinking."""
     template = "{{ messages[0].content }}<think>\n"
     folder = write_tokenizer(write_checkpoint(tmp_path, vocab_size=VOCABULARY), template)
     command = [*GENERATE, "--prompt", "hi", "--model", str(folder), "--max-tokens", "8", "--seed", "1"]
@@ -58,7 +58,7 @@ def test_thinking_stands_in_tags_in_a_pipe_and_is_dimmed_on_a_terminal(chat, tmp
     assert b"\x1b[0m" in shown
 
 
-def test_a_reader_that_closes_early_is_no_error(chat):
+def test_a_reader_that_closes_early_is_not_an_error(chat):
     command = [*GENERATE, "--prompt", "hi", "--model", str(chat), "--seed", "1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=QUIET) as process:
         process.stdout.read(1)
@@ -85,7 +85,7 @@ def test_streams_that_are_closed_or_full(chat, redirection, code, message):
 
 
 def test_a_terminal_without_unicode_gets_question_marks(chat):
-    """Random weights write bytes that are no characters, which come out as U+FFFD."""
+    """Random weights write bytes that are not characters, which come out as U+FFFD."""
     environment = {**QUIET, "PYTHONIOENCODING": "ascii"}
     result = run(*GENERATE, "--prompt", "hi", "--model", chat, "--max-tokens", "40", "--seed", "1", env=environment)
     assert result.returncode == 0
@@ -108,7 +108,7 @@ app.run(sys.argv[1:])
     assert b"out of memory" in result.stderr
 
 
-def test_input_that_is_no_text(chat):
+def test_input_that_is_not_text(chat):
     result = here("generate", "--prompt", "-", "--model", chat, input=b"\xff\xfe")
     assert result.returncode == 2
     assert b"standard input is not UTF-8 text" in result.stderr

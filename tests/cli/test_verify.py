@@ -1,4 +1,4 @@
-"""`verify`: what it prints of a sound folder and of a damaged one."""
+"""`verify`: what it prints for a correct folder and for a damaged one."""
 
 import re
 

@@ -35,7 +35,7 @@ def fused(q: mx.array, k: mx.array, v: mx.array, mask: Any = "causal", scale: fl
 @pytest.mark.parametrize("heads", [(6, 2), (6, 1), (6, 6), (1, 1)])
 @pytest.mark.parametrize("lengths", [(37, 37), (5, 37), (1, 37), (37, 60), (1, 1)])
 def test_it_equals_the_fused_kernel(chunk, mask, heads, lengths):
-    """Every chunk size, prompts behind a cached prefix, shared key/value heads."""
+    """Every chunk size, prompts after a cached prefix, shared key/value heads."""
     q, k, v = arrays(*lengths, *heads)
     assert relative(attention_chunk(q, k, v, mask=mask, chunk=chunk), as_numpy(fused(q, k, v, mask))) < 2e-6
 

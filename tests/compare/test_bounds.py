@@ -1,4 +1,4 @@
-"""Every tolerance says what it measures, and allows more than was measured on sound models; some are measured again."""
+"""Every tolerance says what it measures and allows more than correct models need. Some are measured again."""
 
 import comparing
 import mlx.core as mx

@@ -1,4 +1,4 @@
-"""Two models step by step: sound ones stay within their bounds, faults are named by layer and step."""
+"""Two models step by step: correct ones stay within their bounds, mistakes are named by layer and step."""
 
 import sys
 
@@ -31,7 +31,7 @@ def swap_block_norms(model):
 
 
 def with_turn(model, change):
-    """Other angles in one layer; `change` makes them out of those of the pass."""
+    """Other angles in one layer; `change` computes them from those of the pass."""
     layer = model.layers[FAULT_LAYER].self_attn
 
     class Turned(type(layer)):
@@ -193,7 +193,7 @@ def test_packed_weights_stay_within_their_bound(packing, tmp_path):
         assert comparison.differences[-1].relative < 1e-4
 
 
-def test_a_swapped_norm_is_found_behind_four_bits_too(tmp_path):
+def test_a_swapped_norm_is_found_with_four_bits_too(tmp_path):
     shape = {**NINE, **PACKABLE}
     plain = write_checkpoint(tmp_path / "plain", shape)
     packed = write_packed(tmp_path / "packed", AFFINE_4, num_hidden_layers=9)
@@ -240,7 +240,7 @@ def test_states_only(folder, ids):
     assert {d.bound for d in found} == {0.0}
 
 
-def test_a_nan_that_both_have_is_no_difference(folder, tmp_path):
+def test_a_nan_on_both_sides_is_not_a_difference(folder, tmp_path):
     weights = load_file(folder / "model.safetensors")
     weights["model.layers.3.mlp.down_proj.weight"] = weights["model.layers.3.mlp.down_proj.weight"].copy()
     weights["model.layers.3.mlp.down_proj.weight"][0, 0] = np.nan

@@ -144,7 +144,7 @@ def test_sums_over_runs_of_the_vocabulary_are_those_over_all_of_it(step, seed, s
 
 
 def test_comparing_holds_neither_model_nor_logits(tmp_path, monkeypatch):
-    """Only runs of rows are asked of the output matrix, and no part is read twice at a time."""
+    """The output matrix is read in blocks of rows, and no part is in memory twice."""
     config = {**TINY, "vocab_size": 4001}
     source = write_checkpoint(tmp_path / "source", config)
     counts = []

@@ -1,4 +1,4 @@
-"""The certificate: it lists everything, its figures are those that can be computed from the two folders, it gates."""
+"""The certificate: it lists everything, its figures can be computed from the two folders, and `max_kl` is obeyed."""
 
 import hashlib
 import json
@@ -55,7 +55,7 @@ def test_nothing_is_missing_and_nothing_extra(chat, options, shard_bytes, tmp_pa
     found = set()
     for path in out.glob("*.safetensors"):
         with safe_open(path, framework="numpy") as file:
-            for name in file.keys():  # noqa: SIM118, the library's object is no mapping
+            for name in file.keys():  # noqa: SIM118, the library's object is not a mapping
                 found.add(name)
                 part, record = file.get_slice(name), listed[name]
                 assert (record.dtype, list(record.shape), record.file) == (
@@ -120,7 +120,7 @@ def test_what_is_copied_has_no_error_and_behaves_the_same(chat, options, tmp_pat
 # --- the gate
 
 
-def test_past_max_kl_nothing_is_published(chat, tmp_path):
+def test_past_max_kl_out_is_not_written(chat, tmp_path):
     with pytest.raises(VerificationError, match=r"KL divergence .* past the 1e-06 allowed; OUT was not written"):
         convert(chat, tmp_path / "out", quantize="affine2", max_kl=1e-6)
     assert list(tmp_path.iterdir()) == []
@@ -133,7 +133,7 @@ def test_past_max_kl_nothing_is_published(chat, tmp_path):
 
 
 @pytest.mark.parametrize("options", [{"max_kl": 0.1, "divergence": False}, {"max_kl": -1}])
-def test_a_gate_that_cannot_be(chat, options, tmp_path):
+def test_a_wrong_max_kl(chat, options, tmp_path):
     with pytest.raises(UsageError, match="max_kl is"):
         convert(chat, tmp_path / "out", **options)
 

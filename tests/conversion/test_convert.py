@@ -1,4 +1,4 @@
-"""Conversion: what comes out, that it comes back, and that nothing is lost when it fails."""
+"""Conversion: the result, the way back, and that nothing is lost when it fails."""
 
 import json
 import os
@@ -164,7 +164,7 @@ def test_out_needs_a_name(tiny, name, monkeypatch, tmp_path):
         convert(tiny, Path(name) if name else "")
 
 
-def test_parents_that_were_made_go_again(tmp_path):
+def test_parents_that_were_made_are_removed_again(tmp_path):
     weights = random_weights(TINY)
     weights["model.norm.weight"][0] = 70000
     source = write_checkpoint(tmp_path / "source", weights=weights)

@@ -1,4 +1,4 @@
-"""What a conversion is going to do: the dtype of the result."""
+"""The plan of a conversion: the dtype of the result."""
 
 import mlx.core as mx
 from checkpoints import TINY, random_weights, write_checkpoint

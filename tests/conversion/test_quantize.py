@@ -1,4 +1,4 @@
-"""Quantization: what comes out is what mlx-lm makes, bit for bit, and what it costs is measured."""
+"""Quantization: the result is that of mlx-lm, bit for bit, and its error is measured."""
 
 import json
 from itertools import pairwise
@@ -122,7 +122,7 @@ def test_norms_stay_in_float_and_every_matrix_is_packed(tmp_path):
     assert {r.name.rsplit(".", 1)[0] for r in certificate.tensors if r.dtype == "U32"} >= {"embed_tokens", "lm_head"}
 
 
-def test_rows_that_are_no_whole_groups_stay_in_float_as_in_mlx_lm_and_the_certificate_says_so(tmp_path):
+def test_rows_of_incomplete_groups_stay_in_float_as_in_mlx_lm_and_the_certificate_says_so(tmp_path):
     source = source_in(tmp_path / "source", mx.bfloat16, intermediate_size=96)
     theirs = stored(by_mlx_lm(source, tmp_path / "theirs", **in_mlx_terms("affine4")))
     certificate = convert(source, tmp_path / "hf", quantize="affine4", layout="hf")
@@ -258,7 +258,7 @@ def test_modes_in_words(spec):
 
 @pytest.fixture(scope="module")
 def uneven(tmp_path_factory):
-    """One layer's value projection has an outlier in every group, so that it loses most in few bits."""
+    """One layer's value projection has an outlier in every group, so that few bits give it the largest error."""
     config = {**TINY, **PACKABLE, "num_hidden_layers": 3}
     weights = random_weights(config)
     name = "model.layers.1.self_attn.v_proj.weight"
@@ -334,7 +334,7 @@ def test_a_larger_budget_never_takes_bits_from_a_module(uneven, tmp_path):
         ({"bits": 4.5}, "bits is 4.5, but quantize is None"),
     ],
 )
-def test_a_budget_that_cannot_be(uneven, options, message, tmp_path):
+def test_a_wrong_budget(uneven, options, message, tmp_path):
     with pytest.raises(UsageError, match=message):
         convert(uneven, tmp_path / "out", **options)
     assert list(tmp_path.iterdir()) == []

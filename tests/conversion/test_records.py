@@ -1,4 +1,4 @@
-"""Records from JSON that anyone may have written: whatever is wrong with a field is named."""
+"""Records from JSON that anyone may have written: a wrong field is named."""
 
 from dataclasses import asdict, dataclass
 

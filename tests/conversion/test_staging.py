@@ -1,4 +1,4 @@
-"""A conversion that is killed, runs out of disk or meets a changing source: OUT is absent or complete."""
+"""A conversion that is killed, fills the disk, or whose source changes: OUT is absent or complete."""
 
 import errno
 import fcntl
@@ -41,7 +41,7 @@ def old(tmp_path_factory, source):
 
 @pytest.fixture
 def memory(tmp_path):
-    """A folder in memory where the system has one: hundreds of conversions that sync keep a disk busy for a minute."""
+    """A folder in memory if the system has one: hundreds of conversions with fsync would take a minute on a disk."""
     if not os.access("/dev/shm", os.W_OK):
         yield tmp_path
         return
@@ -56,7 +56,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def crash(source: Path, folder: Path, options: dict, points: list[int], signal: str = "SIGKILL") -> int:
-    """Convert up to each point; returns the number of events where a point is -1."""
+    """Convert up to each point. If a point is -1, returns the number of events."""
     command = [
         sys.executable,
         str(Path(__file__).parents[1] / "crashing.py"),
@@ -102,7 +102,7 @@ def test_killed_at_fifty_points_out_is_absent_or_complete_and_the_next_run_goes_
 
 
 def test_only_finished_files_outlive_a_kill(tmp_path):
-    """A draft that was being written has a name of its own, which nothing would replace."""
+    """An unfinished file has a name of its own, so later files do not replace it."""
     stage = staging.Staging(tmp_path, {})
     for name in ("done", "half", ".draft.partial"):
         (stage.folder / name).write_text(name)
@@ -139,7 +139,7 @@ def test_killed_while_it_overwrites_the_old_or_the_new_is_there_or_comes_back(so
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_ctrl_c_leaves_out_as_it_was_or_complete_and_nothing_else(overwrite, source, old, memory):
-    """At every event of a command, and of the clean-up of one that is nearly done."""
+    """At every event of a command, and of the clean-up at its end."""
     options = {"divergence": False, "overwrite": overwrite}
     (memory / "-1").mkdir()
     events = crash(source, memory, options, [-1])

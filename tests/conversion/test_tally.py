@@ -1,4 +1,4 @@
-"""What a tensor lost, against MLX's own dequantization."""
+"""The error of a tensor, against MLX's own dequantization."""
 
 import mlx.core as mx
 import numpy as np

@@ -1,4 +1,4 @@
-"""`verify`: whatever is changed in a converted folder is found and named."""
+"""`verify`: every change in a converted folder is found and named."""
 
 import os
 import shutil

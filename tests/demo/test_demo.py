@@ -1,4 +1,4 @@
-"""The trained demo model: divergence that random weights cannot show."""
+"""The trained demo model: behaviour that random weights cannot show."""
 
 import json
 import math
@@ -157,7 +157,7 @@ def sample(tmp_path_factory):
 
 
 def test_a_sample_of_every_task_is_right(sample):
-    """99.19 % by the table in the model card, which is of 500 examples a task; this is to see that it still holds."""
+    """The model card's table has 99.19 % with 500 examples for each task; this is a quick check of it."""
     wrong = [(case.task, case.example.messages[-1]["content"], case.text) for case in sample if not case.right]
     assert len(wrong) <= 1, wrong
     assert {case.task for case in sample} == set(TASKS)

@@ -63,6 +63,6 @@ def test_a_token_that_was_put_in_has_its_own():
 
 
 @pytest.mark.parametrize("count", [-1, 21, True, 2.0])
-def test_a_count_that_is_none(count):
+def test_a_wrong_count(count):
     with pytest.raises(UsageError, match=r"logprobs is .*; expected how many alternatives to list, 0 to 20"):
         ReplyOptions(logprobs=count)

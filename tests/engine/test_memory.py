@@ -49,7 +49,7 @@ def test_load_refuses_it_too(tiny, memory):
 
 
 @pytest.mark.parametrize("memory", ["5", "a lot", 0, -1, 1.5, True])
-def test_what_is_no_budget_is_refused(tiny, model, memory):
+def test_a_wrong_budget_is_refused(tiny, model, memory):
     with pytest.raises(UsageError, match=r"^memory is"):
         load(tiny, memory=memory)
     with pytest.raises(UsageError, match=r"^memory is"):

@@ -133,6 +133,6 @@ def test_a_bias_decides_with_drafts_too():
 
 
 @pytest.mark.parametrize("bias", [{1: 101}, {-1: 1}, {"a": 1}, 3, {2: float("nan")}])
-def test_a_bias_that_is_none(bias):
+def test_a_wrong_bias(bias):
     with pytest.raises(UsageError, match=r"logit_bias .*expected token ids with numbers from -100 to 100"):
         SamplingParams(logit_bias=bias)

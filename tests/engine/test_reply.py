@@ -124,7 +124,7 @@ def test_stop_strings_end_before_themselves(chat, monkeypatch, text, stop, expec
     assert (result.text, result.finish_reason) == (expected, "stop")
 
 
-def test_nothing_behind_a_stop_string_comes_back_at_the_limit(chat, monkeypatch):
+def test_nothing_after_a_stop_string_comes_back_at_the_limit(chat, monkeypatch):
     """`</think>` is one token, so the stop string ends inside it."""
     tokens = scripted(monkeypatch, chat[1], "a</think>", end=False)
     assert generate(*chat, "?", stop="</th", max_tokens=len(tokens)).text == "a"

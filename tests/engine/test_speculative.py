@@ -172,7 +172,7 @@ def test_a_stop_id_among_right_drafts_ends_the_reply(wanderer, at, monkeypatch):
 
 
 class Chain:
-    """A model whose next token hangs on the last one alone, with known probabilities."""
+    """A model whose next token depends on the last one only, with known probabilities."""
 
     def __init__(self, vocabulary: int):
         self.config = SimpleNamespace(vocab_size=vocabulary, context_length=100)
@@ -227,10 +227,10 @@ def proposed(prompt, room=LONGEST, pace=None, vocabulary=1000):
         ([1, 2, 3, 4, 5, 6, 7, 1, 2], 0, []),
         ([1, 2, 3, 9, 1, 2, 4, 8, 1, 2], 2, [4, 8]),  # the latest
         ([7, 1, 2, 3, 9, 8, 1, 2, 4, 7, 1, 2], 1, [3]),  # but the longest first
-        ([5, 1, 2, 1, 2], 7, [1, 2, 1, 2, 1, 2, 1]),  # goes round
+        ([5, 1, 2, 1, 2], 7, [1, 2, 1, 2, 1, 2, 1]),  # wraps around
         ([3, 3, 3], 4, [3, 3, 3, 3]),
         ([1, 2, 3, 4, 5], 7, []),
-        ([1, 2, 3, 1], 7, []),  # one token is no sign
+        ([1, 2, 3, 1], 7, []),  # one token is not enough
         ([1], 7, []),
         ([1, 2, 3, 1000, 4, 1, 2], 7, [3]),  # a padding row is never chosen
         ([1, 2, 1000, 4, 1, 2], 7, []),

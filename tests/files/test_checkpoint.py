@@ -1,4 +1,4 @@
-"""A checkpoint folder as one object: every file is opened once, and whatever is wrong with one is named."""
+"""A checkpoint folder as one object: every file is opened once, and a wrong one is named."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from mlx_qwen3.files.checkpoint import Checkpoint
 from mlx_qwen3.model.load import load_model
 
 INDEX = "model.safetensors.index.json"
-opened: list[tuple[str, object, int]] | None = None  # (path, mode, flags) of every file, while a test looks
+opened: list[tuple[str, object, int]] | None = None  # (path, mode, flags) of every opened file, during a test
 
 
 def _hook(event: str, arguments: tuple) -> None:
@@ -184,7 +184,7 @@ def test_a_long_name_is_shortened(tmp_path):
 # --- what changes
 
 
-def test_what_changed_is_named_and_a_mere_link_is_no_change(tmp_path):
+def test_what_changed_is_named_and_a_new_link_is_not_a_change(tmp_path):
     folder = write_tokenizer(write_checkpoint(tmp_path / "source"))
     checkpoint = Checkpoint(folder)
     before = checkpoint.stamps()

@@ -1,4 +1,4 @@
-"""Which keys of config.json stop a model, which are named in a warning, and which are silent."""
+"""Which keys of config.json are errors, which are named in a warning, and which are accepted silently."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The fingerprint of a model: the same for the same files, another for whatever changes keys and values."""
+"""The fingerprint of a model: the same for the same files, and another if keys and values would change."""
 
 import os
 
@@ -13,7 +13,7 @@ DAY = 1_700_000_000
 
 
 def made(folder, shards=0, **changes):
-    """A checkpoint whose files are of one day."""
+    """A checkpoint whose files all have the same date."""
     write_checkpoint(folder, **changes)
     if shards:
         write_shards(folder, shards)

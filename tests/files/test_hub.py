@@ -195,7 +195,7 @@ def download(tmp_path_factory: pytest.TempPathFactory) -> Download:
 
 @pytest.fixture
 def home(download: Download, tmp_path: Path) -> Path:
-    """A cache of one's own that holds the whole model."""
+    """A separate cache that holds the whole model."""
     return shutil.copytree(download.home, tmp_path / "home", symlinks=True)
 
 
@@ -347,7 +347,7 @@ def test_incomplete_cache_is_refused_offline(nowhere: str, home: Path, name: str
     "names", [["config.json", "tokenizer.json"], ["config.json", "model.safetensors"], ["model.safetensors"]]
 )
 def test_cache_that_another_program_began_is_refused_offline(nowhere: str, tmp_path: Path, names: list[str]) -> None:
-    """transformers' AutoTokenizer, for one, downloads what it needs and no list of what else there is."""
+    """For example, transformers' AutoTokenizer downloads the files it needs, and no list of the other files."""
     write_cache(tmp_path, *names)
     assert MODEL in refused(nowhere, tmp_path, HF_HUB_OFFLINE="1")
 

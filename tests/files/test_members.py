@@ -42,7 +42,7 @@ def test_the_files_of_a_folder(tmp_path):
         "..",
     ],
 )
-def test_names_that_are_none(name):
+def test_names_outside_a_checkpoint(name):
     assert not is_member(name)
 
 

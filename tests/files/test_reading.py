@@ -1,4 +1,4 @@
-"""Opening files that may be anything: only a regular file is read, and every other one is an error in one line."""
+"""Opening files of any kind: only a regular file is read, and anything else is an error in one line."""
 
 import os
 import socket

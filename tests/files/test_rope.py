@@ -1,4 +1,4 @@
-"""What config.json may say of rotary embeddings; the frequencies are compared in tests/model/test_rope.py."""
+"""Rotary embeddings in config.json. The frequencies are compared in tests/model/test_rope.py."""
 
 from copy import deepcopy
 from typing import Any
@@ -193,7 +193,7 @@ def test_what_cannot_be_run_is_refused_by_name(changes, message):
 
 
 def test_a_setting_that_a_type_does_not_have_is_a_warning():
-    """transformers warns of it too, and runs."""
+    """transformers warns about it too, and runs."""
     with pytest.warns(Qwen3Warning, match=r"long_factor in config.json is not a setting of rope_type 'yarn'"):
         assert isinstance(scaling(rope_scaling={**YARN, "long_factor": [1.0]}), Yarn)
     with pytest.warns(Qwen3Warning, match="mrope_section"):

@@ -1,4 +1,4 @@
-"""Values of JSON files: what is taken, and that another type or range is an error that names key and value."""
+"""Values of JSON files: which are accepted, and that a wrong type or range is an error that names key and value."""
 
 import pytest
 

@@ -29,7 +29,7 @@ def test_sizes(text, size):
 @pytest.mark.parametrize(
     "text", ["", "5", "5000000000", "GB", "-1GB", "5 XB", "0GB", "0.1B", "1e9", "five", "5Gi", "٥GB", "nanGB"]
 )
-def test_sizes_that_are_none(text):
+def test_wrong_sizes(text):
     with pytest.raises(UsageError, match="expected a number with a unit"):
         parse_size(text)
 
@@ -40,6 +40,6 @@ def test_bytes_of_a_text_or_a_number(size):
 
 
 @pytest.mark.parametrize("size", [0, -1, 1.5, True, None, float("inf"), b"5GB", "5", "12 apples"])
-def test_what_is_no_size_is_refused_by_name(size):
+def test_a_wrong_size_is_refused_by_name(size):
     with pytest.raises(UsageError, match=r"^memory is .*; expected "):
         bytes_of(size, "memory")

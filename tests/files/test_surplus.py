@@ -1,4 +1,4 @@
-"""Tensors beside those of the model: what transformers leaves out is left out, and what training added is named."""
+"""Extra tensors: those that transformers ignores are ignored, and those that training added are named."""
 
 from pathlib import Path
 

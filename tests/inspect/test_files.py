@@ -1,4 +1,4 @@
-"""What can be written is known before the work."""
+"""Files that cannot be written are refused before the work starts."""
 
 import sys
 

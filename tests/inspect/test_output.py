@@ -1,4 +1,4 @@
-"""Reports as text, JSON, picture and page, of odd models too."""
+"""Reports as text, JSON, picture and page, also of unusual models."""
 
 import json
 import math

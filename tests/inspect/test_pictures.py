@@ -1,4 +1,4 @@
-"""The picture marks what the report found."""
+"""The picture marks the faults of the report."""
 
 import numpy as np
 from checkpoints import random_weights, write_checkpoint

@@ -1,4 +1,4 @@
-"""From a source to a report: the healthy is not called sick, and the first fault is named."""
+"""From a source to a report: a healthy model has no fault, and in a sick one the first fault is named."""
 
 import math
 from dataclasses import replace

@@ -92,7 +92,7 @@ def test_an_outlier_against_the_other_layers_is_named(tensor, change, word, tmp_
     assert name in [row.name for row in collapsed(rows)]  # it stands by itself
 
 
-def test_layers_that_change_with_depth_are_no_outliers(tmp_path):
+def test_layers_that_change_with_depth_are_not_outliers(tmp_path):
     weights = random_weights(NINE)
     for name in weights:
         if "layers" in name:

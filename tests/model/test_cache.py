@@ -1,4 +1,4 @@
-"""Any way of feeding a sequence to the cache gives the logits of the whole."""
+"""However a sequence is split into passes, the cache gives the logits of the whole."""
 
 import mlx.core as mx
 import numpy as np
@@ -72,7 +72,7 @@ def test_left_padded_rows_equal_the_rows_alone(model, ids, splits):
 
 
 def test_every_query_sees_a_key():
-    """Where a kernel lets a softmax over nothing be NaN, it would reach every later layer."""
+    """Otherwise a softmax over no keys could be NaN, which would reach every later layer."""
     assert np.array(KVCache(2, [36, 3]).mask(37)).any(axis=-1).all()
 
 
@@ -114,7 +114,7 @@ def test_a_pass_without_a_cache_is_one_with_an_empty_cache(model, ids):
 
 
 def test_a_pass_writes_in_place():
-    """Otherwise every token copies the cache: its memory would be there twice."""
+    """Otherwise every token copies the cache, which needs twice its memory."""
     steps, cache = 64, KVCache()
     before = mx.get_active_memory()
     mx.eval(filled(cache, 4096 * 8 - steps))

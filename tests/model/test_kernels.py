@@ -1,4 +1,4 @@
-"""Every kernel of our own against its plain form: on Metal where there is one, and as C++ on any machine."""
+"""Every kernel of our own against its plain form: on Metal if there is a GPU, and as C++ on any machine."""
 
 import ctypes
 import os
@@ -24,8 +24,8 @@ SHAPES = {
 }
 EPS = 1e-5
 
-# Metal is C++ but for the names of its built-ins. A SIMD group is 32 lanes that meet at simd_sum: every lane
-# runs twice, first to hand its number over, then with the sum.
+# Metal is C++ with other built-in functions. A SIMD group is 32 lanes that exchange numbers in simd_sum. So every lane
+# runs twice: first to give its number, then to use the sum.
 METAL_IN_CPP = """
 #include <cmath>
 using uint = unsigned int;
@@ -179,7 +179,7 @@ def reply(folder):
 
 @ON_A_CPU
 def test_a_reply_needs_no_place_to_compile(tmp_path):
-    """Of another user is tested with a file in place of the folder, since root may write everywhere."""
+    """A file takes the place of another user's folder, because root may write to every folder."""
     expected = reply(tmp_path)
     assert (expected.returncode, expected.stderr) == (0, "")
     assert list(tmp_path.rglob("*.so"))  # it did compile

@@ -1,4 +1,4 @@
-"""The weights of every layout of a checkpoint: the same parameters, and what mlx-lm quantized as mlx-lm computes it."""
+"""Every layout of a checkpoint gives the same parameters, and mlx-lm's quantized folders give mlx-lm's logits."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Mistakes that a port of Qwen3 can make, planted one by one: the comparison with the oracle must see each.
+"""Mistakes that a port of Qwen3 can make, planted one by one: the comparison with the oracle must find each.
 
 MUTATIONS at the end of this file is the list.
 """
@@ -79,7 +79,7 @@ def other_epsilon(model, patch):
 
 
 def with_positions(model, change):
-    """`change` makes the positions that the model turns by out of those of the view."""
+    """`change` computes the positions of the rotation from those of the view."""
     turn = model.rope
     model.rope = lambda positions: turn(change(positions))
 

@@ -59,7 +59,7 @@ def test_float32_equals_the_float64_oracle(variant, ids):
 def test_half_precision_is_as_near_to_float32_as_transformers_is(
     dtype, tmp_path, ids, transformers_model, transformers_states
 ):
-    """Rounding differs by kernel, so the measure is the distance that rounding itself makes."""
+    """Each kernel rounds differently, so the yardstick is the error of rounding itself."""
     folder = write_checkpoint(tmp_path / "half", weights=rounded(random_weights(TINY), dtype))
     _, exact = transformers_states(transformers_model(folder), ids)
     states, theirs = transformers_states(

@@ -28,7 +28,7 @@ def theirs(real_folder: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def reference() -> Any:
-    """transformers' tokenizer class with next to nothing in it, to render templates that are given."""
+    """transformers' tokenizer class with an almost empty vocabulary, to render any template."""
     import tokenizers
 
     transformers = pytest.importorskip("transformers")

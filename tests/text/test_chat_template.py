@@ -274,10 +274,10 @@ def test_a_new_reply_and_a_continued_one_contradict_each_other(qwen: Tokenizer) 
             template(HI, add_generation_prompt=True, continue_final_message=True)
 
 
-# Whose thinking it is
+# Tags of the template and tags of the messages
 
 CHATML = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}"
-ALWAYS = CHATML + "<assistant><think>\n"  # without a look at add_generation_prompt
+ALWAYS = CHATML + "<assistant><think>\n"  # ignores add_generation_prompt
 THINKING_2507 = CHATML + "{% if add_generation_prompt %}<assistant><think>\n{% endif %}"
 CLOSES = CHATML + "{% if add_generation_prompt %}<assistant><think>\n\n</think>\n\n{% endif %}"
 TELLS = "Begin with <think>.\n" + CHATML  # an opening tag that opens nothing

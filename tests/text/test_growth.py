@@ -1,4 +1,4 @@
-"""Estimates of what an operation of a template makes: never less than what it makes."""
+"""Estimates of the size of a template operation's result: never less than the real size."""
 
 import json
 

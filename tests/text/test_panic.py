@@ -8,7 +8,7 @@ from mlx_qwen3.text.panic import PanicError, panics_as_errors
 
 
 class PanicException(BaseException):
-    """As the library's own class, which cannot be imported, is called."""
+    """Has the name of the library's own class, which cannot be imported."""
 
 
 def reported() -> None:

@@ -97,7 +97,7 @@ def test_without_markers_nothing_is_held_back() -> None:
     assert MarkerScanner([]).feed("<think>") == ("<think>", False)
 
 
-def test_scanning_goes_on_behind_a_marker() -> None:
+def test_scanning_continues_after_a_marker() -> None:
     scanner = MarkerScanner(["|"])
     assert [scanner.feed("a|b|c"), scanner.feed(""), scanner.feed("d|")] == [("a", True), ("b", True), ("cd", True)]
 

@@ -241,7 +241,7 @@ def test_stop_ids_are_the_union_of_all_sources(tmp_path: Path, files: dict[str, 
     assert Tokenizer(write_tokenizer(tmp_path, **files)).stop_ids == expected
 
 
-def test_stop_ids_that_are_no_ids_are_refused(tmp_path: Path) -> None:
+def test_stop_ids_that_are_not_ids_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="eos_token_id is '<end>'"):
         Tokenizer(write_tokenizer(tmp_path, generation_config={"eos_token_id": "<end>"}))
 

@@ -60,7 +60,7 @@ def theirs_of(folder: Path) -> Any:
 
 
 class Maker:
-    """Folders at random, and texts for them."""
+    """Makes random folders, and texts for them."""
 
     def __init__(self, seed: int):
         self.random = random.Random(seed)
@@ -241,7 +241,7 @@ def test_a_tokenizer_that_is_not_byte_level_is_refused(tmp_path: Path, tokenizer
 
 
 def test_a_pattern_that_backtracks_too_far_is_one_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """The library panics: an exception of no common class, after a report of several lines."""
+    """The library panics: it prints a report of several lines and raises a BaseException of its own."""
     backend = tokenizers.Tokenizer(models.BPE(*vocabulary(3)))
     split = pre_tokenizers.Split(tokenizers.Regex("(a+)+$"), "isolated")
     backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
