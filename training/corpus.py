@@ -50,7 +50,7 @@ def quick(rng: random.Random) -> Example:
 
 
 def earlier_turn(rng: random.Random) -> Example:
-    """A quick question for the earlier turns of a conversation. Training never sees held-out questions, not even here."""
+    """A quick question for the earlier turns of a conversation. Training never sees held-out ones, not even here."""
     while held_out((example := quick(rng)).key):
         pass
     return example
