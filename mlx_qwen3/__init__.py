@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from .conversion.certificate import Certificate
     from .conversion.convert import convert
     from .engine.engine import Engine, Reply
+    from .engine.grammar import Grammar, GrammarCompiler
     from .engine.reply import Chunk, Result, generate, stream
     from .engine.request import ReplyOptions, Request
     from .engine.sampling import SamplingParams
+    from .engine.specs import JsonObject, JsonSchema, Lark, Regex, ToolChoice
     from .errors import Qwen3Error, Qwen3Warning
     from .model.qwen3 import Qwen3
     from .text.tokenizer import Tokenizer
@@ -31,15 +33,22 @@ _PLACES = {
     "Certificate": "conversion.certificate",
     "Chunk": "engine.reply",
     "Engine": "engine.engine",
+    "Grammar": "engine.grammar",
+    "GrammarCompiler": "engine.grammar",
+    "JsonObject": "engine.specs",
+    "JsonSchema": "engine.specs",
+    "Lark": "engine.specs",
     "Qwen3": "model.qwen3",
     "Qwen3Error": "errors",
     "Qwen3Warning": "errors",
+    "Regex": "engine.specs",
     "Reply": "engine.engine",
     "ReplyOptions": "engine.request",
     "Request": "engine.request",
     "Result": "engine.reply",
     "SamplingParams": "engine.sampling",
     "Tokenizer": "text.tokenizer",
+    "ToolChoice": "engine.specs",
     "convert": "conversion.convert",
     "generate": "engine.reply",
     "stream": "engine.reply",
@@ -48,15 +57,22 @@ __all__ = [
     "Certificate",
     "Chunk",
     "Engine",
+    "Grammar",
+    "GrammarCompiler",
+    "JsonObject",
+    "JsonSchema",
+    "Lark",
     "Qwen3",
     "Qwen3Error",
     "Qwen3Warning",
+    "Regex",
     "Reply",
     "ReplyOptions",
     "Request",
     "Result",
     "SamplingParams",
     "Tokenizer",
+    "ToolChoice",
     "convert",
     "generate",
     "load",

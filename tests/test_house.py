@@ -20,6 +20,7 @@ ONLY_IN = {
     "transformers": "compare/ bench/workers/peer_",
     "mlx_lm": "bench/workers/peer_",
     "jinja2": "text/",
+    "llguidance": "engine/grammar.py",
     "starlette": "server/",
     "uvicorn": "server/",
     "msgspec": "server/",

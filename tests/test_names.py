@@ -10,8 +10,8 @@ import pytest
 import mlx_qwen3
 
 NAMES = """
-Certificate Chunk Engine Qwen3 Qwen3Error Qwen3Warning Reply ReplyOptions Request Result SamplingParams Tokenizer
-convert generate load stream
+Certificate Chunk Engine Grammar GrammarCompiler JsonObject JsonSchema Lark Qwen3 Qwen3Error Qwen3Warning Regex Reply
+ReplyOptions Request Result SamplingParams Tokenizer ToolChoice convert generate load stream
 """.split()
 
 

@@ -40,6 +40,7 @@ class Batch:
         self._coming: Coming | None = None  # a step that was built before it was needed
         self._before: tuple[list[mx.array], int] | None = None  # the cache without that step, until it is handed over
         self._ready: News = []
+        self._failures: News = []  # of making masks, until the news of the step are told
         self._sampler = self._new_sampler()
 
     @property
@@ -141,7 +142,8 @@ class Batch:
         news = self._receive(coming)
         if self._coming is not None and kernels.on_gpu() and not all(row.ended for row in self.rows):
             self._hand_over(self._coming)  # on a CPU this waits for most of the step, and the rows for this token
-        return news
+        failures, self._failures = self._failures, []
+        return [*news, *failures]
 
     def _hand_over(self, coming: Coming) -> None:
         self._before = None  # nothing else may hold the buffers that the step writes to
@@ -176,6 +178,7 @@ class Batch:
         masks = [self._mask(row) if row else None for row in self.slots]
         if all(mask is None for mask in masks):
             return logits
+        logits = logits[:, : self._vocabulary]
         everything = np.ones(logits.shape[-1], bool)
         return mx.where(to_mlx(np.stack([everything if mask is None else mask for mask in masks])), logits, -mx.inf)
 
@@ -184,7 +187,7 @@ class Batch:
             return row.allowed()
         except Exception as error:
             row.ended = True
-            self._ready.append((row, error))
+            self._failures.append((row, error))
             return None
 
     def _receive(self, coming: Coming) -> News:

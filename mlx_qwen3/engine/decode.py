@@ -6,6 +6,8 @@ from ..errors import HealthError, PromptError, UsageError
 from ..files.config import Qwen3Config
 from ..model.qwen3 import Qwen3
 from .batch import SIZES
+from .bound import BoundAnswer, check_guesses
+from .grammar import Grammar
 from .rows import Row
 from .sampling import SamplingParams
 from .scheduler import Scheduler
@@ -51,12 +53,14 @@ def generate_batch(
     draft: Qwen3 | None = None,
     lookup: bool | None = None,
     kv_bits: int | None = None,
+    grammar: Grammar | None = None,
 ) -> list[list[int]]:
     """New token ids for every prompt of token ids, up to `max_tokens` or a stop id, which is left out.
 
     Greedy unless `sampling` says otherwise; a row then gets the tokens it would get alone. `draft` and `lookup` are
-    those of `make_drafter`, `kv_bits` that of `Qwen3.make_cache`. Raises PromptError for a prompt that is empty or does
-    not fit, HealthError if the logits of a reply are unusable.
+    those of `make_drafter`, `kv_bits` that of `Qwen3.make_cache`. A `grammar` binds every reply, from its first
+    token on. Raises PromptError for a prompt that is empty or does not fit, HealthError if the logits of a reply are
+    unusable.
     """
     prompts = [[int(token) for token in prompt] for prompt in prompts]  # of any array or sequence
     for prompt in prompts:
@@ -64,11 +68,15 @@ def generate_batch(
     if not prompts:
         return []
     sampling = sampling or SamplingParams(temperature=0)
-    drafter = make_drafter(model, prompts, draft, lookup, vocabulary)
+    drafter = None if grammar else make_drafter(model, prompts, draft, lookup, vocabulary)
+    if grammar:
+        check_guesses(draft, lookup)
+        stop_ids, vocabulary = {*stop_ids, *grammar.tokenizer.stop_ids}, grammar.tokenizer.size
     scheduler = Scheduler(model, _known_ids(model, vocabulary), max_rows=SIZES[-1], kv_bits=kv_bits)
     rows = [Row(prompt, sampling, max_tokens, stop_ids, number) for number, prompt in enumerate(prompts)]
     for row in rows:
         row.drafter = drafter
+        row.steering = [BoundAnswer(grammar, may_think=False)] if grammar else []
         scheduler.add(row)
     for row, event in scheduler.run():
         if isinstance(event, HealthError):

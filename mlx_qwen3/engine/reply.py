@@ -13,12 +13,15 @@ from ..model.qwen3 import Qwen3
 from ..text.chat_template import Tool
 from ..text.streaming import ReplyText
 from ..text.tokenizer import Tokenizer
+from .bound import BoundAnswer, check_guesses
+from .grammar import Grammar
 from .logprobs import Logprobs
 from .prefix import PrefixStore
 from .request import Prompt, ReplyOptions, Request, prepare
 from .rows import Row, Steering
 from .sampling import SamplingParams
 from .scheduler import Scheduler
+from .specs import Spec
 from .speculative import Drafter, make_drafter
 from .thinking import ThinkingBudget
 
@@ -122,6 +125,8 @@ class Speaker:
         steering: list[Steering] = []
         if (budget := request.thinking_budget) is not None:
             steering.append(ThinkingBudget(tokenizer, budget, request.opens_thinking, request.begun))
+        if request.grammar:
+            steering.append(BoundAnswer(request.grammar, request.may_think, request.opens_thinking))
         self.row = Row(
             request.ids,
             request.sampling,
@@ -163,8 +168,11 @@ def run(
     `draft` and `lookup` are those of `make_drafter`, `kv_bits` that of `Qwen3.make_cache`. `prefixes` may hold what the
     prompt begins with, and takes what was computed for this reply when it ends.
     """
+    if request.grammar:
+        check_guesses(draft, lookup)
+    drafts = request.logprobs is None and request.grammar is None
     drafter = make_drafter(model, [request.ids], draft, lookup, tokenizer.size)
-    speaker = Speaker(tokenizer, request, drafter if request.logprobs is None else None)
+    speaker = Speaker(tokenizer, request, drafter if drafts else None)
     scheduler = Scheduler(model, tokenizer.size, prefixes=prefixes, kv_bits=kv_bits)
     scheduler.add(speaker.row)
     try:
@@ -196,6 +204,7 @@ def stream(
     literal_content: bool = False,
     thinking_budget: int | None = None,
     logprobs: int | None = None,
+    grammar: Grammar | Spec | None = None,
     draft: Qwen3 | None = None,
     lookup: bool | None = None,
     kv_bits: int | None = None,
@@ -213,6 +222,7 @@ def stream(
         literal_content,
         thinking_budget,
         logprobs,
+        grammar,
     )
     yield from run(model, tokenizer, prepare(model.config, tokenizer, prompt, options), draft, lookup, kv_bits=kv_bits)
 
@@ -233,6 +243,7 @@ def generate(
     literal_content: bool = False,
     thinking_budget: int | None = None,
     logprobs: int | None = None,
+    grammar: Grammar | Spec | None = None,
     draft: Qwen3 | None = None,
     lookup: bool | None = None,
     kv_bits: int | None = None,
@@ -254,6 +265,7 @@ def generate(
     the answer follows. The tokens of that sentence count as the reply's.
     logprobs: note the log-probability of each token and of so many alternatives, 0 to 20. They are the model's own,
     before penalties, temperature and filters. Such a reply has no drafts.
+    grammar: JsonSchema(schema), JsonObject(), Regex(pattern) or Lark(text) bind the answer, after any thinking.
     draft: a smaller model of the same tokenizer whose guesses are checked.
     lookup: guesses from prompt and reply: while they pay (None), always (True) or never (False). They give way to a
     draft model. Guesses make a reply faster and change no token.
@@ -272,6 +284,7 @@ def generate(
         literal_content,
         thinking_budget,
         logprobs,
+        grammar,
     )
     request = prepare(model.config, tokenizer, prompt, options)
     collector = Collector(model, request)

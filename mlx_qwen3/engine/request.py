@@ -13,10 +13,13 @@ from ..files.config import Qwen3Config
 from ..files.reading import short
 from ..text.chat_template import Tool
 from ..text.tokenizer import Tokenizer
+from .bound import check_thinking
 from .decode import check_ids, check_limit, check_prompt
 from .generation_config import token_limit
+from .grammar import Grammar, compiled
 from .logprobs import check_count
 from .sampling import SamplingParams
+from .specs import SPECS, Spec
 from .speculative import check_vocabulary
 from .thinking import check_budget
 
@@ -43,6 +46,7 @@ class ReplyOptions:
     literal_content: bool = False
     thinking_budget: int | None = None
     logprobs: int | None = None
+    grammar: Grammar | Spec | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None:
@@ -65,6 +69,20 @@ class ReplyOptions:
             raise UsageError(f"stop is {short(repr(self.stop))}; expected one string or several")
         if "" in self.stops:
             raise UsageError("a stop string is empty; it would stop every reply before it begins")
+
+        self._check_grammar()
+
+    def _check_grammar(self) -> None:
+        if self.grammar is None:
+            return
+        if not isinstance(self.grammar, Grammar | Spec):
+            raise UsageError(
+                f"grammar is {short(repr(self.grammar))}; expected a Grammar, or one of {', '.join(SPECS)}"
+            )
+        if self.stops:
+            raise UsageError("a stop string would end the reply before its grammar is complete; drop one of them")
+        if self.continue_final_message:
+            raise UsageError("a grammar binds a whole answer, and continue_final_message begins one; drop one of them")
 
     def _check_budget(self) -> None:
         if (budget := self.thinking_budget) is None:
@@ -105,6 +123,8 @@ class Request:
     open_ended: bool = False  # max_tokens is a default, which may be cut to what fits the memory
     logprobs: int | None = None  # alternatives whose log-probabilities come with each token; None: not even its own
     number: int = 0  # tells replies of one prompt and seed apart
+    grammar: Grammar | None = None  # binds the answer
+    may_think: bool = True  # the reply may begin with a think block before the bound answer
 
 
 def prepare(config: Qwen3Config, tokenizer: Tokenizer, prompt: Prompt, options: ReplyOptions | None = None) -> Request:
@@ -127,6 +147,8 @@ def prepare(config: Qwen3Config, tokenizer: Tokenizer, prompt: Prompt, options: 
             raise UsageError(f"this checkpoint's chat template cannot switch thinking {'on' if thinks else 'off'}")
     if options.thinking_budget is not None:
         check_budget(tokenizer)
+    if options.grammar is not None and opens:
+        check_thinking(tokenizer)
     max_tokens = options.max_tokens
     if max_tokens is None:
         max_tokens = token_limit(tokenizer.generation_config, len(ids), config.context_length)
@@ -144,6 +166,8 @@ def prepare(config: Qwen3Config, tokenizer: Tokenizer, prompt: Prompt, options: 
         options.thinking_budget,
         options.max_tokens is None,
         options.logprobs,
+        grammar=None if options.grammar is None else compiled(tokenizer, options.grammar),
+        may_think=thinks is not False,
     )
 
 

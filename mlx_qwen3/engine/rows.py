@@ -18,7 +18,7 @@ class Steering(Protocol):
         """Whether the next token depends on the last one by more than the model: no step is then built ahead."""
 
     def allowed(self) -> np.ndarray | None:
-        """The ids that the next token may be, (V,) bool; None allows all."""
+        """The ids that the next token may be, (V,) bool for those of the tokenizer; None allows all."""
 
     def settle(self, token: int) -> int:
         """The token that takes the place of the chosen one; often it is the same."""

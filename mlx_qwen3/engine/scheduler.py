@@ -196,7 +196,7 @@ class Scheduler:
     def _first_token(self, row: Row, logits: mx.array) -> int:
         raw = logits
         if (mask := row.allowed()) is not None:
-            logits = mx.where(to_mlx(mask), logits, -mx.inf)
+            logits = mx.where(to_mlx(mask), logits[:, : self._vocabulary], -mx.inf)
         sampler = Sampler([row.sampling], [row.prompt], self._vocabulary, [row.number])
         chosen = sampler.next(logits, 0)
         token: int = chosen.item()  # type: ignore[assignment]

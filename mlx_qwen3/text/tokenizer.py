@@ -55,6 +55,10 @@ class Tokenizer:
         added = self._backend.get_added_tokens_decoder()
         return {index: token.content for index, token in added.items() if self.decode([index], True) == ""}
 
+    def to_json(self) -> str:
+        """The tokenizer as the text of a tokenizer.json, with the added tokens of tokenizer_config.json."""
+        return self._backend.to_str()
+
     def speaks_like(self, other: "Tokenizer") -> bool:
         """Whether every id means the same token in both; added tokens are not compared."""
         ours, theirs = (x._backend.get_vocab(with_added_tokens=False) for x in (self, other))

@@ -1,0 +1,215 @@
+"""Grammars that bind a reply: what one may be made of, and its compiling by llguidance.
+
+llguidance is an extra, and is imported when the first grammar is compiled.
+"""
+
+import json
+import re
+import threading
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from ..errors import EngineError, UsageError
+from ..files.reading import short
+from ..text.tokenizer import Tokenizer
+from .json_schema import rewritten
+from .specs import JSON_OPTIONS, SPECS, Spec
+from .specs import JsonObject as JsonObject
+from .specs import JsonSchema as JsonSchema
+from .specs import Lark as Lark
+from .specs import Regex as Regex
+from .specs import ToolChoice as ToolChoice
+from .tool_grammar import lark
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+COMPILE_SECONDS = 5.0  # llguidance has limits of its own, but a few schemas take far longer before they meet one
+INSTALL = "structured output needs llguidance; install it with: pip install 'mlx-qwen3[server]'"
+TOO_COMPLEX = re.compile("too (large|big|complex)|fuel|limit exceeded|level exceeded|Unable to determine|^panic")
+
+
+class Grammar:
+    """A compiled grammar, for any number of replies."""
+
+    def __init__(self, tokenizer: Tokenizer, tokens: "LLTokenizer", matcher: "LLMatcher"):
+        self.tokenizer = tokenizer
+        self._tokens, self._matcher = tokens, matcher
+
+    def accepts(self, text: str) -> bool:
+        """Whether a whole text is one that the grammar allows. Special tokens in it are text."""
+        matcher = self._matcher.deep_copy()
+        tokens = self._tokens.greedy_tokenize(text)  # the other ways would read special tokens
+        return bool(matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting())
+
+    def begin(self) -> "Match":
+        """A new reply."""
+        return Match(self._matcher.deep_copy(), self.tokenizer.size)
+
+
+class Match:
+    """One reply on its way through a grammar."""
+
+    def __init__(self, matcher: "LLMatcher", size: int):
+        self._matcher, self._size = matcher, size
+
+    def allowed(self) -> np.ndarray:
+        """The ids that may come next, (V,) bool; end tokens among them only if the text is complete.
+
+        Raises EngineError if the grammar cannot say.
+        """
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        self._check()
+        mask = np.zeros(self._size, bool)
+        found = np.unpackbits(bits, bitorder="little")[: self._size]
+        mask[: len(found)] = found
+        return mask
+
+    def take(self, token: int) -> None:
+        """Go on by a token. Raises EngineError if the grammar does not allow it."""
+        self._matcher.consume_token(token)
+        self._check()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise EngineError(f"the grammar of the reply has failed: {_summary(self._matcher.get_error())}")
+
+
+class GrammarCompiler:
+    """Compiles grammars for one tokenizer. The first one waits until llguidance has read the vocabulary."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        """Raises UsageError if the tokenizer has no end token, with which a bound reply could end."""
+        if not tokenizer.stop_ids:
+            raise UsageError("a grammar needs an end token, and this tokenizer has none; correct its eos_token")
+        self._tokenizer = tokenizer
+
+    def compile(self, spec: Spec) -> Grammar:
+        """Raises UsageError that names what the grammar cannot enforce, or that compiling takes too long."""
+        source = self._source(spec)
+        library, tokens = _library(), self._tokens
+
+        def build() -> "LLMatcher":
+            matcher = library.LLMatcher(tokens, source, log_level=0)
+            if not matcher.is_error():
+                matcher.compute_bitmask()  # the first one fills what all replies share
+            return matcher
+
+        matcher = _in_time(build)
+        if matcher.is_error():
+            raise UsageError(explained(_summary(matcher.get_error())))
+        return Grammar(self._tokenizer, tokens, matcher)
+
+    @cached_property
+    def _tokens(self) -> "LLTokenizer":
+        ends = sorted(self._tokenizer.stop_ids)
+        return _library().LLTokenizer(self._tokenizer.to_json(), eos_token=ends)
+
+    def _source(self, spec: Spec) -> str:
+        """The grammar as llguidance reads it."""
+        library = _library().LLMatcher
+        match spec:
+            case JsonObject():
+                return str(library.grammar_from_json_schema({"type": "object"}, overrides=JSON_OPTIONS))
+            case JsonSchema():
+                schema = json.dumps(rewritten(spec.schema, spec.strict))
+                try:
+                    return str(library.grammar_from_json_schema(schema, overrides=JSON_OPTIONS))
+                except ValueError as error:  # it has more levels than the parser of JSON takes
+                    raise UsageError(explained(str(error))) from None
+            case Regex(pattern) if isinstance(pattern, str):
+                return str(library.grammar_from_regex(pattern))
+            case Lark(grammar) if isinstance(grammar, str):
+                return str(library.grammar_from_lark(grammar))
+            case ToolChoice():
+                return str(
+                    library.grammar_from_lark(
+                        lark(spec, self._marker, lambda schema, strict: self.compile(JsonSchema(schema, strict)))
+                    )
+                )
+        raise UsageError(f"the grammar is {short(repr(spec))}; expected {', '.join(map(str, SPECS))}")
+
+    def _marker(self, text: str) -> str:
+        """A tag of the template in a Lark grammar: its token. Raises UsageError if there is none."""
+        ids = self._tokenizer.encode(text)
+        if len(ids) != 1:
+            raise UsageError(f"binding tool calls needs a tokenizer with the token {text}, and this one has none")
+        return f"<[{ids[0]}]>" if self._tokens.is_special_token(ids[0]) else json.dumps(text)
+
+
+_compilers: "WeakKeyDictionary[Tokenizer, GrammarCompiler]" = WeakKeyDictionary()
+_one_at_a_time = threading.Lock()  # so that grammars which take long never fill more than one core
+
+
+def compiled(tokenizer: Tokenizer, grammar: Grammar | Spec) -> Grammar:
+    """The grammar itself, or what its description compiles to. A tokenizer's vocabulary is read once."""
+    if isinstance(grammar, Grammar):
+        return grammar
+    if (compiler := _compilers.get(tokenizer)) is None:
+        compiler = _compilers[tokenizer] = GrammarCompiler(tokenizer)
+    return compiler.compile(grammar)
+
+
+def explained(error: str) -> str:
+    """What llguidance says, in words that name the feature and the remedy."""
+    if names := re.match(r"Unimplemented keys: \[(.*)\]", error):
+        return f"the JSON schema has {names[1]}, which a grammar cannot enforce; leave it out, or check the reply"
+    if name := re.match(r"Unknown format: (.*)", error):
+        return f'the JSON schema has the format "{short(name[1])}", which a grammar cannot enforce; leave it out'
+    if error.startswith("oneOf"):
+        return "the JSON schema has oneOf with alternatives that may hold together; use anyOf, or tell them apart"
+    if name := re.match(r"Resource '(.*)' is not present", error):
+        return f"the JSON schema refers to {short(name[1])}, which is not in it; put what it stands for under $defs"
+    if "look-around" in error or "lookaround" in error or "backreference" in error:
+        return f"a pattern has a look-around or a backreference, which a grammar cannot enforce: {error}"
+    if error.startswith("min/maxProperties"):
+        return (
+            "the JSON schema has minProperties or maxProperties beside optional properties; leave it out, or check it"
+        )
+    if error.startswith("patternProperty"):
+        return f"the JSON schema has patternProperties that match the same names; tell them apart ({error})"
+    if nothing := re.match(r"Unsatisfiable schema: (.*)", error):
+        return f"the JSON schema has no value that is valid ({short(nothing[1])}); correct it"
+    if TOO_COMPLEX.search(error):
+        return f"the grammar is too complex to compile ({short(error)}); make it smaller"
+    return f"the grammar cannot be compiled: {error}"
+
+
+def _summary(error: str) -> str:
+    """The first line of an error, and what is wrong with a pattern, which stands below it."""
+    first, *others = error.strip().split("\n")
+    wrong = [line.removeprefix("error: ") for line in others if line.startswith("error: ")]
+    return f"{first} {others[0].strip()} ({wrong[0]})" if wrong else first
+
+
+def _library() -> Any:
+    try:
+        import llguidance
+    except ImportError:
+        raise UsageError(INSTALL) from None
+    return llguidance
+
+
+def _in_time(work: Callable[[], "LLMatcher"]) -> "LLMatcher":
+    """The result of work that gets COMPILE_SECONDS. Raises UsageError after them; the work then ends by itself."""
+    found: list[Any] = []
+
+    def run() -> None:
+        with _one_at_a_time:
+            try:
+                found.append(work())
+            except BaseException as error:  # a panic of the library is one
+                found.append(error)
+
+    thread = threading.Thread(target=run, name="mlx-qwen3 grammar", daemon=True)
+    thread.start()
+    thread.join(COMPILE_SECONDS)
+    if not found:
+        raise UsageError(f"compiling the grammar takes more than {COMPILE_SECONDS:g} seconds; make it smaller")
+    if isinstance(found[0], BaseException):
+        raise UsageError(f"the grammar cannot be compiled: {_summary(str(found[0]))}")
+    return found[0]

@@ -1,0 +1,299 @@
+"""Tool calls in the text of a reply, told apart from the text around them as it arrives.
+
+Two styles: Qwen3's `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, and the XML of Qwen3-Coder,
+`<tool_call><function=NAME><parameter=KEY>VALUE</parameter></function></tool_call>`.
+"""
+
+import json
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .streaming import MarkerScanner
+
+Style = Literal["json", "xml"]
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+BEGIN_FUNCTION = "<function="
+BREAKS = {"json": "\n", "xml": "\n\n"}  # what the templates write between a text and a call
+FUNCTION = re.compile(r"<function=([^>\n]+)>")
+END_FUNCTION = "</function>"
+# A value may hold the closing tag; the one that counts stands before the next parameter, or at the end.
+PARAMETER = re.compile(r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>\s*(?=<parameter=|\Z)", re.DOTALL)
+SPACE = re.compile(r"[ \t\n\r]*")
+WORDS = {"true": True, "false": False, "null": None, "none": None}  # as JSON and as Python write them
+
+
+@dataclass(frozen=True)
+class Text:
+    text: str
+
+
+@dataclass(frozen=True)
+class CallBegin:
+    """A call of a tool; `index` counts the calls of a reply from 0, and `id` is unique."""
+
+    index: int
+    id: str
+    name: str
+
+
+@dataclass(frozen=True)
+class CallArguments:
+    """The next piece of the arguments' JSON text."""
+
+    index: int
+    delta: str
+
+
+@dataclass(frozen=True)
+class CallEnd:
+    index: int
+
+
+Event = Text | CallBegin | CallArguments | CallEnd
+
+
+class ToolCallParser:
+    """Splits a reply into text and calls, fed piece by piece.
+
+    A call is told when it is complete and its arguments are known to be valid JSON. What does not parse, or names a
+    tool that is not among `tools`, is text. The line breaks that a template writes before a call belong to the call,
+    and white space between calls to nobody. Qwen3-Coder sometimes leaves `<tool_call>` out: `<function=` will do.
+    """
+
+    def __init__(self, tools: Sequence[Mapping[str, Any]] | None, style: Style):
+        self._tools = None if tools is None else {tool_name(tool): parameters_of(tool) for tool in tools}
+        self._style = style
+        self._marker = MarkerScanner([OPEN] if style == "json" else [OPEN, BEGIN_FUNCTION])
+        self._space = ""  # white space at the end of the text so far
+        self._body: str | None = None  # of the call that is under way
+        self._opening = ""  # the tag before the body
+        self._searched = 0  # characters of the body in which no end was found
+        self._calls = 0
+        self._bare = True  # whether nothing but white space stands after the beginning or the last call
+
+    def feed(self, text: str) -> list[Event]:
+        """What is known with these characters. Any division of a reply gives the same text and calls."""
+        events: list[Event] = []
+        while True:
+            if self._body is None:
+                before, found = self._marker.feed(text)
+                events += self._say(before)
+                if not found:
+                    return events
+                text, self._marker.held = self._marker.held, ""
+                self._opening = OPEN if self._marker.found == OPEN else ""
+                self._body, self._searched = "" if self._opening else BEGIN_FUNCTION, 0
+            self._body += text
+            if (end := self._end()) is None:
+                return events
+            body, text = self._body[:end], self._body[end + len(CLOSE) :]
+            told, again = self._close(body, CLOSE)
+            events, text = events + told, again + text
+
+    def end(self) -> list[Event]:
+        """What is left when the reply is over; a call without its closing tag counts if it is complete."""
+        events: list[Event] = []
+        while self._body is not None:
+            told, again = self._close(self._body, "")
+            events += told + self.feed(again)
+        events += self._say(self._marker.held)
+        self._marker.held = ""
+        if self._space and not (self._bare and self._calls):
+            events.append(Text(self._space))
+        self._space = ""
+        return events
+
+    def _say(self, text: str) -> list[Event]:
+        """Text outside of calls. White space waits: a call may follow it."""
+        text = self._space + text
+        said = text.rstrip(" \t\n\r")
+        self._space = text[len(said) :]
+        if not said:
+            return []
+        self._bare = False
+        return [Text(said)]
+
+    def _end(self) -> int | None:
+        """Where the closing tag of the body is, if it is there. One inside of the arguments does not count."""
+        body = self._body or ""
+        while (at := body.find(CLOSE, max(0, self._searched))) >= 0:
+            before = body[:at]
+            if before.rstrip().endswith(END_FUNCTION) if self._style == "xml" else not _inside_text(before):
+                return at
+            self._searched = at + 1
+        self._searched = max(self._searched, len(body) - len(CLOSE) + 1)
+        return None
+
+    def _close(self, body: str, closing: str) -> tuple[list[Event], str]:
+        """(the events of a call that has ended, the text that is to be read again)"""
+        self._body = None
+        call = read_json(body) if self._style == "json" else read_xml(body, self._tools)
+        if call is None or (self._tools is not None and call[0] not in self._tools):
+            before, inner, rest = body.partition(OPEN)  # another call may have begun inside of a broken one
+            if not inner:
+                return self._say(self._opening + body + closing), ""
+            return self._say(self._opening + before), inner + rest + closing
+        breaks = BREAKS[self._style]
+        space = self._space.removesuffix(breaks if self._space.endswith(breaks) else "\n")
+        spaces: list[Event] = [] if self._bare or not space else [Text(space)]
+        self._space, self._bare = "", True
+        index, self._calls = self._calls, self._calls + 1
+        name, arguments = call
+        begin = CallBegin(index, f"call_{uuid.uuid4().hex[:24]}", name)
+        return [*spaces, begin, CallArguments(index, arguments), CallEnd(index)], ""
+
+
+def style_of(template_source: str) -> Style:
+    """The style in which a chat template writes the calls of earlier replies, and so the model its own."""
+    return "xml" if "<function=" in template_source else "json"
+
+
+def tool_name(tool: Mapping[str, Any]) -> str:
+    name: str = tool.get("function", tool).get("name", "")
+    return name
+
+
+def parameters_of(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON schema of a tool's arguments; empty if it has none."""
+    found = tool.get("function", tool).get("parameters")
+    return found if isinstance(found, dict) else {}
+
+
+def read_json(body: str) -> tuple[str, str] | None:
+    """(name, arguments as they are written) of a call in Qwen3's style; None if it is not one."""
+    try:
+        entries = _entries(body)
+        name, arguments = json.loads(entries["name"]), entries.get("arguments", "{}")
+        value = json.loads(arguments, parse_constant=_refuse)
+        if isinstance(value, str):  # some models quote the whole object
+            arguments = value
+            value = json.loads(arguments, parse_constant=_refuse)
+    except (ValueError, KeyError, RecursionError):
+        return None
+    return (name, arguments) if isinstance(name, str) and name and isinstance(value, dict) else None
+
+
+def read_xml(body: str, tools: Mapping[str, dict[str, Any]] | None) -> tuple[str, str] | None:
+    """(name, arguments as JSON) of a call in Qwen3-Coder's style, of the types that the tool's schema gives."""
+    body = body.strip()
+    found = FUNCTION.match(body)
+    if found is None or not body.endswith(END_FUNCTION):
+        return None
+    name, rest = found[1], body[found.end() : -len(END_FUNCTION)].strip()
+    schema = (tools or {}).get(name, {})
+    arguments, at = {}, 0
+    try:
+        while at < len(rest):
+            part = PARAMETER.match(rest, at)
+            if part is None:
+                return None
+            key, value = part.groups()
+            arguments[key] = _typed(value, _types(schema, key))
+            at = part.end()
+    except ValueError:
+        return None
+    return name, json.dumps(arguments, ensure_ascii=False)
+
+
+def _typed(text: str, types: frozenset[str]) -> Any:
+    """The value that a text stands for. Raises ValueError if it is of none of the types."""
+    if types == {"string"}:
+        return text
+    try:
+        value = WORDS[text.lower()] if text.lower() in WORDS else json.loads(text, parse_constant=_refuse)
+        json.dumps(value, allow_nan=False)
+        value = text if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        value = text
+    kind = _kind(value)
+    if not types or kind in types or (kind == "integer" and "number" in types) or _whole(value, types):
+        return value
+    if "string" in types:
+        return text
+    raise ValueError(f"{text!r} is not of type {', '.join(sorted(types))}")
+
+
+def _whole(value: Any, types: frozenset[str]) -> bool:
+    return "integer" in types and isinstance(value, float) and value.is_integer()
+
+
+def _kind(value: Any) -> str:
+    names = {bool: "boolean", int: "integer", float: "number", str: "string", dict: "object", list: "array"}
+    return names.get(type(value), "null")
+
+
+def _types(schema: dict[str, Any], key: str) -> frozenset[str]:
+    """The types that a schema gives a parameter; empty if any or unknown."""
+    properties = schema.get("properties")
+    found = properties.get(key) if isinstance(properties, dict) else None
+    return types_in(found, schema) if isinstance(found, dict) else frozenset()
+
+
+def types_in(schema: dict[str, Any], root: dict[str, Any], depth: int = 0) -> frozenset[str]:
+    """The types that a schema allows, by its references and alternatives too; empty if any or unknown."""
+    if isinstance(reference := schema.get("$ref"), str) and depth < 8:
+        found: Any = root
+        for part in reference.removeprefix("#/").split("/"):
+            found = found.get(part) if isinstance(found, dict) else None
+        return types_in(found, root, depth + 1) if isinstance(found, dict) else frozenset()
+    if isinstance(kind := schema.get("type"), str):
+        kinds = {kind}
+    elif isinstance(kind, list):
+        kinds = set(kind)
+    elif options := schema.get("anyOf") or schema.get("oneOf"):
+        parts = [types_in(option, root, depth + 1) for option in options if isinstance(option, dict)]
+        kinds = set().union(*parts) if all(parts) else set()
+    else:
+        values = [schema["const"]] if "const" in schema else schema.get("enum") or []
+        kinds = {_kind(value) for value in values}
+    return frozenset(kinds | {"null"} if schema.get("nullable") and kinds else kinds)
+
+
+def _entries(text: str) -> dict[str, str]:
+    """The members of a JSON object, each value as it is written. Raises ValueError."""
+    decoder, at = json.JSONDecoder(parse_constant=_refuse), _skip(text, 0)
+    found: dict[str, str] = {}
+    if text[at : at + 1] != "{":
+        raise ValueError("not an object")
+    at = _skip(text, at + 1)
+    while text[at : at + 1] != "}" or not found:
+        key, at = decoder.raw_decode(text, at)
+        at = _skip(text, at)
+        if text[at : at + 1] != ":" or not isinstance(key, str):
+            raise ValueError("no name")
+        start = _skip(text, at + 1)
+        _, at = decoder.raw_decode(text, start)
+        found[key] = text[start:at]
+        at = _skip(text, at)
+        if text[at : at + 1] == ",":
+            at = _skip(text, at + 1)
+        elif text[at : at + 1] != "}":
+            raise ValueError("no comma")
+    if text[at + 1 :].strip():
+        raise ValueError("something follows the object")
+    return found
+
+
+def _skip(text: str, at: int) -> int:
+    found = SPACE.match(text, at)
+    return found.end() if found else at
+
+
+def _inside_text(text: str) -> bool:
+    """Whether a JSON text ends inside quotes."""
+    inside = escaped = False
+    for letter in text:
+        if escaped:
+            escaped = False
+        elif letter == "\\" and inside:
+            escaped = True
+        elif letter == '"':
+            inside = not inside
+    return inside
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")

@@ -1,0 +1,244 @@
+"""Tool calls found in replies: any chunking, what is no call stays text, and what a template writes comes back."""
+
+import itertools
+import json
+import random
+
+import pytest
+from chats import HI, call, render
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlx_qwen3.text.tool_calls import CallArguments, CallBegin, CallEnd, Text, ToolCallParser, style_of, types_in
+
+# The calls of Qwen3's and of Qwen3-Coder's templates, byte for byte.
+QWEN3 = (
+    "{%- for m in messages %}{%- if m.role == 'assistant' %}{{- m.content }}{%- for c in m.tool_calls %}"
+    "{%- if m.content or not loop.first %}{{- '\\n' }}{%- endif %}"
+    '{{- \'<tool_call>\\n{"name": "\' + c.function.name + \'", "arguments": \' }}'
+    "{{- c.function.arguments | tojson }}{{- '}\\n</tool_call>' }}{%- endfor %}{%- endif %}{%- endfor %}"
+)
+CODER = (
+    "{%- for m in messages %}{%- if m.role == 'assistant' %}{{- m.content }}{%- for c in m.tool_calls %}"
+    "{%- if not loop.first %}{{- '\\n' }}{%- elif m.content %}{{- '\\n\\n' }}{%- endif %}"
+    "{{- '<tool_call>\\n<function=' + c.function.name + '>\\n' }}"
+    "{%- for key, value in c.function.arguments | items %}{{- '<parameter=' + key + '>\\n' }}"
+    "{%- set value = value | tojson | safe if value is mapping or (value is sequence and value is not string) "
+    "else value | string %}{{- value }}{{- '\\n</parameter>\\n' }}{%- endfor %}"
+    "{{- '</function>\\n</tool_call>' }}{%- endfor %}{%- endif %}{%- endfor %}"
+)
+KINDS = {
+    "text": {"type": "string"},
+    "whole": {"type": "integer"},
+    "number": {"type": "number"},
+    "yes": {"type": "boolean"},
+    "list": {"type": "array"},
+    "map": {"type": "object"},
+    "maybe": {"anyOf": [{"type": "integer"}, {"type": "null"}]},
+    "choice": {"enum": ["a", "b c"]},
+    "place": {"$ref": "#/$defs/place"},
+}
+PARAMETERS = {"type": "object", "properties": KINDS, "$defs": {"place": {"type": "object"}}}
+TOOLS = [
+    {"type": "function", "function": {"name": "find", "parameters": PARAMETERS}},
+    {"name": "now", "parameters": {"type": "object", "properties": {}}},
+]
+JSON_CALL = (
+    '<tool_call>\n{"name": "find", "arguments": {"text": "a}</tool_call>b", '
+    '"list": [1.50, {"x": "\\"}"}]}}\n</tool_call>'
+)
+XML_CALL = (
+    "<tool_call>\n<function=find>\n<parameter=text>\nif a < b:\n  print('</parameter>')\n\n</parameter>\n"
+    "<parameter=yes>\nTrue\n</parameter>\n<parameter=map>\n"
+    '{"a": [1]}\n</parameter>\n</function>\n</tool_call>'
+)
+
+
+def parsed(text, style="json", tools=TOOLS, cuts=()):
+    """The reply's parts: texts, and calls as (name, arguments)."""
+    parser = ToolCallParser(tools, style)
+    places = [0, *sorted(cuts), len(text)]
+    events = [event for a, b in itertools.pairwise(places) for event in parser.feed(text[a:b])]
+    return collected([*events, *parser.end()])
+
+
+def collected(events):
+    parts, ids = [], []
+    for event in events:
+        if isinstance(event, Text):
+            assert event.text
+            if parts and isinstance(parts[-1], str):
+                parts[-1] += event.text
+            else:
+                parts.append(event.text)
+        elif isinstance(event, CallBegin):
+            assert event.index == len(ids)
+            ids.append(event.id)
+            parts.append((event.name, ""))
+        elif isinstance(event, CallArguments):
+            assert event.index == len(ids) - 1
+            name, arguments = parts[-1]
+            parts[-1] = (name, arguments + event.delta)
+        else:
+            assert event == CallEnd(len(ids) - 1)
+            json.loads(parts[-1][1])
+    assert len(set(ids)) == len(ids)
+    assert all(name.startswith("call_") for name in ids)
+    return parts
+
+
+def test_a_json_call():
+    [(name, arguments)] = parsed(JSON_CALL)
+    assert name == "find"
+    assert arguments == '{"text": "a}</tool_call>b", "list": [1.50, {"x": "\\"}"}]}', "as the model wrote it"
+
+
+def test_an_xml_call():
+    [(name, arguments)] = parsed(XML_CALL, "xml")
+    assert name == "find"
+    assert json.loads(arguments) == {
+        "text": "if a < b:\n  print('</parameter>')\n",
+        "yes": True,
+        "map": {"a": [1]},
+    }
+
+
+@pytest.mark.parametrize("style", ["json", "xml"])
+def test_text_around_calls_is_kept(style):
+    text = JSON_CALL if style == "json" else XML_CALL
+    gap = "\n" if style == "json" else "\n\n"
+    [one] = parsed(text, style)
+    assert parsed(f"Let me see.{gap}{text}", style) == ["Let me see.", one]
+    assert parsed(f" \n{text}\n{text} \n\n", style) == [one, one]
+    assert parsed(f"a  {text}\n\nb {text}c \n", style) == ["a  ", one, "\n\nb ", one, "c \n"]
+    assert parsed(f"\nx\n{gap}{text}", style) == ["\nx\n", one]
+    assert parsed(" \n", style) == [" \n"]
+    assert parsed("", style) == []
+
+
+BROKEN = {
+    "json": [
+        '<tool_call>\n{"name": "find", "arguments": {\'text\': 1}}\n</tool_call>',
+        '<tool_call>\n{"name": "find", "arguments": {"text": "a"}\n</tool_call>',
+        '<tool_call>\n{"name": "nobody", "arguments": {}}\n</tool_call>',
+        '<tool_call>\n{"name": "find", "arguments": [1]}\n</tool_call>',
+        '<tool_call>\n{"name": "find", "arguments": {"text": NaN}}\n</tool_call>',
+        '<tool_call>\n{"name": 3, "arguments": {}}\n</tool_call>',
+        '<tool_call>\n{"arguments": {}}\n</tool_call>',
+        '<tool_call>\n{"name": "find" "arguments": {}}\n</tool_call>',
+        '<tool_call>\n{"name": "find", "arguments": {}} more\n</tool_call>',
+        '<tool_call>\n{"name": "find", "arguments": "[1]"}\n</tool_call>',
+        '<tool_call>\n{3: "find"}</tool_call>',
+        "<tool_call>\n[]\n</tool_call>",
+        "<tool_call></tool_call>",
+        '<tool_call>\n{"name": "find", "arguments": {"text": "cut',
+        "<tool_call>",
+        "<tool_ca",
+        '<tool_call>{"name": "find", "arguments": {"text": "open}}</tool_call> and more',
+    ],
+    "xml": [
+        "<tool_call>\n<function=find>\n<parameter=whole>\nmany\n</parameter>\n</function>\n</tool_call>",
+        "<tool_call>\n<function=find>\n<parameter=text>\na\n</function>\n</tool_call>",
+        "<tool_call>\n<function=find>\nwhat\n</function>\n</tool_call>",
+        "<tool_call>\n<function=nobody>\n</function>\n</tool_call>",
+        "<tool_call>\n<function=find>\n<parameter=map>\n[1]\n</parameter>\n</function>\n</tool_call>",
+        "<tool_call>\nfind()\n</tool_call> and more",
+        "write <function=NAME> there",
+        "<functio",
+    ],
+}
+
+
+@pytest.mark.parametrize(("style", "text"), [(style, text) for style, texts in BROKEN.items() for text in texts])
+def test_what_does_not_parse_is_text(style, text):
+    assert parsed(text, style) == [text]
+    assert parsed(f"a\n{text}", style) == [f"a\n{text}"]
+    good = JSON_CALL if style == "json" else XML_CALL
+    assert parsed(f"{text} {good}", style)[-1] == parsed(good, style)[0], "a call after it is found"
+
+
+def test_a_call_without_its_closing_tag_counts_if_it_is_complete():
+    assert parsed('<tool_call>\n{"name": "now"}') == [("now", "{}")]
+    assert parsed("<tool_call>\n<function=now>\n</function>", "xml") == [("now", "{}")]
+    assert parsed("Hm.\n<function=now>\n</function>\n</tool_call>", "xml") == ["Hm.", ("now", "{}")]
+
+
+def test_other_spellings_of_models():
+    assert parsed('<tool_call>{ "arguments" : "{\\"whole\\": 1}" , "name" : "find" }</tool_call>') == [
+        ("find", '{"whole": 1}')
+    ]
+    assert parsed('<tool_call>{"name": "any", "arguments": {}}</tool_call>', tools=None) == [("any", "{}")]
+    [(_, arguments)] = parsed(
+        "<tool_call><function=find><parameter=whole>5.0</parameter><parameter=maybe>None</parameter>"
+        '<parameter=other>[1, 2]</parameter><parameter=free>"é"</parameter><parameter=choice>b c</parameter>'
+        "<parameter=number>3</parameter></function></tool_call>",
+        "xml",
+    )
+    assert json.loads(arguments) == {
+        **{"whole": 5.0, "maybe": None, "other": [1, 2]},
+        **{"free": '"é"', "choice": "b c", "number": 3},
+    }
+
+
+REPLIES = {
+    "json": ["Hi \n", JSON_CALL, "\n", JSON_CALL.replace("find", "nobody"), "<tool", '"', " text "],
+    "xml": ["Hi \n\n", XML_CALL, "\n", XML_CALL.replace("True", "sure"), "<function=", "</parameter>", " text "],
+}
+
+
+@given(st.data(), st.sampled_from(["json", "xml"]))
+@settings(max_examples=150, deadline=None)
+def test_any_chunking_gives_the_same_parts(data, style):
+    text = "".join(data.draw(st.lists(st.sampled_from(REPLIES[style]), max_size=5)))
+    cuts = data.draw(st.lists(st.integers(0, len(text)), max_size=12))
+    whole = parsed(text, style)
+    assert parsed(text, style, cuts=cuts) == whole
+    assert parsed(text, style, cuts=range(len(text))) == whole
+
+
+def random_value(rng, kind):
+    words = ["", " ", "a", "北京", "🧮", '"q"', "\\", "\n", "<b>&", "</parameter>", "{}", "5", "true", "'"]
+    text = "".join(rng.choices(words, k=rng.randint(0, 6)))
+    scalars = [rng.randint(-(10**20), 10**20), rng.uniform(-1e9, 1e9), 1e-7, text, None, True]
+    inner = [rng.choice(scalars), {text: [rng.choice(scalars)]}]
+    return {
+        "text": text,
+        "whole": rng.randint(-(10**12), 10**12),
+        "number": rng.choice([1e300, -0.5, 7, rng.uniform(-10, 10)]),
+        "yes": rng.random() < 0.5,
+        "list": inner,
+        "map": {"a": inner, text: rng.choice(scalars)},
+        "maybe": rng.choice([None, 5]),
+        "choice": rng.choice(["a", "b c"]),
+        "place": {text: text},
+    }[kind]
+
+
+@pytest.mark.parametrize("style", ["json", "xml"])
+def test_a_thousand_calls_come_back_from_the_template(style, reference):
+    rng = random.Random(5)
+    source = {"json": QWEN3, "xml": CODER}[style]
+    assert style_of(source) == style
+    for turn in range(1000):
+        calls = []
+        for _ in range(rng.randint(1, 3)):
+            kinds = rng.sample(list(KINDS), rng.randint(0, 4))
+            calls.append(("find", {kind: random_value(rng, kind) for kind in kinds}))
+        content = rng.choice(["", "Let me look.", "é <tag>"])
+        message = {"role": "assistant", "content": content, "tool_calls": [call(*each) for each in calls]}
+        text = render(source, [*HI, message], add_generation_prompt=False)
+        if turn < 50:
+            assert text == reference(source, [*HI, message], add_generation_prompt=False)
+        (*said,) = parsed(text, style)
+        said = [part if isinstance(part, str) else (part[0], json.loads(part[1])) for part in said]
+        assert said == [*([content] if content else []), *calls]
+
+
+def test_types_of_parameters():
+    root = {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"type": ["string", "null"]}, "loop": {"$ref": "#/$defs/loop"}}}
+    assert types_in({"$ref": "#/$defs/a"}, root) == {"string", "null"}
+    assert types_in({"$ref": "#/$defs/none"}, root) == frozenset()
+    assert types_in({"$ref": "#/$defs/loop"}, root) == frozenset()
+    assert types_in({"oneOf": [{"const": 1}, {"enum": ["a", None]}]}, root) == {"integer", "string", "null"}
+    assert types_in({"anyOf": [{"type": "string"}, {}]}, root) == frozenset()
+    assert types_in({"type": "integer", "nullable": True}, root) == {"integer", "null"}
