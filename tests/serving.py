@@ -4,7 +4,8 @@ import asyncio
 import http.client
 import json
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -100,3 +101,9 @@ def serving(sources: dict[str, str] | None = None, **options: Any) -> Iterator[S
         server.should_exit = True
         thread.join(60)
         assert not thread.is_alive()
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end

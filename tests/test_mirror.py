@@ -29,6 +29,8 @@ BEYOND = {
     "test_full_size.py",
     "server/test_openai_client.py",  # the client of others
     "server/test_examples.py",  # of docs/server.md
+    "server/test_schemathesis.py",  # random requests
+    "server/test_soak.py",  # a crowd
     "demo/test_demo.py",  # the trained model in the package
     "model/test_mutations.py",  # mistakes that are planted in the whole model
 }

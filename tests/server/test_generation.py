@@ -2,11 +2,10 @@
 
 import http.client
 import json
-import time
 from contextlib import contextmanager
 
 import pytest
-from serving import serving
+from serving import serving, wait_until
 
 CHAT = "/v1/chat/completions"
 HELLO = {"messages": [{"role": "user", "content": "hello"}]}
@@ -25,12 +24,6 @@ def streaming(served, body):
     finally:
         response.connection.close()
         response.close()
-
-
-def wait_until(condition):
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
 
 
 @pytest.fixture(scope="module")
