@@ -41,6 +41,7 @@ def make_app(settings: Settings, pool: Pool) -> Starlette:
                 await watching
             await pool.close("the server was stopped")
             service.threads.shutdown(wait=False)
+            service.grammars.shutdown(wait=False)
 
     cors = Middleware(CORSMiddleware, allow_origins=settings.cors, allow_methods=["*"], allow_headers=["*"])
     app = Starlette(

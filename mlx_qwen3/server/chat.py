@@ -11,13 +11,15 @@ from starlette.responses import Response
 from ..engine.reply import Chunk
 from ..engine.request import Request
 from ..errors import UsageError
+from ..text.tool_calls import ToolCallParser
 from .answers import Body, ChatCompletion, ChatCompletionChunk, Usage
+from .bounds import Bound, bind, has_tools, style
 from .choices import Choice
 from .errors import ApiError, from_exception
 from .generation import Head, Job, answer, unless_left
 from .guard import parse
 from .models import Loaded
-from .options import chat_options, messages_of
+from .options import chat_options, check_chat, messages_of
 from .requests import ChatRequest
 from .service import Service
 
@@ -33,8 +35,7 @@ class ChatWriter:
         return [self._chunk([choice.first()]) for choice in self._choices]
 
     def feed(self, index: int, chunk: Chunk) -> list[Body]:
-        said = self._choices[index].feed(chunk)
-        return [self._chunk([said])] if said else []
+        return [self._chunk([said]) for said in self._choices[index].feed(chunk)]
 
     def usage(self, usage: Usage) -> Body:
         return self._chunk([], usage=usage)
@@ -66,22 +67,29 @@ async def _reply(
     http.scope["note"].facts["model"] = loaded.name
     if service.settings.log_prompts:
         http.scope["note"].facts["messages"] = raw["messages"]
-    request = await service.in_thread(partial(_prepare, loaded, asked, raw))
+    check_chat(asked)
+    bound = await bind(service, asked, raw, loaded.tokenizer)
+    request = await service.in_thread(partial(_prepare, loaded, asked, raw, bound))
     count = asked.n or 1
     requests = [replace(request, number=number) for number in range(count)]
-    choices = [Choice(index, loaded.tokenizer) for index in range(count)]
+    choices = [Choice(index, loaded.tokenizer, _parser(loaded, asked, raw)) for index in range(count)]
     usage = bool(asked.stream_options and asked.stream_options.include_usage)
     writer = ChatWriter(Head(loaded.name, "chatcmpl"), choices, bool(asked.logprobs), usage)
     job = Job(service, loaded, requests, [len(request.ids)], writer, bool(asked.stream), usage, "messages")
     return await answer(http, job, stack)
 
 
-def _prepare(loaded: Loaded, asked: ChatRequest, raw: dict[str, Any]) -> Request:
+def _prepare(loaded: Loaded, asked: ChatRequest, raw: dict[str, Any], bound: Bound | None) -> Request:
     try:
-        options = chat_options(asked, raw, loaded.tokenizer)
+        options = chat_options(asked, raw, loaded.tokenizer, bound)
         return loaded.engine.prepare(messages_of(raw["messages"]), options)
     except UsageError as error:
         if asked.reasoning_effort is not None and "think" in str(error):
             what = f"reasoning_effort is {asked.reasoning_effort!r}: {error}"
             raise ApiError(400, what, "reasoning_effort", "unsupported_parameter") from None
         raise
+
+
+def _parser(loaded: Loaded, asked: ChatRequest, raw: dict[str, Any]) -> ToolCallParser | None:
+    tools = raw["tools"] if has_tools(asked) else None
+    return ToolCallParser(tools, style(loaded.tokenizer, tools)) if tools else None

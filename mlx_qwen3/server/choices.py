@@ -6,15 +6,20 @@ from msgspec import UNSET
 
 from ..engine.reply import Chunk
 from ..text.tokenizer import Tokenizer
+from ..text.tool_calls import CallArguments, CallBegin, CallEnd, Event, Text, ToolCallParser
 from .answers import (
     Alternative,
+    CalledFunction,
     ChatChoice,
     ChatChunkChoice,
     ChatDelta,
     ChatLogprobs,
     ChatMessage,
     Finish,
+    FunctionDelta,
     TokenLogprob,
+    ToolCall,
+    ToolCallDelta,
 )
 
 
@@ -36,31 +41,34 @@ class Trimmed:
 class Choice:
     """Takes chunks; gives what each adds (`feed`), and the whole (`whole`), which is the sum of it."""
 
-    def __init__(self, index: int, tokenizer: Tokenizer):
-        self._index, self._tokenizer = index, tokenizer
+    def __init__(self, index: int, tokenizer: Tokenizer, parser: ToolCallParser | None = None):
+        """`parser` finds tool calls in the answer; without one they stay text."""
+        self._index, self._tokenizer, self._parser = index, tokenizer, parser
         self._thinking = Trimmed()
         self._entries: list[TokenLogprob] = []  # of tokens that are not sent yet
         self._open: list[TokenLogprob] = []  # of tokens that may be of the answer or not
         self.content = self.reasoning = ""
+        self.calls: list[ToolCall] = []
         self.logprobs: list[TokenLogprob] = []
         self.finish: Finish | None = None
 
-    def feed(self, chunk: Chunk) -> ChatChunkChoice | None:
-        """What a chunk adds; None if that is nothing to be seen yet."""
-        thinking = self._thinking.feed(chunk.thinking)
-        self.content += chunk.text
-        self.reasoning += thinking
+    def feed(self, chunk: Chunk) -> list[ChatChunkChoice]:
+        """What a chunk adds, often nothing that can be seen yet."""
+        deltas = []
+        if thinking := self._thinking.feed(chunk.thinking):
+            self.reasoning += thinking
+            deltas.append(ChatDelta(reasoning_content=thinking, reasoning=thinking))
+        deltas += [self._take(event) for event in self._events(chunk) if not isinstance(event, CallEnd)]
         self._note(chunk)
         self.finish = self._finish(chunk)
-        if not (thinking or chunk.text or self.finish):
-            return None
-        delta = ChatDelta()
-        if thinking:
-            delta.reasoning_content = delta.reasoning = thinking
-        if chunk.text:
-            delta.content = chunk.text
-        entries, self._entries = self._entries, []
-        return ChatChunkChoice(self._index, delta, self.finish, ChatLogprobs(entries) if entries else None)
+        if self.finish and (not deltas or self.calls):
+            deltas.append(ChatDelta())
+        said = [ChatChunkChoice(self._index, delta) for delta in deltas]
+        if said:
+            said[-1].finish_reason = self.finish
+            entries, self._entries = self._entries, []
+            said[0].logprobs = ChatLogprobs(entries) if entries else None
+        return said
 
     def first(self) -> ChatChunkChoice:
         return ChatChunkChoice(self._index, ChatDelta("assistant", ""))
@@ -68,11 +76,33 @@ class Choice:
     def whole(self, logprobs: bool) -> ChatChoice:
         assert self.finish is not None, "the reply has ended"
         thinking = self.reasoning or UNSET
-        message = ChatMessage(content=self.content, reasoning_content=thinking, reasoning=thinking)
+        content = None if self.calls and not self.content else self.content
+        message = ChatMessage(content=content, reasoning_content=thinking, reasoning=thinking)
+        if self.calls:
+            message.tool_calls = self.calls
         return ChatChoice(self._index, message, self.finish, ChatLogprobs(self.logprobs) if logprobs else None)
 
+    def _events(self, chunk: Chunk) -> list[Event]:
+        if self._parser is None:
+            return [Text(chunk.text)] if chunk.text else []
+        events = self._parser.feed(chunk.text) if chunk.text else []
+        return events + self._parser.end() if chunk.finish_reason else events
+
+    def _take(self, event: Text | CallBegin | CallArguments) -> ChatDelta:
+        if isinstance(event, Text):
+            self.content += event.text
+            return ChatDelta(content=event.text)
+        if isinstance(event, CallBegin):
+            self.calls.append(ToolCall(event.id, CalledFunction(event.name, "")))
+            function = FunctionDelta(event.name, "")
+            return ChatDelta(tool_calls=[ToolCallDelta(event.index, function, event.id, "function")])
+        self.calls[event.index].function.arguments += event.delta
+        return ChatDelta(tool_calls=[ToolCallDelta(event.index, FunctionDelta(arguments=event.delta))])
+
     def _finish(self, chunk: Chunk) -> Finish | None:
-        return chunk.finish_reason  # type: ignore[return-value]
+        """A reply that ends by itself after a call has ended for it; one that was cut says so."""
+        ended: Finish | None = chunk.finish_reason  # type: ignore[assignment]
+        return "tool_calls" if ended == "stop" and self.calls else ended
 
     def _note(self, chunk: Chunk) -> None:
         """Log-probabilities are those of the answer's tokens, without tags and end tokens."""

@@ -12,6 +12,7 @@ from ..engine.reply import Chunk
 from ..engine.request import Request
 from ..errors import PromptError
 from .answers import Body, Completion, TextChoice, TextLogprobs, Usage
+from .bounds import Bound, bind
 from .choices import entry
 from .errors import from_exception
 from .generation import Head, Job, answer, unless_left
@@ -86,7 +87,8 @@ async def _reply(
     http.scope["note"].facts["model"] = loaded.name
     if service.settings.log_prompts:
         http.scope["note"].facts["prompt_text"] = prompt
-    prepared = await service.in_thread(partial(_prepare, loaded, asked, prompt))
+    bound = await bind(service, asked, {}, loaded.tokenizer)
+    prepared = await service.in_thread(partial(_prepare, loaded, asked, prompt, bound))
     count = asked.n or 1
     requests = [replace(request, number=number) for request in prepared for number in range(count)]
     echoes = [loaded.tokenizer.decode(request.ids) if asked.echo else "" for request in requests]
@@ -97,13 +99,13 @@ async def _reply(
     return await answer(http, job, stack)
 
 
-def _prepare(loaded: Loaded, asked: CompletionRequest, prompt: Any) -> list[Request]:
+def _prepare(loaded: Loaded, asked: CompletionRequest, prompt: Any, bound: Bound | None) -> list[Request]:
     """A request for each prompt. The text goes on as it is, so it is not searched for tags."""
-    options = text_options(asked, loaded.tokenizer)
+    options = text_options(asked, loaded.tokenizer, bound)
     encode = loaded.tokenizer.encode
     prompts = [encode(text) if isinstance(text, str) else text for text in _prompts(prompt)]
     prepared = [loaded.engine.prepare(ids, options) for ids in prompts]
-    return [replace(request, opens_thinking=False, begun=True) for request in prepared]
+    return [replace(request, opens_thinking=False, begun=True, may_think=False) for request in prepared]
 
 
 def _prompts(prompt: Any) -> list[Any]:

@@ -30,6 +30,7 @@ NAMES = {
     "the chat template has no variable": "chat_template_kwargs",
     "this checkpoint's chat template cannot switch": "enable_thinking",
     "a stop string": "stop",
+    "a grammar binds": "continue_final_message",
 }
 UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`(?: - at `\$\.?(.*)`)?$", re.DOTALL)
 PLACE = re.compile(r" - at `\$\.?(.*)`$", re.DOTALL)

@@ -5,6 +5,7 @@ from typing import Any
 
 from ..engine.request import ReplyOptions, default_sampling
 from ..text.tokenizer import Tokenizer
+from .bounds import Bound, has_tools
 from .errors import ApiError, refused
 from .requests import ChatRequest, CompletionRequest, Generation
 
@@ -13,25 +14,27 @@ EFFORTS = {"minimal": 256, "low": 1024, "medium": 4096, "high": 16384, "xhigh": 
 PENALTIES = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
 
 
-def chat_options(asked: ChatRequest, raw: dict[str, Any], tokenizer: Tokenizer) -> ReplyOptions:
-    """Raises ApiError, or UsageError for what no prompt and no model could honour."""
-    check_chat(asked)
+def chat_options(
+    asked: ChatRequest, raw: dict[str, Any], tokenizer: Tokenizer, bound: Bound | None = None
+) -> ReplyOptions:
+    """Of a request that `check_chat` has passed. Raises UsageError for what no prompt and no model could honour."""
     thinking, budget = _thinking(asked)
     options = ReplyOptions(
         max_tokens=asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens,
         thinking=thinking,
         thinking_budget=budget,
         stop=_stops(asked),
-        tools=raw["tools"] if asked.tools and asked.tool_choice != "none" else None,
+        tools=raw["tools"] if has_tools(asked) else None,
         template_args=asked.chat_template_kwargs or None,
         continue_final_message=bool(asked.continue_final_message),
         literal_content=True,
         logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
+        grammar=bound.grammar if bound else None,
     )
     return _with_sampling(options, asked, tokenizer)
 
 
-def text_options(asked: CompletionRequest, tokenizer: Tokenizer) -> ReplyOptions:
+def text_options(asked: CompletionRequest, tokenizer: Tokenizer, bound: Bound | None = None) -> ReplyOptions:
     """The same for a prompt without a chat template."""
     _check(asked)
     if asked.best_of is not None and asked.best_of != (asked.n or 1):
@@ -41,6 +44,7 @@ def text_options(asked: CompletionRequest, tokenizer: Tokenizer) -> ReplyOptions
             "echo", "with logprobs is not supported: prompts have no log-probabilities; leave one of them out"
         )
     options = ReplyOptions(max_tokens=asked.max_tokens, stop=_stops(asked), logprobs=asked.logprobs)
+    options = replace(options, grammar=bound.grammar if bound else None)
     return _with_sampling(options, asked, tokenizer)
 
 
@@ -67,9 +71,6 @@ def _stops(asked: Generation) -> list[str]:
 def _check(asked: Generation) -> None:
     if asked.stream_options is not None and not asked.stream:
         raise refused("stream_options", "needs stream: true")
-    for name in ("regex", "grammar"):
-        if getattr(asked, name) is not None:
-            raise refused(name, "is not supported by this server")
 
 
 def check_chat(asked: ChatRequest) -> None:
@@ -83,10 +84,6 @@ def check_chat(asked: ChatRequest) -> None:
     for index, message in enumerate(asked.messages):
         if message.tool_calls is not None and message.role != "assistant":
             raise ApiError(400, f"messages[{index}] ({message.role}) has tool_calls", f"messages[{index}].tool_calls")
-    if asked.response_format is not None and asked.response_format.type != "text":
-        raise refused("response_format", "is not supported by this server")
-    if asked.tools and asked.tool_choice != "none":
-        raise refused("tools", "are not supported by this server")
     if asked.tool_choice not in (None, "none", "auto") and not asked.tools:
         raise refused("tool_choice", "needs tools")
 

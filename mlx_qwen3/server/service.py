@@ -22,9 +22,11 @@ class Service:
     metrics: Metrics = field(default_factory=Metrics)
     # Prompts are rendered and encoded here: a long one takes longer than the event loop may stand still.
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "mlx-qwen3 prompts"))
+    # A schema may take seconds to compile, for which no prompt is to wait.
+    grammars: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "mlx-qwen3 grammars"))
 
-    async def in_thread(self, call: Callable[[], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self.threads, call)
+    async def in_thread(self, call: Callable[[], Result], threads: ThreadPoolExecutor | None = None) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(threads or self.threads, call)
 
     def check_room(self, loaded: Loaded, replies: int) -> None:
         """Raises ApiError if so many more replies would not find a place to run or to wait."""

@@ -21,13 +21,13 @@ def test_tokens_that_may_still_open_a_tag_are_listed_once_they_are_text():
     choice = Choice(0, tokenizer)
     less, b = tokenizer.encode("<b")
     scores = Logprobs(-1.0)
-    assert choice.feed(Chunk(less, part="", logprobs=scores)) is None
-    said = choice.feed(Chunk(b, text="<b", part="answer", logprobs=scores))
+    assert choice.feed(Chunk(less, part="", logprobs=scores)) == []
+    [said] = choice.feed(Chunk(b, text="<b", part="answer", logprobs=scores))
     assert [entry.token for entry in said.logprobs.content] == ["<", "b"]
     held = Choice(0, tokenizer)
     held.feed(Chunk(less, part="", logprobs=scores))
     held.feed(Chunk(b, part="tag", logprobs=scores))
-    said = held.feed(Chunk(b, text="b", part="answer", logprobs=scores))
+    [said] = held.feed(Chunk(b, text="b", part="answer", logprobs=scores))
     assert [entry.token for entry in said.logprobs.content] == ["b"]
-    cut = Choice(0, tokenizer).feed(Chunk(less, text="<", finish_reason="length", part="", logprobs=scores))
+    [cut] = Choice(0, tokenizer).feed(Chunk(less, text="<", finish_reason="length", part="", logprobs=scores))
     assert [entry.token for entry in cut.logprobs.content] == ["<"]

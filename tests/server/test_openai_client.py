@@ -70,3 +70,43 @@ def test_errors_are_the_clients_own(client):
     assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "max_tokens")
     with pytest.raises(openai.NotFoundError, match="there is no model"):
         client.chat.completions.create(model="gpt", messages=SUM)
+
+
+def test_parse_with_pydantic(client):
+    pydantic = pytest.importorskip("pydantic")
+
+    class Sum(pydantic.BaseModel):
+        first: int
+        total: int
+
+    answer = client.chat.completions.parse(model="demo", messages=SUM, response_format=Sum, temperature=1.5)
+    assert isinstance(answer.choices[0].message.parsed, Sum)
+    with client.chat.completions.stream(model="demo", messages=SUM, response_format=Sum) as stream:
+        final = stream.get_final_completion()
+    assert isinstance(final.choices[0].message.parsed, Sum)
+
+
+def test_the_loop_of_tools(client):
+    tools = [
+        {
+            "type": "function",
+            "function": {
+                "name": "get_weather",
+                "description": "Get the weather forecast for a city.",
+                "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+            },
+        }
+    ]
+    messages = [{"role": "user", "content": "What is the weather in Paris?"}]
+    options = {"model": "demo", "tools": tools, "extra_body": {"enable_thinking": False}}
+    first = client.chat.completions.create(messages=messages, **options)
+    [call] = first.choices[0].message.tool_calls
+    assert (first.choices[0].finish_reason, call.function.name) == ("tool_calls", "get_weather")
+    result = {"role": "tool", "tool_call_id": call.id, "content": '{"weather": "sunny", "temperature": 21}'}
+    second = client.chat.completions.create(messages=[*messages, first.choices[0].message, result], **options)
+    assert second.choices[0].finish_reason == "stop"
+    assert second.choices[0].message.content
+    with client.chat.completions.stream(messages=messages, **options) as stream:
+        final = stream.get_final_completion()
+    [streamed] = final.choices[0].message.tool_calls
+    assert (streamed.function.name, streamed.function.arguments) == (call.function.name, call.function.arguments)

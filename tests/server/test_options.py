@@ -5,7 +5,6 @@ import pytest
 
 from mlx_qwen3.files.checkpoint import Checkpoint
 from mlx_qwen3.files.hub import DEMO
-from mlx_qwen3.server.errors import ApiError
 from mlx_qwen3.server.options import chat_options, messages_of, text_options
 from mlx_qwen3.server.requests import ChatRequest, CompletionRequest
 from mlx_qwen3.text.tokenizer import Tokenizer
@@ -52,10 +51,3 @@ def test_every_setting_of_sampling_arrives(tokenizer):
 
 def test_a_developer_is_the_system():
     assert messages_of([{"role": "developer", "content": "x"}, *HELLO]) == [{"role": "system", "content": "x"}, *HELLO]
-
-
-@pytest.mark.parametrize("name", ["regex", "grammar"])
-def test_what_is_not_there_yet_is_refused(tokenizer, name):
-    with pytest.raises(ApiError) as caught:
-        options(tokenizer, **{name: "a"})
-    assert (caught.value.status, caught.value.param) == (400, name)

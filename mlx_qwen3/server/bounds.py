@@ -1,0 +1,89 @@
+"""What binds the answer of a request: a format, a pattern, a grammar, or calls of its tools."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from ..engine.grammar import Grammar, compiled
+from ..engine.specs import JsonObject, JsonSchema, Lark, Regex, Spec, ToolChoice
+from ..errors import UsageError
+from ..text.tokenizer import Tokenizer
+from ..text.tool_calls import Style, style_of
+from .errors import ApiError, refused
+from .requests import ChatRequest, Generation, NamedTool
+from .service import Service
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A grammar, and the parameter that asks for it."""
+
+    grammar: Grammar
+    param: str
+
+
+def has_tools(asked: Generation) -> bool:
+    """Whether the reply may call tools."""
+    return isinstance(asked, ChatRequest) and bool(asked.tools) and asked.tool_choice != "none"
+
+
+def style(tokenizer: Tokenizer, tools: list[dict[str, Any]]) -> Style:
+    """How the checkpoint's template, and so its model, writes calls."""
+    return style_of(tokenizer.chat_template(None, tools).source)
+
+
+async def bind(service: Service, asked: Generation, raw: dict[str, Any], tokenizer: Tokenizer) -> Bound | None:
+    """The grammar that a request asks for; None if it asks for none. Compiling has a thread of its own.
+
+    Raises ApiError that names the parameter, and what of it cannot be enforced.
+    """
+    if (found := wanted(asked, raw, tokenizer)) is None:
+        return None
+    param, spec = found
+    try:
+        return Bound(await service.in_thread(partial(compiled, tokenizer, spec), service.grammars), param)
+    except UsageError as error:
+        named = "tool_choice" if str(error).startswith("tool_choice") else param
+        raise ApiError(400, f"{named}: {error}", named, "unsupported_parameter") from None
+
+
+def wanted(asked: Generation, raw: dict[str, Any], tokenizer: Tokenizer) -> tuple[str, Spec] | None:
+    """(the parameter, what it asks for). Raises ApiError if there are two."""
+    found: list[tuple[str, Spec]] = []
+    if asked.regex is not None:
+        found.append(("regex", Regex(asked.regex)))
+    if asked.grammar is not None:
+        found.append(("grammar", Lark(asked.grammar)))
+    if isinstance(asked, ChatRequest) and (spec := _format(asked)):
+        found.append(("response_format", spec))
+    if len(found) > 1:
+        raise refused(found[1][0], f"binds the answer, and {found[0][0]} does so already; leave one of them out")
+    if found and has_tools(asked):
+        raise refused(found[0][0], "binds the answer, which could then call no tool; set tool_choice to none")
+    if isinstance(asked, ChatRequest) and has_tools(asked):
+        found += _calls(asked, raw["tools"], tokenizer)
+    return found[0] if found else None
+
+
+def _format(asked: ChatRequest) -> Spec | None:
+    wanted = asked.response_format
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return JsonObject()
+    if wanted.json_schema is None:
+        raise ApiError(400, "response_format has no json_schema", "response_format.json_schema", "invalid_value")
+    return JsonSchema(wanted.json_schema.schema, bool(wanted.json_schema.strict))
+
+
+def _calls(asked: ChatRequest, tools: list[dict[str, Any]], tokenizer: Tokenizer) -> list[tuple[str, Spec]]:
+    """Decoding is bound if a call is required, at most one is allowed, or a tool is strict; else the model is free."""
+    choice = asked.tool_choice or "auto"
+    strict = any(tool.function.strict for tool in asked.tools or ())
+    parallel = asked.parallel_tool_calls is not False
+    if choice == "auto" and parallel and not strict:
+        return []
+    name = choice.function.name if isinstance(choice, NamedTool) else choice
+    if isinstance(choice, NamedTool) and name in ("auto", "required"):
+        raise refused("tool_choice", f"names a tool that is called {name!r}, which means something else; rename it")
+    return [("tools", ToolChoice(tools, name, parallel, style(tokenizer, tools)))]
