@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_qwen3.engine.memory import Memory
 from mlx_qwen3.engine.prefix import PrefixStore
 from mlx_qwen3.engine.prefix_folder import PrefixFolder
 from mlx_qwen3.engine.rows import Row
@@ -90,13 +91,15 @@ class Schedule:
     heard: dict[Row, list[int]] = field(default_factory=dict)
     errors: dict[Row, Exception] = field(default_factory=dict)
     cancelled: set[Row] = field(default_factory=set)
+    memory: Memory | None = None
     tokenizer: Any = None  # with it some rows have a thinking budget
 
     def run(self) -> None:
         rng = random.Random(self.seed)
         prefixes = PrefixStore(rng.choice([10**5, 10**8]), self.folder) if rng.random() < 0.6 else None
         max_rows = rng.choice([1, 2, 4, 8])
-        scheduler = Scheduler(self.model, self.vocabulary, max_rows=max_rows, prefixes=prefixes, kv_bits=self.kv_bits)
+        limits = {"kv_bits": self.kv_bits, "memory": self.memory}
+        scheduler = Scheduler(self.model, self.vocabulary, max_rows=max_rows, prefixes=prefixes, **limits)
         waiting = [self._job(rng) for _ in range(rng.randint(1, 8))]
         pace = rng.choice([0.1, 0.5, 1.0])
         while waiting or scheduler.busy:
@@ -115,6 +118,10 @@ class Schedule:
                 if rng.random() < 0.02:
                     row.ended = True
                     self.cancelled.add(row)
+            if self.memory and scheduler.running[1:]:  # a row alone may have more than the budget
+                held = prefixes.nbytes if prefixes else 0
+                assert self.memory.running(scheduler._batches) <= self.memory.budget, self.seed
+                assert self.memory.running(scheduler._batches, 1) + held <= self.memory.budget, self.seed
 
     def _job(self, rng: random.Random) -> Job:
         prompt = tuple(rng.choice(self.prompts))

@@ -144,10 +144,11 @@ def _reply(
     options, (model, draft) = opened.options, models
     limits = Memory(model, options.memory, kv_bits=options.kv_bits, draft=draft)
     request = replace(request, max_tokens=limits.limit(len(request.ids), request.max_tokens, request.open_ended))
-    kept = prefix.kept(model, options.cache_dir, prompt_cache, kv_bits=options.kv_bits)
+    room = min(limits.beside(len(request.ids)), prefix.PREFIX_BYTES)
+    kept = prefix.kept(model, options.cache_dir, prompt_cache, room, options.kv_bits)
     with warnings_afterwards(), kept as prefixes, printer or nullcontext():
         collector = generation.Collector(model, request)
-        helpers = draft, options.lookup, prefixes, options.kv_bits
+        helpers = draft, options.lookup, prefixes, options.kv_bits, limits
         for step in generation.run(model, opened.tokenizer, request, *helpers):
             collector.add(step)
             if printer:

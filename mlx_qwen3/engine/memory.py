@@ -127,8 +127,8 @@ class Costs:
         # A GPU's fused attention keeps no scores; a CPU has them before and after the softmax.
         scores = 0 if kernels.on_gpu() else 2 * 4 * config.num_attention_heads * tokens * keys
         # Many queries read a layer of packed keys and values unpacked.
-        unpacked = self._packed and tokens > kernels.FEW_QUERIES
-        layer = 2 * config.num_key_value_heads * keys * config.head_dim * self._size if unpacked else 0
+        read = keys if tokens > kernels.FEW_QUERIES else 0
+        layer = 2 * config.num_key_value_heads * config.head_dim * (read + 2 * tokens) * self._size * self._packed
         logits = 1 if tokens > kernels.FEW_QUERIES else tokens  # of a prompt those of the last token alone
         return rows * (tokens * values * self._size + scores + layer + logits * 4 * 4 * config.vocab_size)
 
@@ -154,6 +154,10 @@ class Memory:
     def row(self, prompt: int, tokens: int) -> int:
         """Of everything while one row runs alone: a prompt, and a reply of this many tokens."""
         return self._with_row([], prompt, tokens, LONGEST + 1, NEVER)
+
+    def beside(self, prompt: int) -> int:
+        """What is left of the budget while one row reads a prompt."""
+        return max(0, self.budget - self.row(prompt, 1))
 
     def with_row(self, batches: Sequence[Batch], row: Row, soon: int = NEVER) -> int:
         """Of everything until the rows of the batches have ended, if one more row is read and joins one of them.

@@ -25,11 +25,7 @@ class Prefix:
     """Token ids and a cache of one row that holds them."""
 
     def __init__(self, ids: Sequence[int] | np.ndarray, cache: KVCache):
-        self.ids, self.cache = np.array(ids, np.int32), cache
-
-    @property
-    def nbytes(self) -> int:
-        return self.cache.nbytes
+        self.ids, self.cache, self.nbytes = np.array(ids, np.int32), cache, cache.nbytes
 
 
 class PrefixStore:
@@ -54,28 +50,39 @@ class PrefixStore:
         on_disk = self._folder.longest(ids) if self._folder else 0
         return on_disk if on_disk >= kept + WORTH_READING else kept
 
-    def take(self, ids: np.ndarray) -> KVCache | None:
-        """A cache of its own with the longest known beginning of `ids`, None if nothing is known of it."""
+    def take(self, ids: np.ndarray, room: int | None = None) -> KVCache | None:
+        """A cache of its own with the longest known beginning of `ids`, None if nothing is known of it.
+
+        Prefixes take at most `room` bytes beside it: the others go first, then the one that it comes from.
+        """
         best = max(self._prefixes, key=lambda prefix: shared_length(ids, prefix.ids), default=None)
+        if self.longest(ids) > (shared_length(ids, best.ids) if best else 0):
+            best = self._read(ids, room) or best
         kept = shared_length(ids, best.ids) if best else 0
-        if self._folder and self.longest(ids) > kept and (found := self._folder.read(ids)):
-            best = Prefix(*found)
-            kept = shared_length(ids, best.ids)
+        limit = self._limit if room is None else min(room, self._limit)
         if best is None or not kept:
+            self.shrink(limit)
             return None
-        taken = best.cache.copy(kept)
-        self._keep(best)
-        return taken
+        if best.nbytes <= limit:
+            self._keep(best)
+            self.shrink(limit)
+            return best.cache.copy(kept)
+        self._prefixes = [prefix for prefix in self._prefixes if prefix is not best]
+        self.shrink(limit)
+        self._let_go(best)
+        best.cache.trim(best.cache.end - kept)
+        best.cache.fit()
+        return best.cache
 
     def put(self, ids: Sequence[int] | np.ndarray, cache: KVCache) -> None:
         """Keep a cache of one row that holds `ids`. The store owns it from now on."""
-        new = Prefix(ids, cache)
-        if longer := [p for p in self._prefixes if shared_length(new.ids, p.ids) == len(new.ids)]:
+        ids = np.array(ids, np.int32)
+        if longer := [prefix for prefix in self._prefixes if shared_length(ids, prefix.ids) == len(ids)]:
             self._keep(longer[0])
             return
         if cache.capacity > UNUSED * cache.end:
-            new.cache = cache.copy(cache.end)
-        self._keep(new)
+            cache.fit()
+        self._keep(Prefix(ids, cache))
 
     def shrink(self, limit: int) -> None:
         """Let go of what was not used for the longest time until at most `limit` bytes are left."""
@@ -88,6 +95,19 @@ class PrefixStore:
             self.shrink(0)
         if self._folder:
             self._folder.close()
+
+    def _read(self, ids: np.ndarray, room: int | None) -> Prefix | None:
+        """The best prefix of the folder, if what it has beyond `ids` fits the room."""
+        assert self._folder is not None, "only a folder knows more than the memory"
+        known = self._folder.best(ids)
+        if known is None:
+            return None
+        if room is not None:
+            if known.nbytes - known.nbytes * shared_length(ids, known.ids) // len(known.ids) > room:
+                return None
+            self.shrink(max(0, room - known.nbytes))
+        found = self._folder.read(known)
+        return Prefix(*found) if found else None
 
     def _keep(self, prefix: Prefix) -> None:
         """Note that a prefix was used last. Those that it begins with go."""
@@ -118,7 +138,7 @@ def kept(
         return
     key = model_key(model, kv_bits)
     store = PrefixStore(limit, PrefixFolder(folder, key) if folder is not None else None)
-    if file is not None and (found := _read(Path(file), key)):
+    if file is not None and (found := _read(Path(file), key, limit)):
         store.put(*found)
     before = store.last
     try:
@@ -141,11 +161,13 @@ def check_file(path: str | Path) -> None:
                 raise UsageError(f"{path} is not a prompt cache ({error}); give another name, or remove it") from None
 
 
-def _read(path: Path, key: str) -> tuple[np.ndarray, KVCache] | None:
+def _read(path: Path, key: str, limit: int) -> tuple[np.ndarray, KVCache] | None:
     """The prefix in a file, None if there is none, or none that can be used."""
     if not _has_content(path):
         return None
     try:
+        if (size := path.stat().st_size) > limit:
+            raise UnusablePrefix(f"it takes {size:,} bytes of memory, and prefixes may take {limit:,}")
         file = PrefixFile(path, key)
         with shared_stream():
             return file.ids, file.read()

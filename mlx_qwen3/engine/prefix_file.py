@@ -42,6 +42,7 @@ class PrefixFile:
             self._file = TensorFile(path)
         except CheckpointError:
             raise UnusablePrefix("it cannot be read as a safetensors file") from None
+        self.size = self._file.size
         self._tensors = {tensor.name: tensor for tensor in _checked(self._file, model)}
         try:
             self.ids = np.frombuffer(self._tensors["ids"].read(), np.int32)

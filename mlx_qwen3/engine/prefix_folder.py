@@ -9,6 +9,7 @@ import hashlib
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +20,14 @@ from .prefix_file import OtherModel, PrefixFile, UnusablePrefix, pieces
 
 FOLDER_BYTES = 10 * 10**9  # of the files in a folder
 SUFFIX = ".prefix.safetensors"
+
+
+class Known(NamedTuple):
+    """A file of the folder, and the tokens that it has."""
+
+    path: Path
+    ids: np.ndarray
+    nbytes: int
 
 
 class PrefixFolder:
@@ -39,10 +48,10 @@ class PrefixFolder:
         if not os.access(self.folder, os.W_OK):
             raise OutputError(f"{folder} cannot be written to; give another folder")
         self._clean()
-        self._ids: dict[Path, np.ndarray] = {}
+        self._known: dict[Path, Known] = {}
         for path in self._files():
             if file := self._open(path):
-                self._ids[path] = file.ids
+                self._known[path] = Known(path, file.ids, file.size)
 
     def close(self) -> None:
         """Let go of the folder. What is written stays."""
@@ -52,26 +61,29 @@ class PrefixFolder:
 
     def longest(self, ids: np.ndarray) -> int:
         """How many tokens of `ids` the best file has."""
-        return max((shared_length(ids, known) for known in self._ids.values()), default=0)
+        return max((shared_length(ids, known.ids) for known in self._known.values()), default=0)
 
-    def read(self, ids: np.ndarray) -> tuple[np.ndarray, KVCache] | None:
-        """The prefix that has most of `ids`, if its file is in order."""
-        path = max(self._ids, key=lambda path: shared_length(ids, self._ids[path]), default=None)
-        if path is None or (file := self._open(path)) is None:
+    def best(self, ids: np.ndarray) -> Known | None:
+        """The file that has most of `ids`."""
+        return max(self._known.values(), key=lambda known: shared_length(ids, known.ids), default=None)
+
+    def read(self, known: Known) -> tuple[np.ndarray, KVCache] | None:
+        """The ids and the cache of a file, if it is in order."""
+        if (file := self._open(known.path)) is None:
             return None
         try:
             cache = file.read()
         except UnusablePrefix as error:
-            self._ignore(path, error)
+            self._ignore(known.path, error)
             return None
         with suppress(OSError):
-            os.utime(path)  # it is the one used last
+            os.utime(known.path)  # it is the one used last
         return file.ids, cache
 
     def write(self, ids: np.ndarray, cache: KVCache) -> None:
         """Keep a prefix, unless a file has it already. If the disk is full, says so once and writes no more."""
         path = self.folder / f"{_name(self._model, ids)}{SUFFIX}"
-        longer = [known for known, other in self._ids.items() if shared_length(ids, other) == len(ids)]
+        longer = [known for known in self._known.values() if shared_length(ids, known.ids) == len(ids)]
         if longer or not self._writes or not cache.end:
             return
         try:
@@ -80,10 +92,10 @@ class PrefixFolder:
             self._writes = False
             warn(f"{self.folder} cannot be written to ({error.strerror}); prefixes are kept in memory only")
             return
-        for known, other in list(self._ids.items()):
-            if shared_length(ids, other) == len(other):  # the new one begins with it
-                self._remove(known)
-        self._ids[path] = np.array(ids, np.int32)
+        for known in list(self._known.values()):
+            if shared_length(ids, known.ids) == len(known.ids):  # the new one begins with it
+                self._remove(known.path)
+        self._known[path] = Known(path, np.array(ids, np.int32), cache.nbytes)
         self._shrink()
 
     def _files(self) -> list[Path]:
@@ -107,7 +119,7 @@ class PrefixFolder:
             total -= size
 
     def _remove(self, path: Path) -> None:
-        self._ids.pop(path, None)
+        self._known.pop(path, None)
         with suppress(OSError):
             path.unlink()
 
@@ -121,7 +133,7 @@ class PrefixFolder:
             return None
 
     def _ignore(self, path: Path, reason: Exception) -> None:
-        self._ids.pop(path, None)
+        self._known.pop(path, None)
         if os.path.lexists(path):  # else another process has removed it
             warn(f"the prefix in {path} is not used: {reason}")
 

@@ -16,6 +16,7 @@ from ..text.tokenizer import Tokenizer
 from .bound import BoundAnswer, check_guesses
 from .grammar import Grammar
 from .logprobs import Logprobs
+from .memory import Memory
 from .prefix import PrefixStore
 from .request import Prompt, ReplyOptions, Request, prepare
 from .rows import Row, Steering
@@ -162,18 +163,20 @@ def run(
     lookup: bool | None = None,
     prefixes: PrefixStore | None = None,
     kv_bits: int | None = None,
+    memory: Memory | None = None,
 ) -> Iterator[Chunk]:
     """The reply to a prepared request, step by step.
 
     `draft` and `lookup` are those of `make_drafter`, `kv_bits` that of `Qwen3.make_cache`. `prefixes` may hold what the
-    prompt begins with, and takes what was computed for this reply when it ends.
+    prompt begins with, and takes what was computed for this reply when it ends. `memory` bounds what they take beside
+    the reply.
     """
     if request.grammar:
         check_guesses(draft, lookup)
     drafts = request.logprobs is None and request.grammar is None
     drafter = make_drafter(model, [request.ids], draft, lookup, tokenizer.size)
     speaker = Speaker(tokenizer, request, drafter if drafts else None)
-    scheduler = Scheduler(model, tokenizer.size, prefixes=prefixes, kv_bits=kv_bits)
+    scheduler = Scheduler(model, tokenizer.size, prefixes=prefixes, kv_bits=kv_bits, memory=memory)
     scheduler.add(speaker.row)
     try:
         for _, event in scheduler.run():

@@ -28,6 +28,7 @@ from .threads import any_thread
 
 MAX_GAP = 0.25  # seconds for which a chunk of a prompt may hold up the rows that run
 SMALLEST_CHUNK = 16  # tokens
+SOON = 32  # tokens of each row for which prefixes make room in time
 WORTH_SHARING = 32  # tokens in common with a running row from which copying is faster than computing them
 
 Event = tuple[Row, int | Exception]  # the next token of a row, or the error that ended it
@@ -82,6 +83,7 @@ class Scheduler:
 
         Set `ended` of a row to end it: what it holds is freed by the end of the next step.
         """
+        self._make_room(self._prompt[0] if self._prompt else None)
         for batch in list(self._batches):
             yield from self._decode(batch)
         yield from self._prefill()
@@ -121,7 +123,8 @@ class Scheduler:
                     self._remove(batch, row)
 
     def _remove(self, batch: Batch, row: Row) -> None:
-        if self.prefixes is None or row in self._failed:  # what a failed row computed may be what failed it
+        failed = row in self._failed  # what it computed may be what failed it
+        if self.prefixes is None or failed or not self._can_copy(batch, row):
             batch.leave(row)
             self._failed.discard(row)
         else:
@@ -155,31 +158,48 @@ class Scheduler:
     def _next_prompt(self) -> tuple[Row, Prefill] | None:
         while self._waiting and len(self.running) < self._max_rows and self._fits(self._waiting[0]):
             if not (row := self._waiting.popleft()).ended:
-                cache = self._known_part(row.prompt) or self._model.make_cache(1, None, self._kv_bits)
+                cache = self._known_part(row) or self._model.make_cache(1, None, self._kv_bits)
                 row.cached = cache.end
                 return row, Prefill(self._model, row.prompt, cache)
         return None
 
     def _fits(self, row: Row) -> bool:
         """Whether there is memory for one more row. Prefixes go before a row waits; alone it fits, or is refused."""
-        if self._memory is None:
-            return True
-        left = self._memory.budget - self._memory.with_row(self._batches, row)
-        if left < 0 and self._batches:
-            return False
-        if self.prefixes:
-            self.prefixes.shrink(max(0, left))
-        return True
+        memory = self._memory
+        return memory is None or not self._batches or memory.with_row(self._batches, row) <= memory.budget
 
-    def _known_part(self, prompt: Sequence[int]) -> KVCache | None:
-        """A cache with the longest beginning of the prompt that is known. It leaves a token to compute."""
+    def _room(self, row: Row | None) -> int | None:
+        """Bytes that prefixes may take: rows have not come to the end of what they may take. None is no limit."""
+        if (memory := self._memory) is None:
+            return None
+        used = memory.with_row(self._batches, row, SOON) if row else memory.running(self._batches, SOON)
+        return max(0, memory.budget - used)
+
+    def _make_room(self, new: Row | None) -> None:
+        """Let prefixes go whose memory the rows need for their next tokens, the row of a prompt with them."""
+        if self.prefixes and (room := self._room(new)) is not None:
+            self.prefixes.shrink(room)
+
+    def _can_copy(self, batch: Batch, row: Row) -> bool:
+        """Whether there is memory for a copy of what a row leaves. It needs none if it is the only one of its batch."""
+        if self.prefixes is None or self._memory is None or len(batch.slots) == 1:
+            return True
+        room = self._memory.budget - self._memory.running(self._batches, SOON) - self._memory.copy(row)
+        self.prefixes.shrink(max(0, room))
+        return room >= 0
+
+    def _known_part(self, new: Row) -> KVCache | None:
+        """A cache with the longest beginning of a prompt that is known. It leaves a token to compute."""
+        prompt = new.prompt
         ids = np.array(prompt[:-1], np.int32)
         kept = self.prefixes.longest(ids) if self.prefixes else 0
         shared = [(shared_length(ids, batch.known(row)), row, batch) for batch in self._batches for row in batch.rows]
         length, row, batch = max(shared, key=lambda entry: entry[0], default=(0, None, None))
-        if row and batch and length > kept and length >= WORTH_SHARING:
-            return batch.copy_of(row, length)
-        return self.prefixes.take(ids) if self.prefixes and kept else None
+        runs = length > kept and length >= WORTH_SHARING
+        if self.prefixes and kept and not runs:
+            return self.prefixes.take(ids, self._room(new))
+        self._make_room(new)
+        return batch.copy_of(row, length) if runs and row and batch else None
 
     def _run(self, prompt: Prefill) -> None:
         tokens, start = min(self._chunk(), prompt.left), time.perf_counter()
@@ -226,8 +246,7 @@ class Scheduler:
     def _keep(self, ids: Sequence[int] | np.ndarray, cache: KVCache) -> None:
         if self.prefixes is not None:
             self.prefixes.put(ids, cache)
-            if self._memory:
-                self.prefixes.shrink(max(0, self._memory.budget - self._memory.running(self._batches)))
+            self._make_room(self._prompt[0] if self._prompt else None)
 
 
 def fail(row: Row, error: Exception) -> Iterator[Event]:

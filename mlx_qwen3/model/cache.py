@@ -220,6 +220,12 @@ class KVCache:
         """A copy of this cache, which has one row, with the first `length` tokens. This cache does not change."""
         return self.extract(0, length)
 
+    def fit(self) -> None:
+        """Drop the unused slots of the only row."""
+        for index in range(len(self.buffers)):
+            self.buffers[index] = mx.contiguous(self.buffers[index][:, :, :, : self.end])
+            mx.eval(self.buffers[index])  # one layer at a time, or all would be in memory twice
+
     def stored(self) -> dict[str, mx.array]:
         """The keys and values of the only row by name, without unused slots; `restored` makes a cache from them.
 

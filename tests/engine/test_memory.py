@@ -12,6 +12,7 @@ from mlx_qwen3.engine import memory
 from mlx_qwen3.engine.memory import Costs, Memory, check_checkpoint, default_budget, loaded_bytes
 from mlx_qwen3.engine.prefix import PrefixStore
 from mlx_qwen3.engine.scheduler import Scheduler
+from mlx_qwen3.engine.speculative import make_drafter
 from mlx_qwen3.errors import MemoryBudgetError, Qwen3Warning, UsageError
 from mlx_qwen3.files.checkpoint import Checkpoint
 from mlx_qwen3.files.config import Qwen3Config
@@ -142,22 +143,69 @@ def test_prefixes_go_before_a_row_waits(model):
 
 LARGE = {"vocab_size": 40009, "hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 16}
 LARGE |= {"num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 64}  # 57 MB, and 34 MB for 256 tokens
+BIG = {"vocab_size": 20011, "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 12}
+BIG |= {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 128}  # 230 MB, and 12.6 MB for 256 tokens
 
 
 @pytest.fixture(scope="module")
 def large():
     """(a model whose weights and cache are nearly all that it takes, the memory that was in use before)"""
     before = mx.get_active_memory()
-    model = Qwen3(Qwen3Config.from_hf(TINY | LARGE))
+    return made_of(LARGE), before
+
+
+def made_of(shape):
+    model = Qwen3(Qwen3Config.from_hf(TINY | shape))
     mx.eval(model.parameters())
-    return model, before
+    return model
 
 
-@pytest.mark.parametrize(("rows", "prompt", "tokens"), [(1, 60, 4), (1, 250, 8), (3, 5, 4)])
-def test_the_peak_is_what_was_estimated(large, rows, prompt, tokens):
+CASES = {
+    "one row": {},
+    "a full buffer": {"prompt": 250, "tokens": 8},
+    "three rows": {"rows": 3, "prompt": 5},
+    "four rows": {"rows": 4, "prompt": 30, "tokens": 8},
+    "a prompt in chunks": {"prompt": 150},
+    "8 bits": {"prompt": 150, "kv_bits": 8},
+    "4 bits, four rows": {"rows": 4, "prompt": 30, "tokens": 8, "kv_bits": 4},
+}
+LONG = {
+    "a prompt in chunks": {"prompt": 900},
+    "four rows": {"rows": 4, "prompt": 200, "tokens": 12},
+    "8 bits": {"prompt": 900, "kv_bits": 8},
+    "4 bits, four rows": {"rows": 4, "prompt": 200, "tokens": 12, "kv_bits": 4},
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_the_peak_is_what_was_estimated(large, case):
     model, before = large
-    limits, made = Memory(model), [row(np.arange(prompt) + first, tokens + rows) for first in range(rows)]
-    scheduler = Scheduler(model, 1009, max_rows=rows, memory=limits)
+    assert 0.9 < peak_share(model, before, **case) <= 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", LONG.values(), ids=LONG)
+def test_so_is_that_of_a_larger_model(case):
+    before = mx.get_active_memory()
+    assert 0.9 < peak_share(made_of(BIG), before, **case) <= 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("drafted", [False, True], ids=["lookup", "a draft model"])
+def test_drafts_are_in_the_estimate(drafted):
+    before = mx.get_active_memory()
+    model, draft = made_of(BIG), made_of(BIG | {"num_hidden_layers": 2}) if drafted else None
+    assert 0.9 < peak_share(model, before, prompt=300, tokens=10, draft=draft, drafts=True) <= 1.0
+
+
+def peak_share(model, before, *, rows=1, prompt=60, tokens=4, kv_bits=None, draft=None, drafts=False):
+    """The peak that was measured, as a share of the estimate."""
+    limits = Memory(model, None, rows, kv_bits, draft)
+    made = [row(np.arange(prompt) % 1000 + first, tokens + rows) for first in range(rows)]
+    for one in made if drafts else []:
+        one.drafter = make_drafter(model, [one.prompt], draft, True)
+    # The gap: rows are to run together, so none may end while the next prompt is read.
+    scheduler = Scheduler(model, 1009, max_rows=rows, memory=limits, kv_bits=kv_bits, max_gap=100)
     estimate = 0
     mx.reset_peak_memory()
     for one in made:
@@ -166,7 +214,7 @@ def test_the_peak_is_what_was_estimated(large, rows, prompt, tokens):
         if scheduler._waiting:
             estimate = max(estimate, limits.with_row(scheduler._batches, scheduler._waiting[0]))
         list(scheduler.step())
-    assert 0.9 < (mx.get_peak_memory() - before) / estimate <= 1.0
+    return (mx.get_peak_memory() - before) / estimate
 
 
 def test_a_row_that_joins_is_copied_layer_by_layer(large):

@@ -85,7 +85,8 @@ def test_other_dtypes_come_back_as_they_were(tiny, tmp_path, dtype):
     expected = reply(model, store, PROMPT)[0]
     ids, kept = store.last.ids, store.last.cache.stored()
     store.close()
-    _, cache = PrefixFolder(tmp_path, model_key(model)).read(ids)
+    folder = PrefixFolder(tmp_path, model_key(model))
+    _, cache = folder.read(folder.best(ids))
     for name, array in cache.stored().items():
         assert array.dtype == kept[name].dtype
         assert mx.array_equal(array, kept[name])

@@ -7,12 +7,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from checkpoints import write_checkpoint
-from schedules import QUESTIONS, SETTINGS, Alone, Broken, Schedule, regret
+from schedules import LONGEST, QUESTIONS, SETTINGS, Alone, Broken, Schedule, regret
 
 from mlx_qwen3 import load
 from mlx_qwen3.engine import batch
 from mlx_qwen3.engine.decode import decode
-from mlx_qwen3.engine.prefix import model_key
+from mlx_qwen3.engine.memory import Memory
+from mlx_qwen3.engine.prefix import PrefixStore, model_key
 from mlx_qwen3.engine.prefix_folder import PrefixFolder
 from mlx_qwen3.engine.rows import Row
 from mlx_qwen3.engine.sampling import SamplingParams
@@ -32,6 +33,9 @@ def demo():
 @pytest.fixture(scope="module")
 def alone(demo):
     return Alone(*demo[0], demo[2])
+
+
+let_go = PrefixStore._let_go
 
 
 def check(schedule: Schedule, alone: Alone) -> None:
@@ -59,6 +63,31 @@ def test_prefixes_on_disk_change_no_token(demo, alone, tmp_path):
     for seed in (40, 41, 44):
         check(Schedule(*demo[0], demo[1], seed, folder), alone)
     assert list(tmp_path.iterdir())
+
+
+class Tight(Memory):
+    """A budget with room for a part of the rows, which counts how often a row had to wait."""
+
+    waits = 0
+
+    def with_row(self, batches, row, *soon):
+        need = super().with_row(batches, row, *soon)
+        self.waits += not soon and need > self.budget
+        return need
+
+
+@pytest.mark.parametrize("caches", [0.3, 1.3, 2.3])
+def test_rows_that_wait_for_memory_get_the_tokens_that_they_get_alone(demo, alone, caches, tmp_path, monkeypatch):
+    """Prefixes go to the disk before a row waits, and rows take the last of them without a copy."""
+    gone = []
+    monkeypatch.setattr(PrefixStore, "_let_go", lambda store, prefix: (gone.append(prefix), let_go(store, prefix)))
+    memory = Tight(demo[0][0])
+    memory.budget = int(memory.row(60, LONGEST) + caches * memory.copy(Row(range(200), SamplingParams(), 1)))
+    folder = PrefixFolder(tmp_path, model_key(demo[0][0]))
+    for seed in range(60, 65):
+        check(Schedule(*demo[0], demo[1], seed, folder, memory=memory, tokenizer=demo[2]), alone)
+    assert memory.waits
+    assert gone
 
 
 # In logits. A value halfway between two quantized values may become either, depending on the rounding of a batched
