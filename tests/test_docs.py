@@ -74,7 +74,7 @@ def test_options_that_a_page_names_exist(page):
         assert not unknown, f"{name} has no {sorted(unknown)}"
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/python.md", "docs/inside-qwen3.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md", "docs/inside-qwen3.md", "docs/structured-output.md"])
 def test_python_examples_run(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}

@@ -13,6 +13,7 @@ from .models import Opened
 from .options import (
     DRAFTS,
     DTYPE,
+    GRAMMAR,
     MEMORY,
     REPLY,
     SAMPLING,
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 @click.option("--model", "source", metavar="SOURCE", help="Default: Qwen/Qwen3-0.6B if it is downloaded, else demo.")
 @DTYPE
 @click.option("--system", metavar="TEXT", help="System message.")
-@with_options(*REPLY, *SAMPLING, *THINKING)
+@with_options(*REPLY, *GRAMMAR, *SAMPLING, *THINKING)
 @click.option("--prefill", callback=filled, metavar="TEXT", help="Begin the reply with this; the model continues it.")
 @with_options(*TEMPLATE)
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template.")
@@ -69,6 +70,7 @@ def command(
     **options: Any,
 ) -> int | None:
     """Reply to a prompt; the text streams to stdout."""
+    from ..engine.bound import check_guesses
     from ..engine.prefix import check_file
 
     # What no model could honour is told before one is downloaded.
@@ -76,6 +78,8 @@ def command(
     of_reply = replace(of_reply, continue_final_message=prefill is not None)
     if raw:
         _check_raw(of_reply, system)
+    if of_reply.grammar:
+        check_guesses(of_model.draft, of_model.lookup)
     drafts = {"--draft": of_model.draft, "--lookup": of_model.lookup}
     flags = {"--raw": raw or None, "--json": as_json or None, "--prompt-cache": prompt_cache}
     check_choice(prompt, prompts, rows, {"--prefill": prefill, **drafts, **flags})

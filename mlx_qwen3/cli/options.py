@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,6 +12,7 @@ from ..errors import UsageError
 
 if TYPE_CHECKING:
     from ..engine.request import ReplyOptions
+    from ..engine.specs import Spec
 
 Decorator = Callable[[Any], Any]
 
@@ -59,6 +61,15 @@ THINKING = (
 REPLY = (
     click.option("--max-tokens", type=int, metavar="N", help="Of a reply. Default: to the end of the context."),
     click.option("--stop", multiple=True, metavar="S", help="End before this text; may be given several times."),
+)
+GRAMMAR = (
+    click.option(
+        "--json-schema",
+        callback=filled,
+        metavar="FILE",
+        help="Answer by JSON that is valid for this schema; needs llguidance, in the extra [server].",
+    ),
+    click.option("--regex", callback=filled, metavar="TEXT", help="Answer by a text that this pattern matches."),
 )
 CHAT_TEMPLATE = click.option(
     "--chat-template", callback=filled, metavar="NAME|FILE", help="One of the checkpoint's templates, or a Jinja file."
@@ -132,10 +143,11 @@ def model_options(options: dict[str, Any]) -> ModelOptions:
 
 
 def reply_options(options: dict[str, Any]) -> "ReplyOptions":
-    """Take the options of REPLY, THINKING and TEMPLATE out of a command's. Raises UsageError."""
+    """Take the options of REPLY, GRAMMAR, THINKING and TEMPLATE out of a command's. Raises UsageError."""
     from ..engine.request import ReplyOptions
 
-    chosen = _taken(options, ReplyOptions)
+    grammar = _grammar(options.pop("json_schema", None), options.pop("regex", None))
+    chosen = {**_taken(options, ReplyOptions), "grammar": grammar}
     return ReplyOptions(**{**chosen, "template_args": _variables(chosen["template_args"]) or None})
 
 
@@ -151,6 +163,22 @@ def sampling_options(options: dict[str, Any]) -> dict[str, Any]:
 def _taken(options: dict[str, Any], kind: Any) -> dict[str, Any]:
     """The options that are fields of a dataclass, which are removed."""
     return {field.name: options.pop(field.name) for field in fields(kind) if field.name in options}
+
+
+def _grammar(schema: str | None, regex: str | None) -> "Spec | None":
+    """What --json-schema or --regex bind the answer to."""
+    from ..engine.specs import JsonSchema, Regex
+
+    if schema is not None and regex is not None:
+        raise UsageError("--json-schema and --regex both bind the answer; drop one of them")
+    if schema is None:
+        return None if regex is None else Regex(regex)
+    try:
+        return JsonSchema(json.loads(Path(schema).read_text(encoding="utf-8-sig")))
+    except OSError as error:
+        raise UsageError(f"--json-schema {schema} cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"--json-schema {schema} is not JSON ({error})") from None
 
 
 def _variables(arguments: tuple[str, ...]) -> dict[str, Any]:

@@ -13,11 +13,13 @@ from ..text.tokenizer import Tokenizer
 from .engine import Engine, Reply
 from .request import ReplyOptions, Request, default_sampling, prepare
 from .sampling import SamplingParams
+from .specs import JsonSchema, Regex
 
 TEXTS = ("prompt", "messages", "system")
 OPTIONS = ("max_tokens", "thinking", "thinking_budget", "stop", "tools", "template_args", "literal_content")
 SAMPLING = tuple(setting.name for setting in fields(SamplingParams))
-KEYS = ("id", *TEXTS, *OPTIONS, *SAMPLING)
+GRAMMARS = {"json_schema": JsonSchema, "regex": Regex}  # key -> what binds the answer to its value
+KEYS = ("id", *TEXTS, *OPTIONS, *GRAMMARS, *SAMPLING)
 # What a value of a line must be, where nothing later checks it.
 KINDS = {
     "prompt": (str, "a text"),
@@ -27,6 +29,8 @@ KINDS = {
     "literal_content": (bool, "true or false"),
     "stop": (str | list, "a text or a list of texts"),
     "tools": (list, "a list of JSON schemas"),
+    "json_schema": (dict, "a JSON schema"),
+    "regex": (str, "a text"),
     "id": (str | int | float, "a text or a number"),
 }
 
@@ -124,6 +128,11 @@ def _read(number: int, line: str, defaults: Defaults) -> PromptLine:
     sampling = {**defaults.sampling, **{name: values[name] for name in SAMPLING if name in values}}
     SamplingParams(**sampling)
     given: dict[str, Any] = {name: values[name] for name in OPTIONS if name in values}
+    grammars = [kind(values[name]) for name, kind in GRAMMARS.items() if name in values]
+    if len(grammars) > 1:
+        raise PromptError("json_schema and regex both bind the answer; drop one of them")
+    if grammars:
+        given["grammar"] = grammars[0]
     options = replace(defaults.options, **given)
     return PromptLine(number, _messages(values, defaults.system), options, sampling, values.get("id"))
 

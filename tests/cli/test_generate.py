@@ -269,3 +269,37 @@ def test_a_reply_that_does_not_fit_the_budget_is_refused(chat):
     result = here("generate", "--prompt", "hi", "--model", chat, "--memory", "2MB", "--max-tokens", "9000")
     assert result.returncode == 1
     assert b"a reply of 9000 need" in result.stderr
+
+
+def test_an_answer_bound_to_a_schema_or_a_pattern(tmp_path):
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"enum": ["yes", "no"]}')
+    ask = ["generate", "--model", "demo", "--no-think", "--temp", "0", "--max-tokens", "20"]
+    assert here(*ask, "--prompt", "hi", "--json-schema", schema).stdout in (b'"yes"\n', b'"no"\n')
+    assert re.fullmatch(rb"4[0-9]\n", here(*ask, "--prompt", "hi", "--regex", "4[0-9]").stdout)
+    for line in ({"json_schema": {"const": None}}, {"regex": "null"}):
+        result = here(*ask, "--prompts", "-", input=json.dumps({"prompt": "hi", **line}).encode())
+        assert json.loads(result.stdout)["text"] == "null"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--json-schema", "{folder}/none"], rb"--json-schema .*none cannot be read \(No such file"),
+        (["--json-schema", "{folder}/bad"], rb"--json-schema .*bad is not JSON"),
+        (["--json-schema", "{folder}/odd"], rb'has "uniqueItems", which a grammar cannot enforce'),
+        (["--json-schema", "{folder}/odd", "--regex", "a"], rb"--json-schema and --regex both bind the answer"),
+        (["--regex", "a", "--stop", "b"], rb"a stop string would end the reply before its grammar is complete"),
+        (["--regex", "a", "--prefill", "b"], rb"a grammar binds a whole answer"),
+        (["--regex", "a", "--lookup"], rb"lookup guesses tokens that a grammar may not allow"),
+        (["--regex", ""], rb"--regex is empty"),
+    ],
+)
+def test_a_grammar_that_cannot_be_is_an_error_of_one_line(tmp_path, options, message):
+    (tmp_path / "bad").write_text("{")
+    (tmp_path / "odd").write_text('{"uniqueItems": true}')
+    words = [word.format(folder=tmp_path) for word in options]
+    result = here("generate", "--model", "demo", "--prompt", "hi", *words)
+    assert result.returncode == 2
+    assert re.search(message, result.stderr)
+    assert result.stderr.count(b"\n") == 1

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mlx_qwen3 import load
+from mlx_qwen3 import JsonSchema, Regex, load
 from mlx_qwen3.engine.engine import Engine
 from mlx_qwen3.engine.many import Defaults, prepare_lines, read_lines, run_all
 from mlx_qwen3.engine.reply import generate
@@ -131,3 +131,17 @@ def test_one_that_fails_stops_no_other(demo, monkeypatch):
     assert isinstance(broken.error, ZeroDivisionError)
     assert whole.error is None
     assert whole.finish_reason == "stop"
+
+
+def test_a_line_may_bind_its_answer(demo):
+    first, second = lines({"prompt": "a", "json_schema": {"type": "null"}}, {"prompt": "a", "regex": "x"})
+    assert (first.options.grammar, second.options.grammar) == (JsonSchema({"type": "null"}), Regex("x"))
+    for value, message in (
+        ({"json_schema": {}, "regex": "x"}, "f, line 1: json_schema and regex both bind the answer"),
+        ({"json_schema": "x"}, "f, line 1: json_schema is 'x'; expected a JSON schema"),
+        ({"regex": 3}, "f, line 1: regex is 3; expected a text"),
+    ):
+        with pytest.raises(PromptError, match=message):
+            lines({"prompt": "a", **value})
+    with pytest.raises(UsageError, match='f, line 1: the JSON schema has "uniqueItems"'):
+        prepare_lines(lines({"prompt": "a", "json_schema": {"uniqueItems": True}}), "f", demo[0].config, demo[1])
