@@ -10,8 +10,10 @@ import pytest
 from docs.models import DENSE, Shape
 from docs.refresh import SCRIPT, refreshed
 from mlx_qwen3.cli.app import COMMANDS, cli
-from mlx_qwen3.conversion.convert import dry_plan
+from mlx_qwen3.conversion.convert import convert, dry_plan
+from mlx_qwen3.engine.memory import Costs
 from mlx_qwen3.files.hub import DEMO, resolve
+from mlx_qwen3.model.load import load_model
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("dev/*.md"), DEMO / "README.md"])
@@ -122,6 +124,21 @@ def test_the_memory_of_models_is_that_of_a_conversion(tmp_path):
         for bits, mode in {16: None, 8: "affine8", 6: "affine6", 4: "affine4"}.items():
             planned = dry_plan(resolve("demo"), tmp_path / "out", quantize=mode)
             assert demo.weight_bytes(bits) == planned.bytes
+
+
+def test_the_memory_of_models_is_that_of_the_budget(tmp_path):
+    """The table's formulas against what the engine counts: a bf16 demo, its cache as it is and quantized."""
+    demo = Shape("demo", 5, 256, 4, 2, 768, True)
+    convert("demo", tmp_path / "out", dtype="bf16", divergence=False)
+    model = load_model(tmp_path / "out", "bf16")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("docs.models.VOCABULARY", 2560)
+        patch.setattr("docs.models.HEAD_DIM", 96)
+        # The demo's head_dim of 96 is no multiple of 64. So its groups are of 32, with 1 bit for each value.
+        for bits, stored in {None: 16, 8: 9, 4: 5}.items():
+            costs = Costs(model, bits)
+            assert costs.weights == demo.weight_bytes(16)
+            assert costs.cache(1, 1024) == demo.cache_bytes(1024) * stored / 16
 
 
 def test_parameters_of_the_releases():

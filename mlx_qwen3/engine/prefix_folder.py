@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import OutputError, Qwen3Error, warn
+from ..errors import OutputError, Qwen3Error, UsageError, warn
 from ..model.cache import KVCache
 from ..report import PARTIAL, replace_file
 from .prefix_file import OtherModel, PrefixFile, UnusablePrefix, pieces
@@ -38,6 +38,8 @@ class PrefixFolder:
 
         Makes the folder. Raises OutputError if it cannot be written to.
         """
+        if not str(folder).strip():
+            raise UsageError("cache_dir is empty, which would be the current folder; give a name")
         self.folder, self._model, self._limit = Path(folder), model, limit
         self._writes = True
         try:

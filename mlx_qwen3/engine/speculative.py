@@ -200,6 +200,8 @@ def make_drafter(
     tokenizer, by default the rows of the smaller embedding. Raises UsageError for a draft model that lacks some of
     them, and for drafts of more than one prompt.
     """
+    if lookup not in (None, True, False):
+        raise UsageError(f"lookup is {lookup!r}; expected True, False or None")
     if len(prompts) > 1 and (draft is not None or lookup):
         asked = "a draft model was given" if draft is not None else "lookup is on"
         raise UsageError(f"{asked} for {len(prompts)} prompts; drafts are made for one at a time, leave it out")

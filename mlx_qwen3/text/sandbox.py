@@ -4,23 +4,19 @@ The options, filters and functions are those of transformers. The limits are our
 or run for ever ends in TemplateLimitError.
 """
 
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache, wraps
-from typing import Any, NoReturn
+from typing import Any
 
 import jinja2
 from jinja2 import meta, nodes
-from jinja2.exceptions import SecurityError
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
+from jinja2.ext import loopcontrols
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 from ..errors import CheckpointError
@@ -35,6 +31,7 @@ from .growth import (
     check_size,
     size,
 )
+from .template_parts import Dict, Generation, SafeNamespace, raise_exception, tojson
 
 MAX_SECONDS = 5.0  # of the thread's processor time for one conversation
 TOO_DEEP = "the chat template nests too deeply; take the template of the model's release"
@@ -133,16 +130,16 @@ class _Environment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(OPERATORS)
 
     def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation], finalize=_write)
-        functions = {**self.filters, "tojson": _tojson, CHECK: lambda value: value}
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation], finalize=_write)
+        functions = {**self.filters, "tojson": tojson, CHECK: lambda value: value}
         self.filters = {name: _limited(name, function) for name, function in functions.items()}
         self.filters[COUNT] = _count_round
         del self.globals["lipsum"]  # random text of any length
         self.globals |= {
-            "raise_exception": _raise_exception,
+            "raise_exception": raise_exception,
             "strftime_now": lambda pattern: datetime.now().strftime(pattern),
-            "dict": _Dict(),
-            "namespace": _Namespace,
+            "dict": Dict(),
+            "namespace": SafeNamespace,
         }
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
@@ -157,47 +154,6 @@ class _Environment(ImmutableSandboxedEnvironment):
             given = {name: value for name, value in kwargs.items() if name not in ("_loop_vars", "_block_vars")}
             check_growth(METHODS.get(method.__name__), owner, *args, **given)
         return _checked(super().call(__context, __obj, *args, **kwargs))
-
-
-class _Dict:
-    """`dict` with the two ways to call it that transformers leaves; the class itself would be a way out."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        return dict(*args, **kwargs)
-
-    def fromkeys(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        return dict.fromkeys(*args, **kwargs)
-
-
-class _Namespace(Namespace):
-    """`namespace` without names that begin with an underscore, as in transformers."""
-
-    def __init__(*args: Any, **kwargs: Any) -> None:  # so that a template may set `self`
-        self, values = args[0], dict(*args[1:], **kwargs)
-        for name in values:
-            _check_name(name)
-        Namespace.__init__(self, values)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        _check_name(name)
-        super().__setitem__(name, value)
-
-    def __repr__(self) -> str:  # Jinja's own shows the values, and namespaces in namespaces again and again
-        return "<Namespace>"
-
-
-class _Generation(Extension):
-    """`{% generation %}` marks what a model is trained on; a prompt only passes it through."""
-
-    tags = {"generation"}  # noqa: RUF012 - declared so in jinja2
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("_pass"), [], [], body).set_lineno(line)
-
-    def _pass(self, caller: Callable[[], str]) -> str:
-        return caller()
 
 
 class _Limits(NodeTransformer):
@@ -288,19 +244,3 @@ def _write(value: Any) -> Any:
 def _count_round(_context: Context, characters: int) -> None:
     _budget.check_time()
     _budget.write(max(0, characters))
-
-
-def _tojson(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
-) -> str:
-    # Jinja's own filter escapes HTML characters, which changes the prompt.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _check_name(name: Any) -> None:
-    if isinstance(name, str) and name.startswith("_"):
-        raise SecurityError(f"it sets {name!r} in a namespace; names there may not begin with an underscore")

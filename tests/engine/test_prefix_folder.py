@@ -241,3 +241,8 @@ def test_what_a_killed_process_left_is_removed(model, folder, expected):
     assert reply(model, open_store(model, folder), PROMPT) == (expected, 1)
     assert list(folder.glob(".*"))  # a process that is alive may be writing it
     other.close()
+
+
+def test_an_empty_name_is_not_the_current_folder(model):
+    with pytest.raises(UsageError, match="cache_dir is empty"):
+        PrefixFolder("", model_key(model))

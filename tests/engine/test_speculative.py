@@ -556,3 +556,8 @@ def test_a_row_that_has_ended_does_not_count(wanderer):
             break
     replies = generate_batch(cannot_read(wanderer, end), [prompt, PROMPT[:11]], max_tokens=8, stop_ids={end})
     assert replies == [[], other]
+
+
+def test_lookup_is_on_off_or_left_to_the_pace(wanderer):
+    with pytest.raises(UsageError, match="lookup is 'yes'; expected True, False or None"):
+        make_drafter(wanderer, [[1, 2]], lookup="yes")
