@@ -12,6 +12,7 @@ from ..files.settings import token_ids
 from .chat_template import END_THINK as END_THINK
 from .chat_template import THINK as THINK
 from .chat_template import ChatTemplate, Tool
+from .ignored import warn_of_ignored
 from .literal import LiteralText, Piece
 from .panic import PanicError, panics_as_errors
 from .template_files import ChatTemplates
@@ -28,6 +29,7 @@ class Tokenizer:
         checkpoint = Checkpoint.of(checkpoint)
         folder, model_config = checkpoint.folder, checkpoint.settings("config.json")
         self.config = checkpoint.settings("tokenizer_config.json")
+        warn_of_ignored(self.config)
         self.generation_config = checkpoint.settings("generation_config.json")
         self._vocabulary = read_vocabulary(folder, self.config, model_config)
         self._backend = self._vocabulary.backend
