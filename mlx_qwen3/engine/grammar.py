@@ -7,7 +7,6 @@ import json
 import re
 import threading
 from collections.abc import Callable
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -80,7 +79,7 @@ class Match:
 
 
 class GrammarCompiler:
-    """Compiles grammars for one tokenizer. The first one waits until llguidance has read the vocabulary."""
+    """Compiles grammars for a tokenizer. The first one waits until llguidance has read its vocabulary."""
 
     def __init__(self, tokenizer: Tokenizer):
         """Raises UsageError if the tokenizer has no end token, with which a bound reply could end."""
@@ -104,10 +103,13 @@ class GrammarCompiler:
             raise UsageError(explained(_summary(matcher.get_error())))
         return Grammar(self._tokenizer, tokens, matcher)
 
-    @cached_property
+    @property
     def _tokens(self) -> "LLTokenizer":
-        ends = sorted(self._tokenizer.stop_ids)
-        return _library().LLTokenizer(self._tokenizer.to_json(), eos_token=ends)
+        if (found := _vocabularies.get(self._tokenizer)) is None:
+            ends = sorted(self._tokenizer.stop_ids)
+            found = _library().LLTokenizer(self._tokenizer.to_json(), eos_token=ends)
+            _vocabularies[self._tokenizer] = found
+        return found
 
     def _source(self, spec: Spec) -> str:
         """The grammar as llguidance reads it."""
@@ -141,17 +143,13 @@ class GrammarCompiler:
         return f"<[{ids[0]}]>" if self._tokens.is_special_token(ids[0]) else json.dumps(text)
 
 
-_compilers: "WeakKeyDictionary[Tokenizer, GrammarCompiler]" = WeakKeyDictionary()
+_vocabularies: "WeakKeyDictionary[Tokenizer, LLTokenizer]" = WeakKeyDictionary()  # read once, gone with the model
 _one_at_a_time = threading.Lock()  # so that grammars which take long never fill more than one core
 
 
 def compiled(tokenizer: Tokenizer, grammar: Grammar | Spec) -> Grammar:
-    """The grammar itself, or what its description compiles to. A tokenizer's vocabulary is read once."""
-    if isinstance(grammar, Grammar):
-        return grammar
-    if (compiler := _compilers.get(tokenizer)) is None:
-        compiler = _compilers[tokenizer] = GrammarCompiler(tokenizer)
-    return compiler.compile(grammar)
+    """The grammar itself, or what its description compiles to."""
+    return grammar if isinstance(grammar, Grammar) else GrammarCompiler(tokenizer).compile(grammar)
 
 
 def explained(error: str) -> str:

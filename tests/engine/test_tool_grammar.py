@@ -150,7 +150,7 @@ def test_sampled_calls_parse_and_are_valid(demo, compiler, style):
 def test_thinking_comes_before_a_bound_call(demo, compiler):
     grammar = compiler.compile(ToolChoice(TOOLS, "now"))
     result = generate(
-        *demo, "What is 17 + 25?", sampling=SamplingParams(temperature=0), grammar=grammar, max_tokens=250
+        *demo, "What is 17 + 25?", sampling=SamplingParams(temperature=0), grammar=grammar, max_tokens=100
     )
     assert result.thinking
     assert result.text.startswith("<tool_call>")
