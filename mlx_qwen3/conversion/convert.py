@@ -51,14 +51,18 @@ def convert(
 ) -> Certificate:
     """Write the checkpoint `source` (any SOURCE) to the folder `out`, with a certificate of what was done.
 
-    `layout` native: fused qkv and gate_up, for this package; hf: the names of Hugging Face, for transformers and
+    layout: native has fused qkv and gate_up, for this package; hf has the names of Hugging Face, for transformers and
     mlx-lm. The default is native, and with `quantize` hf, so that mlx-lm can read the result. Native to hf restores the
-    tensors of the source bit for bit. `dtype` (bf16, fp16, fp32) casts tensors that are not packed; by default every
-    tensor keeps its own. `quantize` packs every matrix: affine4, affine8g32, mxfp4, ..., or mixed with a budget of
-    `bits` per weight; none unpacks. Each file has at most `shard_bytes` of tensors, or a single larger tensor.
-    `divergence` compares the logits of source and result on fixed token ids and on a `text` file (default: built in).
-    If the mean KL divergence is above `max_kl`, `out` is not written. `out` appears whole or not at all. With
-    `overwrite`, the old folder stays until the new one is complete. If killed, repeat the call to resume.
+    tensors of the source bit for bit.
+    dtype: bf16, fp16 or fp32 casts tensors that are not packed; by default every tensor keeps its own.
+    quantize: packs every matrix: affine4, affine8g32, mxfp4, ..., or mixed with a budget of `bits` per weight; none
+    unpacks.
+    shard_bytes: the most bytes of tensors in a file; a single larger tensor has a file of its own.
+    divergence: compare the logits of source and result on fixed token ids and on a `text` file (default: built in).
+    max_kl: if the mean KL divergence is above this, `out` is not written.
+    overwrite: replace `out`; the old folder stays until the new one is complete.
+
+    `out` appears whole or not at all. If killed, repeat the call to resume.
 
     Raises UsageError, SourceError, ConfigError, CheckpointError, OutputError, or VerificationError past `max_kl`.
     """

@@ -1,7 +1,7 @@
 """A batch: rows that decode together, one token each per step, in a cache whose rows end together.
 
-A row may join or leave between two steps. The number of slots is one of SIZES, so that steps of few shapes are
-compiled; a slot without a row computes something that nobody reads.
+A row may join or leave between two steps. The number of slots is one of SIZES, so that few shapes have to be compiled.
+The result of a slot without a row is ignored.
 
 B slots, V vocabulary
 """
@@ -22,13 +22,13 @@ from .rows import Row
 from .runner import decode_step
 from .sampling import Sampler, SamplingParams
 
-# All rows of a batch attend to as many slots as its longest. So a row joins a batch only if one of the two is at most
-# SLACK tokens or SPREAD times longer; otherwise it begins a batch of its own.
+# In a batch, every row attends to as many slots as the longest row. So a row joins a batch only if the longer of the
+# two is at most SLACK tokens or SPREAD times longer; otherwise it begins a batch of its own.
 SLACK, SPREAD = 512, 4
 SIZES = (1, 2, 4, 8, 16, 32)
 IDLE = Row((0,), SamplingParams(temperature=0), 0)  # stands in a free slot
-Coming = tuple[mx.array, Scores | None]  # the tokens (B,) of a step, and what it says of them
-News = list[tuple[Row, int | Exception]]  # tokens in the order in which they were chosen, or what went wrong
+Coming = tuple[mx.array, Scores | None]  # the tokens (B,) of a step, and their log-probabilities
+News = list[tuple[Row, int | Exception]]  # tokens in the order in which they were chosen, or the error
 
 
 class Batch:
@@ -38,7 +38,7 @@ class Batch:
         self._cache = cache
         self.slots: list[Row | None] = [row]
         self._coming: Coming | None = None  # a step that was built before it was needed
-        self._before: tuple[list[mx.array], int] | None = None  # the cache without that step, until it is handed over
+        self._before: tuple[list[mx.array], int] | None = None  # the cache without that step, until it is submitted
         self._ready: News = []
         self._failures: News = []  # of making masks, until the news of the step are told
         self._sampler = self._new_sampler()
@@ -69,7 +69,7 @@ class Batch:
         self._sampler = self._new_sampler()
 
     def leave(self, row: Row) -> None:
-        """Let a row go, and drop what it has in the cache."""
+        """Remove a row, and drop its keys and values."""
         self._settle()
         slot = self.slots.index(row)
         self.slots[slot] = None
@@ -82,7 +82,7 @@ class Batch:
         self._sampler = self._new_sampler()
 
     def take_out(self, row: Row) -> KVCache:
-        """Let a row go. Returns its keys and values, of all its tokens but the last, which was not fed."""
+        """Remove a row. Returns its keys and values: of all its tokens but the last, which the model has not read."""
         self._settle()
         if self.slots == [row]:
             self.slots, cache = [None], self._cache
@@ -93,13 +93,13 @@ class Batch:
         return cache
 
     def known(self, row: Row) -> np.ndarray:
-        """The tokens of a row of which the cache has keys and values."""
+        """The tokens of a row whose keys and values are in the cache."""
         return np.array([*row.prompt, *row.tokens[:-1]], np.int32)
 
     def copy_of(self, row: Row, length: int) -> KVCache:
         """A cache with the first `length` tokens of a row."""
         self._settle()
-        self._sampler = self._new_sampler()  # it may have noted the tokens of a step that was forgotten
+        self._sampler = self._new_sampler()  # the old one may count tokens of a step that was dropped
         return self._cache.extract(self.slots.index(row), length)
 
     def _resize(self, size: int) -> None:
@@ -108,7 +108,7 @@ class Batch:
         self.slots = [*self.rows, *[None] * (size - len(self.rows))]
 
     def _settle(self) -> None:
-        """Bring the cache to the last known tokens: forget a step that was only built, wait for one under way."""
+        """Bring the cache to the last known tokens: drop a step that was only built, wait for one that is running."""
         if self._before is not None:
             self._cache.buffers, self._cache.end = self._before
             self._before = None
@@ -135,13 +135,13 @@ class Batch:
         self._hand_over(coming)
         self._coming = None
         if self._goes_on():
-            # Python builds the next step while the device computes this one, and hands it over when that is done: the
-            # cache is written in place only if no unfinished work holds its buffers, and is copied otherwise.
+            # Python builds the next step while the device computes this one, and submits it when this one is done: MLX
+            # writes the cache in place only if no unfinished work uses its buffers, and copies it otherwise.
             self._before = self._cache.buffers, self._cache.end
             self._coming = self._following(coming[0], 1)
         news = self._receive(coming)
         if self._coming is not None and kernels.on_gpu() and not all(row.ended for row in self.rows):
-            self._hand_over(self._coming)  # on a CPU this waits for most of the step, and the rows for this token
+            self._hand_over(self._coming)  # on a CPU this waits for most of the step, so tokens are given before it
         failures, self._failures = self._failures, []
         return [*news, *failures]
 
@@ -151,7 +151,7 @@ class Batch:
         mx.async_eval(tokens, *(scores.arrays if scores else ()))
 
     def _goes_on(self) -> bool:
-        """Whether to build the step after the one under way before its tokens are known."""
+        """Whether to build the next step before the tokens of the running one are known."""
         rows = self.rows
         drafter = rows[0].drafter if len(self.slots) == 1 else None
         return (
@@ -191,7 +191,7 @@ class Batch:
             return None
 
     def _receive(self, coming: Coming) -> News:
-        """Wait for the tokens of a step, and note them."""
+        """Wait for the tokens of a step, and add them to their rows."""
         tokens: list[int] = coming[0].tolist()  # type: ignore[assignment]
         news: News = []
         steered = False
@@ -211,7 +211,7 @@ class Batch:
                 news.append((row, error))
                 continue
             steered = steered or taken != token
-        if steered:  # the sampler has noted the other token; every row must have its new one by now
+        if steered:  # the sampler has counted the original token; every row must have its new one by now
             self._sampler = self._new_sampler()
         return news
 
@@ -224,7 +224,7 @@ class Batch:
         return row.drafter.propose(row.left - 1, self._sampler)
 
     def _check(self, drafts: Sequence[int]) -> News:
-        """The next tokens of the only row, from one pass over its last token and drafts of what follows."""
+        """The next tokens of the only row, from one pass over its last token and its drafts."""
         [row] = self.rows
         assert row.drafter is not None
         fed = [row.tokens[-1], *drafts]
@@ -232,7 +232,7 @@ class Batch:
         try:
             tokens = self._sampler.check(logits, len(row.tokens), fed)
         except HealthError:
-            # NaN of a guess reaches the positions before it, since a mask does not stop it. Try without guesses.
+            # A wrong guess may be NaN, which reaches earlier positions: a mask does not stop it. Try without guesses.
             self._cache.erase(len(fed))
             row.drafter.checked(len(drafts), 0)
             return self._plain_step()

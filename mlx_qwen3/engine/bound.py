@@ -1,4 +1,4 @@
-"""A reply whose answer is bound to a grammar; the thinking before it stays free."""
+"""Binds the answer of a reply to a grammar; the thinking before it stays free."""
 
 import numpy as np
 
@@ -13,8 +13,8 @@ MOST_BREAKS = 2  # line breaks after a think block, which belong to its tag; Qwe
 class BoundAnswer:
     """Steering that allows only tokens of a grammar.
 
-    A reply that may think begins with `<think>` or with its answer. In the block every token is allowed but the end.
-    Line breaks after the block are not part of the answer.
+    A reply that may think begins with `<think>` or with its answer. In the block every token but an end token is
+    allowed. Line breaks after the block are not part of the answer.
     """
 
     def __init__(self, grammar: Grammar, may_think: bool, opens_thinking: bool = False):
@@ -69,7 +69,7 @@ class BoundAnswer:
             for count in range(1, MOST_BREAKS + 1)
             if len(ids := self._tokenizer.encode("\n" * count)) == 1
         }
-        # A tag that was spelled may end in a token that also begins the answer; the tag's own token takes its place.
+        # The last token of a tag in letters may also begin the answer. The tag's own token replaces it.
         return token if not answer or self._end_think is None else self._end_think
 
 
@@ -81,7 +81,7 @@ def check_guesses(draft: object | None, lookup: bool | None) -> None:
 
 
 def check_thinking(tokenizer: Tokenizer) -> None:
-    """Raises UsageError if a prompt opens a think block that the engine could not close by one token."""
+    """Raises UsageError if the tokenizer has no single token that closes a think block."""
     if _token(tokenizer, END_THINK) is None:
         raise UsageError(f"a grammar after thinking needs a tokenizer with the token {END_THINK}; switch thinking off")
 

@@ -57,7 +57,7 @@ def generate_batch(
 ) -> list[list[int]]:
     """New token ids for every prompt of token ids, up to `max_tokens` or a stop id, which is left out.
 
-    Greedy unless `sampling` says otherwise; a row then gets the tokens it would get alone. `draft` and `lookup` are
+    Greedy by default; with `sampling` a row gets the tokens that it would get alone. `draft` and `lookup` are
     those of `make_drafter`, `kv_bits` that of `Qwen3.make_cache`. A `grammar` binds every reply, from its first
     token on. Raises PromptError for a prompt that is empty or does not fit, HealthError if the logits of a reply are
     unusable.

@@ -30,7 +30,7 @@ Event = Chunk | Exception | None  # a chunk, the error that ended the reply, or 
 
 @dataclass(frozen=True)
 class Load:
-    """What an engine has to do: replies under way, and requests that have no token yet."""
+    """How busy an engine is: replies that are running, and requests that have no token yet."""
 
     running: int
     waiting: int
@@ -80,16 +80,18 @@ class Engine:
             replies = [engine.submit(engine.prepare(text)) for text in texts]
             for chunk in replies[0]: ...
 
-    max_gap: seconds for which a long prompt may hold up the replies that run, beside one step of their own.
+    max_gap: seconds that running replies may have to wait for a long prompt, in addition to one step of their own.
     prefix_bytes: keys and values of earlier prompts and replies to keep, for prompts that begin alike; 0 keeps none.
-    cache_dir: a folder for what does not fit there and for what is left when the engine closes; the next engine of the
-    same model goes on with it. cache_dir_bytes: of its files, of all models; those used least recently go first.
-    kv_bits: 8 or 4 stores keys and values in so many bits, which saves memory and changes replies a little.
-    draft: a smaller model of the same tokenizer that guesses tokens. lookup: guess from prompt and reply: while that
-    pays (None), always or never. Guesses are made while a row runs alone, and change no token.
+    cache_dir: a folder for prefixes that do not fit there, and for the others when the engine closes. The next engine
+    of the same model uses them.
+    cache_dir_bytes: for the files of all models; those used least recently are removed first.
+    kv_bits: stores keys and values in 8 or 4 bits, which saves memory and changes replies a little.
+    draft: a smaller model with the same tokenizer that guesses tokens.
+    lookup: guess from prompt and reply: while that is faster (None), always or never. Guesses are made while a row runs
+    alone, and change no token.
     memory: bytes, or a text such as "12GB", for weights, caches, prefixes and activations; by default what Metal
-    recommends, CUDA's memory, or the machine's less a tenth. A request waits until it fits. If it gives
-    no max_tokens, these are cut to what fits.
+    recommends, CUDA's memory, or the machine's less a tenth. A request waits until it fits. If it gives no max_tokens,
+    these are cut to what fits.
 
     Every method may be called from any thread.
     """
@@ -158,9 +160,9 @@ class Engine:
         return prepare(self._model.config, self._tokenizer, prompt, options)
 
     def submit(self, request: Request, listener: Callable[[Event], None] | None = None) -> Reply:
-        """Begin a reply. Raises EngineError if the engine is closed, MemoryBudgetError for what can never fit.
+        """Begin a reply. Raises EngineError if the engine is closed, MemoryBudgetError if the request can never fit.
 
-        A `listener` gets the events in place of the iteration: each chunk; an error that ends the reply; None if it is
+        A `listener` gets the events instead of the iteration: each chunk; an error that ends the reply; None if it is
         cancelled. It is called in the engine's thread, which waits for it, or in the one that cancels, and must not
         raise.
         """
@@ -180,7 +182,7 @@ class Engine:
         return reply
 
     def close(self, reason: str = "the engine was closed") -> None:
-        """End every reply that is under way with an EngineError of this reason, and wait for the thread."""
+        """End every running reply with an EngineError of this reason, and wait for the thread."""
         with self._wake:
             self._closing = self._closing or EngineError(reason)
             self._wake.notify()
@@ -205,14 +207,14 @@ class Engine:
         try:
             for row, event in self._scheduler.step():
                 self._tell(row, event)
-        except Exception as error:  # the scheduler's own: the replies under way are lost, the engine is not
+        except Exception as error:  # an error of the scheduler: the running replies are lost, but the engine continues
             self._end_all(error)
             self._scheduler = self._new_scheduler()
         self._replies = {row: reply for row, reply in self._replies.items() if not reply._complete}
 
     def _tell(self, row: Row, event: int | Exception) -> None:
         reply = self._replies.get(row)
-        if reply is None or reply._complete:  # it was cancelled, or drafts brought tokens after the one that ended it
+        if reply is None or reply._complete:  # it was cancelled, or drafts gave tokens after its end
             return
         try:
             reply._put(event if isinstance(event, Exception) else reply._speaker.say(event))
@@ -221,7 +223,7 @@ class Engine:
             reply._put(error)
 
     def _wait(self) -> bool:
-        """Wait for work. False once the engine is to close."""
+        """Wait for work. False if the engine must close."""
         with self._wake:
             while not (self._closing or self._new or self._scheduler.busy):
                 self._wake.wait()
@@ -269,6 +271,6 @@ def _loop(engine: Engine) -> None:
 
 
 def _close(engine: "weakref.ref[Engine]") -> None:
-    # A thread that still computes while the interpreter ends would abort the process.
+    # If the thread still computes while the interpreter ends, the process aborts.
     if alive := engine():
         alive.close()

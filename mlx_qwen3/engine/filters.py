@@ -13,14 +13,14 @@ import mlx.core as mx
 
 from ..model import kernels
 
-BROKEN = -1  # in place of a token if the logits are unusable; as an index it means the last row, and so does no harm
+BROKEN = -1  # instead of a token, if the logits are unusable; as an index it is the last row, which does no harm
 # The fewest candidates of top-k; a k above 64 has 2 k of them. Ids equal to the k-th stay as far as this reaches.
 CANDIDATES = 128
-# Of neighbouring logits only the largest is looked at first, in two rounds: most of a large vocabulary is read once and
-# never sorted. Metal sorts up to 2,048 values in one kernel. These sizes give it 2,022 of Qwen3's vocabulary, then 640
-# and 1,939.
+# In two rounds, only the largest of neighbouring logits is kept: most of a large vocabulary is read once and never
+# sorted. Metal sorts up to 2,048 values in one kernel. With these sizes it sorts 2,022 values of Qwen3's vocabulary,
+# then 640 and 1,939.
 BLOCK, PIECE = 75, 15
-SMALL = 100  # blocks: to read so few logits twice takes less time than to divide them
+SMALL = 100  # blocks: with fewer, it is faster to read all logits twice than to divide them into blocks
 WEIGHT_BITS = 42  # top-p adds weights as integers, 2^42 for the largest: 2^20 of them fit 63 bits
 SHARE_BITS = 30  # of the share that top-p cuts off
 Choose = Callable[[mx.array, mx.array | None], mx.array]
@@ -44,7 +44,7 @@ class Params(Protocol):
 class Chooser:
     """Chooses one token for every row, each row by its own settings.
 
-    Rows that need the same work share one call. What a row gets does not depend on the rows beside it.
+    Rows that need the same work share one call. The token of a row does not depend on the other rows.
     """
 
     def __init__(self, params: Sequence[Params], vocabulary: int):
@@ -91,7 +91,7 @@ def _method(work: Hashable, params: Sequence[Params]) -> Choose:
 
 @cache
 def _replayed(function: Callable[..., mx.array], *constants: int) -> Callable[..., mx.array]:
-    """The function with its constants, one object for all: many small operations, which cost most on the host."""
+    """The function with its constants, as one cached object: its many small operations cost mostly host time."""
     return kernels.Replayed(partial(function, *constants))
 
 
@@ -186,7 +186,7 @@ def _divided(logits: mx.array) -> tuple[mx.array, mx.array]:
 
 
 def _best(values: mx.array, n: int) -> mx.array:
-    """Where the n largest of each row are, (B, n), in any order."""
+    """The indices of the n largest values of each row, (B, n), in any order."""
     return mx.argpartition(values, -n, axis=-1)[:, -n:]
 
 
@@ -235,5 +235,5 @@ def _within_top_p(weights: mx.array, cut: mx.array) -> mx.array:
 
 
 def _cut(top_p: float) -> int:
-    """1 - top_p in units, rounded up: p = 0.9 of ten equal weights keeps nine, whatever 1 - 0.9 is in float64."""
+    """1 - top_p in units, rounded up, so that p = 0.9 keeps nine of ten equal weights although 1 - 0.9 is not exact."""
     return -1 if top_p == 1 else min(int((1 - top_p) * 2**SHARE_BITS) + 2, 2**SHARE_BITS)

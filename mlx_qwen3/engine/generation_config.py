@@ -14,7 +14,7 @@ READ = frozenset(
     """do_sample temperature top_k top_p min_p repetition_penalty presence_penalty frequency_penalty
     max_new_tokens max_length eos_token_id""".split()
 )
-# Settings that change what is generated and are not implemented, with the values that leave it as it is.
+# Settings that change what is generated and are not implemented, with the values that have no effect.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "num_beams": (1,),
     "num_beam_groups": (1,),
@@ -74,7 +74,7 @@ SAMPLING = (
 
 
 def check(raw: Mapping[str, Any]) -> None:
-    """Raises ConfigError for a setting that cannot be honoured, and warns of one that is unknown."""
+    """Raises ConfigError for a setting that cannot be honoured, and warns about an unknown one."""
     for name, neutral in NEUTRAL.items():
         if raw.get(name) is not None and raw[name] not in neutral:
             raise ConfigError(f"{name} is {raw[name]!r} in {FILE}; it is not supported, remove it there")
@@ -84,7 +84,7 @@ def check(raw: Mapping[str, Any]) -> None:
 
 
 def sampling_overrides(raw: Mapping[str, Any], thinking: bool) -> dict[str, Any]:
-    """What replaces settings of the file: greedy if it does not sample, else Qwen's values if thinking is off.
+    """The values that replace settings of the file: greedy if it does not sample, else Qwen's if thinking is off.
 
     `do_sample` false or absent is greedy, as in transformers.
     """

@@ -1,4 +1,4 @@
-"""Grammars that bind a reply: what one may be made of, and its compiling by llguidance.
+"""Grammars that bind a reply, compiled by llguidance.
 
 llguidance is an extra, and is imported when the first grammar is compiled.
 """
@@ -40,7 +40,7 @@ class Grammar:
         self._tokens, self._matcher = tokens, matcher
 
     def accepts(self, text: str) -> bool:
-        """Whether a whole text is one that the grammar allows. Special tokens in it are text."""
+        """Whether the grammar allows a complete text. Special tokens in it count as text."""
         matcher = self._matcher.deep_copy()
         tokens = self._tokens.greedy_tokenize(text)  # the other ways would read special tokens
         return bool(matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting())
@@ -51,15 +51,15 @@ class Grammar:
 
 
 class Match:
-    """One reply on its way through a grammar."""
+    """The state of one reply in a grammar."""
 
     def __init__(self, matcher: "LLMatcher", size: int):
         self._matcher, self._size = matcher, size
 
     def allowed(self) -> np.ndarray:
-        """The ids that may come next, (V,) bool; end tokens among them only if the text is complete.
+        """The ids that may come next, (V,) bool. End tokens are allowed only if the text is complete.
 
-        Raises EngineError if the grammar cannot say.
+        Raises EngineError if the grammar fails.
         """
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         self._check()
@@ -69,7 +69,7 @@ class Match:
         return mask
 
     def take(self, token: int) -> None:
-        """Go on by a token. Raises EngineError if the grammar does not allow it."""
+        """Add a token. Raises EngineError if the grammar does not allow it."""
         self._matcher.consume_token(token)
         self._check()
 
@@ -79,16 +79,16 @@ class Match:
 
 
 class GrammarCompiler:
-    """Compiles grammars for a tokenizer. The first one waits until llguidance has read its vocabulary."""
+    """Compiles grammars for a tokenizer. The first grammar takes longer, because llguidance reads the vocabulary."""
 
     def __init__(self, tokenizer: Tokenizer):
-        """Raises UsageError if the tokenizer has no end token, with which a bound reply could end."""
+        """Raises UsageError if the tokenizer has no end token, because then a bound reply could not end."""
         if not tokenizer.stop_ids:
             raise UsageError("a grammar needs an end token, and this tokenizer has none; correct its eos_token")
         self._tokenizer = tokenizer
 
     def compile(self, spec: Spec) -> Grammar:
-        """Raises UsageError that names what the grammar cannot enforce, or that compiling takes too long."""
+        """Raises UsageError if the grammar has a feature that cannot be enforced, or if compiling takes too long."""
         source = self._source(spec)
         library, tokens = _library(), self._tokens
 
@@ -148,12 +148,12 @@ _one_at_a_time = threading.Lock()  # so that grammars which take long never fill
 
 
 def compiled(tokenizer: Tokenizer, grammar: Grammar | Spec) -> Grammar:
-    """The grammar itself, or what its description compiles to."""
+    """A compiled grammar: the given one, or that of its description."""
     return grammar if isinstance(grammar, Grammar) else GrammarCompiler(tokenizer).compile(grammar)
 
 
 def explained(error: str) -> str:
-    """What llguidance says, in words that name the feature and the remedy."""
+    """An error of llguidance as a message that names the feature and the remedy."""
     if names := re.match(r"Unimplemented keys: \[(.*)\]", error):
         return f"the JSON schema has {names[1]}, which a grammar cannot enforce; leave it out, or check the reply"
     if name := re.match(r"Unknown format: (.*)", error):
@@ -178,7 +178,7 @@ def explained(error: str) -> str:
 
 
 def _summary(error: str) -> str:
-    """The first line of an error, and what is wrong with a pattern, which stands below it."""
+    """The first line of an error. For a pattern, also the explanation in the lines below."""
     first, *others = error.strip().split("\n")
     wrong = [line.removeprefix("error: ") for line in others if line.startswith("error: ")]
     return f"{first} {others[0].strip()} ({wrong[0]})" if wrong else first
@@ -193,14 +193,14 @@ def _library() -> Any:
 
 
 def _in_time(work: Callable[[], "LLMatcher"]) -> "LLMatcher":
-    """The result of work that gets COMPILE_SECONDS. Raises UsageError after them; the work then ends by itself."""
+    """The result of `work`. Raises UsageError after COMPILE_SECONDS; the work then runs on until it ends."""
     found: list[Any] = []
 
     def run() -> None:
         with _one_at_a_time:
             try:
                 found.append(work())
-            except BaseException as error:  # a panic of the library is one
+            except BaseException as error:  # a panic of the library is not an Exception
                 found.append(error)
 
     thread = threading.Thread(target=run, name="mlx-qwen3 grammar", daemon=True)

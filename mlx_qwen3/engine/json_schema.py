@@ -1,7 +1,7 @@
-"""A JSON schema in the words that llguidance knows.
+"""Rewrites a JSON schema with the keywords that llguidance supports.
 
-llguidance refuses what it does not enforce. Some of that can be said in other words, which allow the same values: here
-it is rewritten. What llguidance would let through is refused here.
+llguidance refuses a keyword that it cannot enforce. Some of them are rewritten here as other keywords that allow the
+same values. Keywords that llguidance would ignore are refused here.
 """
 
 import json
@@ -22,9 +22,9 @@ REMEDY = "change the schema, or check the reply yourself"
 
 
 def rewritten(schema: Schema, strict: bool = True) -> Schema:
-    """The schema for llguidance. Not `strict`: formats that no draft of JSON Schema defines are notes, as they say.
+    """The schema for llguidance. If not `strict`, a `format` that no draft of JSON Schema defines has no effect.
 
-    Raises UsageError that names what can neither be enforced nor rewritten.
+    Raises UsageError that names a keyword which can neither be enforced nor rewritten.
     """
     try:
         plain = json.loads(json.dumps(schema, allow_nan=False))
@@ -69,7 +69,7 @@ class _Rewriter:
             node = {key: value for key, value in node.items() if key in ("$ref", "$schema", "definitions", "$defs")}
         self._check_step(node)
         made: dict[str, Any] = {}
-        beside: list[Schema] = []  # what must hold too, under a keyword that is taken
+        beside: list[Schema] = []  # further conditions, for which the node has no free keyword
         for key, value in node.items():
             value = value if key == "not" else self._value(key, value)
             other = self._rewritings[key](node, value) if key in self._rewritings else {key: value}
@@ -97,12 +97,12 @@ class _Rewriter:
                 raise UsageError(f"the JSON schema has multipleOf {step}, too fine for a grammar; {REMEDY}")
 
     def _least(self, node: Mapping[str, Any], least: Any) -> dict[str, Any]:
-        """At least one name is: one of those that are listed, or another one."""
+        """minProperties 1 as alternatives: one of the listed names is present, or another name."""
         if not isinstance(least, int):
             return {"minProperties": least}
         required, names = set(node.get("required", [])), node.get("properties", {})
         if least - len(required) >= 2 and not _closed(node):
-            # A grammar cannot tell that a free name was there before, and a name that is there twice counts once.
+            # A grammar cannot see that a free name is repeated, and a repeated name counts once.
             raise UsageError(f"the JSON schema has minProperties {least} for names that it does not list; {REMEDY}")
         if least <= len(required):
             return {}
@@ -131,7 +131,7 @@ class _Rewriter:
         return {"not": self._value("not", denied)} if other is None else {"allOf": [self.schema(other)]}
 
     def _dependencies(self, node: Mapping[str, Any], entries: Any) -> dict[str, Any]:
-        """{a: [b]} and {a: schema}: there is no a, or the other holds."""
+        """{a: [b]} and {a: schema} as alternatives: a is absent, or the condition holds."""
         if not isinstance(entries, dict):
             raise UsageError(f"the JSON schema has dependencies {short(repr(entries))}; expected an object")
         return {
@@ -154,7 +154,7 @@ class _Rewriter:
 
 
 def negated(schema: Schema) -> Schema | None:
-    """What holds exactly if the schema does not; None if that cannot be said."""
+    """A schema that is valid exactly if this one is not; None if there is no such schema."""
     if isinstance(schema, bool) or not schema:
         return schema is False
     keys = set(schema)
@@ -186,7 +186,7 @@ def _only_requires(option: Schema) -> bool:
 
 
 def _exactly_one(groups: Sequence[Sequence[str]]) -> list[Schema] | None:
-    """Alternatives of which one holds if all names of exactly one group are there; None if they are too many."""
+    """Alternatives for "all names of exactly one group are present"; None if they are too many."""
     found = []
     for group in groups:
         others = [[name for name in other if name not in group] for other in groups if other is not group]

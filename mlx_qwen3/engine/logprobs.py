@@ -1,6 +1,6 @@
 """Log-probabilities of tokens, for the rows that ask for them.
 
-They are the model's own: of its logits as they are, before penalties, bias, masks and temperature, over all its ids.
+They are the model's own: computed from its logits before penalties, bias, masks and temperature, over all its ids.
 
 R rows that ask, V vocabulary, k alternatives
 """
@@ -18,14 +18,14 @@ MOST = 20  # alternatives, as in OpenAI's API
 
 @dataclass(frozen=True)
 class Logprobs:
-    """Of one token of a reply, in nats. `top` are the most probable ids at its place, each with its own, best first."""
+    """The log-probability of one token, in nats. `top` has the most probable ids at its place with theirs."""
 
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
 
 
 class Scores:
-    """What one step says of the tokens of the rows that ask. Nothing is computed for the others."""
+    """The log-probabilities of one step, for the rows that ask. Nothing is computed for the others."""
 
     def __init__(self, logits: mx.array, tokens: mx.array, asked: Sequence[int | None], vocabulary: int):
         """logits (B, V) and tokens (B,) of a step; how many alternatives each slot wants, None if it does not ask."""
@@ -42,11 +42,11 @@ class Scores:
 
     @property
     def arrays(self) -> list[mx.array]:
-        """What is to be computed with the step."""
+        """The arrays to evaluate together with the step."""
         return [self._all, self._chosen, self._values, self._ids]
 
     def of(self, slot: int, token: int) -> Logprobs:
-        """Of the token that a slot got, which steering may have put in the place of the chosen one."""
+        """Those of the token that a slot got. Steering may have replaced the chosen token by it."""
         row, wanted = self._row[slot], self._wanted[slot] or 0
         same = self._tokens[row].item() == token
         logprob = self._chosen[row] if same else self._all[row, token]
@@ -55,6 +55,6 @@ class Scores:
 
 
 def check_count(count: object) -> None:
-    """Raises UsageError if it is not a number of alternatives."""
+    """Raises UsageError if `count` is not a number of alternatives."""
     if count is not None and (isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= MOST):
         raise UsageError(f"logprobs is {count!r}; expected how many alternatives to list, 0 to {MOST}")

@@ -1,6 +1,6 @@
-"""What is added to logits before temperature: a bias for single ids, and penalties on tokens that were said before.
+"""Changes to the logits before the temperature: a bias for single ids, and penalties for tokens that occurred before.
 
-Repetition is that of transformers, presence and frequency are those of vLLM. The bias comes first.
+The repetition penalty is that of transformers, presence and frequency penalties are vLLM's. The bias comes first.
 
 B rows, V vocabulary
 """
@@ -34,9 +34,9 @@ def has_penalty(params: Params) -> bool:
 
 
 class Penalties:
-    """What each row has said so far, and what it costs to say it again.
+    """The tokens of each row so far, and the penalties for repeating them.
 
-    Arrays are replaced and never written, so that a shallow copy goes on by itself.
+    Arrays are replaced and never written to, so a shallow copy is independent.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Penalties:
         vocabulary: int,
         replies: Sequence[Sequence[int]] | None = None,
     ):
-        """`params` has one element per row, or a single one for all rows; `replies` are the tokens said so far."""
+        """`params` has one element per row, or a single one for all rows; `replies` are the tokens so far."""
         self._repetition, self._presence, self._frequency = (
             _column([getattr(row, f"{name}_penalty") for row in params], off)
             for name, off in (("repetition", 1), ("presence", 0), ("frequency", 0))
@@ -77,7 +77,7 @@ class Penalties:
         self._counts = self._counts.at[rows, tokens].add(1)
 
     def along(self, guesses: Sequence[int]) -> "Penalties":
-        """For the passes over a single row and k guesses: k + 1 rows, row i with the first i guesses in its reply."""
+        """The penalties for a pass over a single row and k guesses: k + 1 rows, row i with the first i guesses."""
         pairs = [(row, guess) for row in range(len(guesses) + 1) for guess in guesses[:row]]
         other = copy.copy(self)
         other._counts = mx.broadcast_to(self._counts, (len(guesses) + 1, self._counts.shape[1]))
@@ -87,7 +87,7 @@ class Penalties:
         return other
 
     def cut(self, vocabulary: int) -> "Penalties":
-        """For logits of the first `vocabulary` ids alone."""
+        """The same penalties for logits of only the first `vocabulary` ids."""
         other = copy.copy(self)
         other._prompted, other._counts = self._prompted[:, :vocabulary], self._counts[:, :vocabulary]
         other._bias = None if self._bias is None else self._bias[:, :vocabulary]

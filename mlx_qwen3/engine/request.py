@@ -30,9 +30,9 @@ KINDS = "a prompt is a string, a list of messages, each with a role and a conten
 
 @dataclass(frozen=True)
 class ReplyOptions:
-    """What may be asked of a reply; `generate` spells the same options out.
+    """The options of a reply, as in the signature of `generate`.
 
-    Raises UsageError for what no prompt and no model could honour.
+    Raises UsageError for values that are wrong for every prompt and model.
     """
 
     sampling: SamplingParams | None = None
@@ -98,7 +98,7 @@ class ReplyOptions:
 
     @property
     def thinks(self) -> bool | None:
-        """Whether the reply shall think, however that is said; None leaves it to the template."""
+        """Whether the reply should think, by `thinking` or by a template variable; None leaves it to the template."""
         variable = (self.template_args or {}).get("enable_thinking")
         return self.thinking if self.thinking is not None else variable if isinstance(variable, bool) else None
 
@@ -118,10 +118,10 @@ class Request:
     max_tokens: int
     stop: tuple[str, ...]
     opens_thinking: bool  # the reply begins inside a think block
-    begun: bool = False  # it continues a text, of its thinking or its answer
+    begun: bool = False  # the reply continues a text that the prompt began
     thinking_budget: int | None = None  # tokens of thinking after which the engine closes the block
     open_ended: bool = False  # max_tokens is a default, which may be cut to what fits the memory
-    logprobs: int | None = None  # alternatives whose log-probabilities come with each token; None: not even its own
+    logprobs: int | None = None  # number of alternatives for each token; None: no log-probabilities
     number: int = 0  # tells replies of one prompt and seed apart
     grammar: Grammar | None = None  # binds the answer
     may_think: bool = True  # the reply may begin with a think block before the bound answer
@@ -130,9 +130,9 @@ class Request:
 def prepare(config: Qwen3Config, tokenizer: Tokenizer, prompt: Prompt, options: ReplyOptions | None = None) -> Request:
     """Render, encode and check a prompt.
 
-    A string is one user message, a list of messages a conversation, a list or array of ids the prompt as it is. The
-    defaults: the checkpoint's sampling, `max_tokens` by generation_config or to the end of the context, thinking as the
-    template has it.
+    A string is one user message, a list of messages is a conversation, and a list or array of ids is used as it is. The
+    defaults: the checkpoint's sampling, `max_tokens` from generation_config or up to the end of the context, thinking
+    as the template decides.
     Raises PromptError, or UsageError for a setting that this checkpoint cannot honour.
     """
     options = options or ReplyOptions()
@@ -207,7 +207,7 @@ def _encode(
 
 
 def _items(prompt: Any) -> list[Any]:
-    """The messages or the ids of a prompt; those of an array with one row, as tokenizers return it, are the row's."""
+    """The messages or the ids of a prompt. An array with one row, as tokenizers return it, counts as that row."""
     if isinstance(prompt, bytes | bytearray | Mapping) or not isinstance(prompt, Iterable):
         raise PromptError(f"the prompt is of type {type(prompt).__name__}; {KINDS}")
     if not callable(convert := getattr(prompt, "tolist", None)):

@@ -1,4 +1,4 @@
-"""A row: one reply at the level of tokens, and who has a say in its next token beside the model."""
+"""A row: one reply at the level of tokens, and what steers its next token besides the model."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -12,21 +12,21 @@ from .speculative import Drafter
 
 
 class Steering(Protocol):
-    """Something that has a say in the tokens of one row, such as a thinking budget or a grammar."""
+    """Something that limits or replaces the tokens of one row, such as a thinking budget or a grammar."""
 
     def waits(self) -> bool:
-        """Whether the next token depends on the last one by more than the model: no step is then built ahead."""
+        """Whether the next step needs the last token before it is built; if so, no step is built ahead."""
 
     def allowed(self) -> np.ndarray | None:
         """The ids that the next token may be, (V,) bool for those of the tokenizer; None allows all."""
 
     def settle(self, token: int) -> int:
-        """The token that takes the place of the chosen one; often it is the same."""
+        """The token that replaces the chosen one; often it is the same."""
 
 
 @dataclass(eq=False)
 class Row:
-    """What the engine knows of one reply. `tokens` are those that are known, the stop token with them."""
+    """The state of one reply. `tokens` are the known ones, including a stop token."""
 
     prompt: Sequence[int]
     sampling: SamplingParams
@@ -59,7 +59,7 @@ class Row:
         return np.logical_and.reduce(masks) if masks else None
 
     def take(self, token: int) -> int:
-        """Note the next token, as it was chosen or as it is steered. Returns it."""
+        """Add the next token, as it was chosen or as steering replaces it. Returns it."""
         for part in self.steering:
             token = part.settle(token)
         self.tokens.append(token)

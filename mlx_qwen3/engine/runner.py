@@ -16,9 +16,9 @@ from ..model.cache import KVCache, Listener, ReplayView
 from ..model.kv_format import KVFormat
 from ..model.qwen3 import Qwen3
 
-# Tokens of one forward pass, which bound the memory of activations. MLX's CPU also keeps the scores of the pass, as a
-# GPU's fused attention does not, and short passes stay in its cache: at 512 tokens passes of 128 take 9 (0.6B) to 25 %
-# (demo) less time than one of 512, and half the memory.
+# Tokens of one forward pass. They limit the memory of activations. On a CPU, MLX also stores the scores of the pass,
+# unlike a GPU's fused attention, and short passes fit the processor's cache. For 512 tokens, passes of 128 take 8 %
+# (0.6B) to 26 % (demo) less time than one pass of 512, and 0.67 to 0.38 of the memory (dev/LOG.md).
 PREFILL_CHUNK = {mx.gpu: 2048, mx.cpu: 128}
 
 
@@ -32,7 +32,7 @@ def prefill(model: Qwen3, ids: mx.array, cache: KVCache, chunk: int | None = Non
     L, chunk = ids.shape[1], chunk or prefill_chunk()
     for start in range(0, L - chunk, chunk):
         model.hidden(ids[:, start : start + chunk], cache)
-        mx.eval(cache.buffers)  # nothing else of this chunk is needed, so its last MLP and norm are never computed
+        mx.eval(cache.buffers)  # only these are needed of this chunk, so its last MLP and norm are never computed
     rest = ids[:, (L - 1) // chunk * chunk :]
     return model.logits(model.hidden(rest, cache)[:, -1])
 
@@ -62,7 +62,7 @@ class DecodeStep:
         return logits
 
     def fits(self, model: Qwen3) -> bool:
-        """Whether this is a step of the model as it is now. A trace keeps the weights that it was made with."""
+        """Whether this step has the model's present weights. A trace keeps the weights that it was made with."""
         weights = _weights(model)
         same = len(weights) == len(self._weights) and all(a is b for a, b in zip(weights, self._weights, strict=True))
         return same and self._model() is model
@@ -86,7 +86,7 @@ def _step(
 
 
 def decode_step(model: Qwen3) -> DecodeStep:
-    """The model's decode step: made at first use, and again if its weights have been replaced since."""
+    """The model's decode step. It is made at first use, and again if weights have been replaced since."""
     step = getattr(model, "decode_step", None)
     if step is None or not step.fits(model):
         step = model.decode_step = DecodeStep(model)
@@ -107,7 +107,7 @@ def _weights(model: Qwen3) -> list[Any]:
 
 
 class Prefill:
-    """The prompt of one row on its way into a cache, chunk by chunk."""
+    """Computes the prompt of one row into a cache, chunk by chunk."""
 
     def __init__(self, model: Qwen3, prompt: Sequence[int], cache: KVCache):
         """`cache` may hold the first tokens of the prompt already, but not all of them."""

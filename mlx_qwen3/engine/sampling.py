@@ -24,13 +24,13 @@ class SamplingParams:
     top_k: keep the k most probable ids, and all that are equal to the k-th (of at most 128 ids, or 2 k if that is
         more); 0 is off.
     top_p: keep the fewest ids whose probabilities reach p; 1 is off.
-    min_p: keep the ids with at least this part of the largest probability; 0 is off.
-    repetition_penalty: divides the logits above 0, and multiplies those below, of every token that stands in the
-        prompt or in the reply, once however often it stands there; 1 is off. As in transformers.
-    presence_penalty: is taken from the logit of every token that stands in the reply; the prompt does not count.
-    frequency_penalty: the same, once for each time that the token stands in the reply. As in vLLM, both from -2 to 2.
+    min_p: keep the ids whose probability is at least `min_p` times the largest one; 0 is off.
+    repetition_penalty: divides logits above 0 and multiplies logits below 0 of every token that occurs in the prompt or
+        the reply, once even if it occurs often; 1 is off. As in transformers.
+    presence_penalty: is subtracted from the logit of every token that occurs in the reply; the prompt does not count.
+    frequency_penalty: is subtracted once for each time that the token occurs in the reply. As in vLLM, both -2 to 2.
     seed: the same seed and prompt give the same tokens.
-    logit_bias: what is added to the logits of single ids before all else, -100 (never, in practice) to 100; a mapping,
+    logit_bias: is added to the logits of single ids before everything else, -100 (practically never) to 100; a mapping,
         or pairs.
     """
 
@@ -103,8 +103,8 @@ RANGES: dict[str, tuple[Any, str]] = {
 class Sampler:
     """Chooses the tokens of a batch of replies, each by its own settings.
 
-    What is drawn for a row depends on its seed, its number and its position in the reply, and on nothing else: not on
-    the rows beside it, and not on how many tokens one forward pass makes.
+    The random numbers of a row depend only on its seed, its number and the position in the reply: not on other rows,
+    and not on how many tokens one forward pass makes.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class Sampler:
         return found
 
     def check(self, logits: mx.array, position: int, fed: Sequence[int]) -> list[int]:
-        """What `next` would choose for a single reply, one position after the other, as far as `fed` is right.
+        """The tokens that `next` would choose for a single reply at each position, until a token of `fed` is wrong.
 
         fed: the last token of the reply and k guesses of what follows; logits (k + 1, V) of the position after each.
         Returns the right guesses and the token after them. Raises HealthError like `known`.
@@ -167,7 +167,7 @@ class Sampler:
         return chosen[: right + 1]
 
     def fork(self, vocabulary: int, model: str) -> "Sampler":
-        """One that goes on from here by itself, for `model` (a name for messages), whose vocabulary may be smaller."""
+        """An independent copy for `model` (its name in messages), whose vocabulary may be smaller."""
         other = copy.copy(self)
         other._model, other._penalties = model, copy.copy(self._penalties)
         if vocabulary < self.vocabulary:

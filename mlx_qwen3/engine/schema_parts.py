@@ -1,4 +1,4 @@
-"""What JSON Schema defines: keywords, drafts, formats; and whether two schemas exclude each other."""
+"""Keywords, drafts and formats of JSON Schema, and whether two schemas exclude each other."""
 
 import json
 from typing import Any
@@ -29,7 +29,7 @@ _DATE = (
 _ZONE = r"(?:[zZ]|[+\-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
 _TIME = rf"(?:(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]+)?{_ZONE}|23:59:60(?:\.[0-9]+)?[zZ])"
 _POINTER = "(?:/(?:[^~/]|~[01])*)*"
-# Patterns of formats that llguidance does not have, or has with days that no calendar has.
+# Patterns of formats that llguidance does not know, or for which it allows impossible dates.
 FORMATS = {
     "date": _DATE,
     "date-time": f"{_DATE}[tT]{_TIME}",
@@ -40,7 +40,7 @@ FORMATS = {
 
 
 def draft(uri: Any) -> str | None:
-    """The draft that `$schema` names, one of DRAFTS; None for what validators read as the newest.
+    """The draft that `$schema` names, one of DRAFTS; None for a text that validators read as the newest draft.
 
     Raises UsageError for a draft before 4, whose keywords have other meanings.
     """
@@ -53,7 +53,7 @@ def draft(uri: Any) -> str | None:
 
 
 def resolved(schema: Schema, root: Schema) -> Schema:
-    """The schema that a local `$ref` points to, if nothing but notes stands beside it."""
+    """The schema that a local `$ref` points to, if there are only notes beside the `$ref`."""
     for _ in range(MAX_DEPTH):
         reference = schema.get("$ref") if isinstance(schema, dict) else None
         if not isinstance(reference, str) or not reference.startswith("#"):
@@ -132,7 +132,7 @@ def _type(value: Any) -> str:
 
 
 def _key(value: Any) -> str:
-    """The same text for equal values, whatever their spelling: 1 and 1.0 are equal."""
+    """A text that is the same for equal values: 1 and 1.0 are equal."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return json.dumps(value, sort_keys=True)

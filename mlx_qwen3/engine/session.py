@@ -1,4 +1,4 @@
-"""A conversation of several turns: its messages and settings, what fits the context, and files that keep it."""
+"""A conversation of several turns: its messages, its settings, the limit of the context, and saving it to a file."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from .request import ReplyOptions, Request, default_sampling, prepare
 from .sampling import SamplingParams
 
 FORMAT = "mlx-qwen3 chat 1"
-NEARLY_FULL = 0.8  # of the context: from here on each turn is announced with what is left
+NEARLY_FULL = 0.8  # share of the context from which on a warning precedes each turn
 SAMPLING = tuple(setting.name for setting in fields(SamplingParams))
 UNCHANGED = ("stop", "chat_template", "template_args", "literal_content")  # settings that /commands do not change
 OPTIONS = ("max_tokens", "thinking", "thinking_budget", *UNCHANGED)  # settings that are options of a reply
@@ -26,7 +26,7 @@ PROBE = [{"role": "user", "content": "hello"}]
 
 @dataclass(frozen=True)
 class Settings:
-    """What holds for every reply. `sampling` has the settings of SamplingParams that are not the checkpoint's."""
+    """The settings of every reply. `sampling` has those of SamplingParams that differ from the checkpoint's."""
 
     system: str | None = None
     thinking: bool | None = None
@@ -59,11 +59,11 @@ class Settings:
         if isinstance(self.stop, list):  # of a file
             object.__setattr__(self, "stop", tuple(self.stop))
         SamplingParams(**self.sampling)
-        # A budget may stand beside thinking that is switched off: it waits until that is switched on.
+        # A budget is allowed while thinking is off: it takes effect when thinking is switched on.
         ReplyOptions(**{name: getattr(self, name) for name in OPTIONS if name != "thinking"})
 
     def options(self, tokenizer: Tokenizer) -> ReplyOptions:
-        """Those of the next reply; a budget waits while thinking is switched off."""
+        """The options of the next reply. While thinking is off, its budget is left out."""
         options = ReplyOptions(**{name: getattr(self, name) for name in ("thinking", *UNCHANGED)})
         return replace(
             options,
@@ -131,9 +131,9 @@ class Session:
         self.messages, self.used = [], 0
 
     def change(self, name: str, value: Any) -> None:
-        """Set one setting by its name, a sampling setting too; None is the default.
+        """Change one setting by its name, also one of sampling; None is the default.
 
-        Raises UsageError for a value that is wrong or that this checkpoint cannot honour; nothing changes then.
+        Raises UsageError for a value that is wrong or that this checkpoint cannot honour, and then changes nothing.
         """
         if name not in SAMPLING:
             self._use(replace(self.settings, **{name: value}))
@@ -155,7 +155,7 @@ class Session:
         write_file(path, (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode("utf-8", "surrogatepass"))
 
     def load(self, path: Path) -> None:
-        """Go on with a saved conversation and its settings. Raises PromptError or UsageError; nothing changes then."""
+        """Continue a saved conversation with its settings. If it raises PromptError or UsageError, nothing changes."""
         values = _read(path)
         try:
             settings = Settings(**values.get("settings", {}))
@@ -176,7 +176,7 @@ class Session:
         self.settings = settings
 
     def _render(self, settings: Settings, messages: list[dict[str, Any]]) -> int:
-        """Tokens of messages after the settings' beginning, as the template has them."""
+        """The number of tokens of these messages after the system message, rendered by the template."""
         text = self._tokenizer.apply_chat_template(
             [*self._beginning(settings), *messages],
             add_generation_prompt=False,

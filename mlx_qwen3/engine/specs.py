@@ -1,4 +1,4 @@
-"""What a reply may be bound to."""
+"""The descriptions of grammars to which a reply can be bound."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from typing import Any
 
 from ..text.tool_calls import Style
 
-# Between the parts of a JSON value may be what printers of JSON write: blanks, or a line break and an indentation. With
-# any white space, models that know no better write line breaks until the reply is cut.
+# White space between the parts of a JSON value: spaces, or a line break and an indentation, as JSON printers write it.
+# If any white space is allowed, some models write line breaks until the reply is cut.
 WHITE_SPACE = r"\r?\n[ \t]{0,64}|[ \t]{1,64}"
 JSON_OPTIONS = {"whitespace_pattern": WHITE_SPACE}
 
@@ -21,8 +21,8 @@ class JsonObject:
 class JsonSchema:
     """A JSON value that is valid for a schema: an object or a boolean, as `json.loads` gives it.
 
-    What cannot be enforced is refused, `strict` or not. The one difference: a `format` that no draft of JSON Schema
-    defines, such as "url", is refused if `strict`, and a note otherwise, as the drafts have it.
+    A keyword that cannot be enforced is refused, `strict` or not. There is one difference: a `format` that no draft of
+    JSON Schema defines, such as "url", is refused if `strict`, and has no effect otherwise, as the drafts say.
     """
 
     schema: Any

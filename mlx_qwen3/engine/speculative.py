@@ -1,10 +1,10 @@
 """Speculative decoding: one pass of the model checks several guesses of the next tokens.
 
-A guess, or draft, counts only if the model chooses the same token, drawn with the random key of its position. So the
-reply is the one without drafts, token for token, whoever made them. A draft x is accepted with probability p(x); no
-exact rule accepts more.
+A guess, or draft, counts only if the model chooses the same token, drawn with the random key of its position. So every
+token of the reply is the same as without drafts. A draft x is accepted with probability p(x); no exact rule accepts
+more.
 
-k drafted tokens of one pass, which feeds k + 1 tokens: the last one known and the drafts
+k drafted tokens of one pass over k + 1 tokens: the last known token and the drafts
 """
 
 import re
@@ -25,8 +25,9 @@ from .sampling import Sampler
 LONGEST = 7  # drafts in one pass; Metal's attention for few queries takes up to 8 tokens
 NGRAMS = (4, 3, 2)  # lengths that lookup compares, the longest and surest first
 
-# What a pass over 1 to 8 tokens costs, in passes over one token. It is a table and not a clock: drafts change the last
-# bits of the logits, so with a clock one seed would not always give one reply in bf16. dev/LOG.md has the measurements.
+# The cost of a pass over 1 to 8 tokens, in passes over one token. It is a table and is not measured while running:
+# drafts change the last bits of the logits, so in bf16 the reply of a seed would depend on the clock. Measurements:
+# dev/LOG.md.
 ROW_BY_ROW = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
 COST_CPU = (1.0, 1.12, 1.19, 2.06, 2.15, 2.23, 2.57, 2.91)  # Qwen3-0.6B, float32, MKL
 COST_GPU = (1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0)  # bf16 on an M3 Ultra: ml-explore/mlx#4265
@@ -35,7 +36,7 @@ COST_GPU_PACKED_OLD = (1.0, 1.83, 2.5, 3.26, 3.9, 4.6, 5.28, 6.12)  # before the
 
 
 def pass_costs(model: Qwen3) -> tuple[float, ...]:
-    """The table that holds for a model on the default device."""
+    """The table for a model on the default device."""
     packed = any(isinstance(module, nn.QuantizedLinear) for module in model.modules())
     if not kernels.on_gpu():
         return ROW_BY_ROW if packed or (model.norm.weight.dtype == mx.float32 and blas.lacking()) else COST_CPU
@@ -66,7 +67,7 @@ class Pace:
         self._right, self._judged = 1.5, 2.0
 
     def length(self) -> int:
-        """How many tokens to draft now; 0 while drafting does not pay."""
+        """How many tokens to draft now; 0 while drafting saves no time."""
         if self._waiting:
             return 0
         p = self._right / self._judged
@@ -74,7 +75,7 @@ class Pace:
         return max(range(len(speeds)), key=speeds.__getitem__)
 
     def record(self, drafted: int, accepted: int) -> None:
-        """Of `drafted` tokens the first `accepted` were right. Nothing is known of those after the first wrong one."""
+        """Record that the first `accepted` of `drafted` tokens were right. Those after a wrong one do not count."""
         self._right = self.FADE * self._right + accepted
         self._judged = self.FADE * self._judged + min(accepted + 1, drafted)
         if self.length():
@@ -104,7 +105,7 @@ class Drafter:
         self._pace.tick()
 
     def expects(self) -> bool:
-        """Whether to draft once the token under way is known. If so, no step is built ahead of it."""
+        """Whether to draft when the token that is being computed is known. If so, no step is built before that."""
         return self._pace.length() > 0
 
     def propose(self, room: int, sampler: Sampler) -> list[int]:
@@ -150,7 +151,7 @@ class Lookup(Drafter):
 
 
 class DraftModel(Drafter):
-    """Drafts what a smaller model of the same tokenizer says, drawn with the same keys."""
+    """Drafts the tokens of a smaller model with the same tokenizer, drawn with the same keys."""
 
     def __init__(self, model: Qwen3, prompt: Sequence[int], pace: Pace):
         super().__init__(prompt, pace)
@@ -169,7 +170,7 @@ class DraftModel(Drafter):
         if k < 1 or not self._readable:
             return []
         sampler, position = sampler.fork(self._model.config.vocab_size, "the draft model"), len(text) - self._prompt
-        unread = mx.array([text[self._cache.end :]])  # what this model has not been fed yet
+        unread = mx.array([text[self._cache.end :]])  # tokens that this model has not read yet
         coming = sampler.next(prefill(self._model, unread, self._cache), position)
         drafts: list[int] = []
         while True:
@@ -194,9 +195,9 @@ def make_drafter(
     lookup: bool | None = None,
     vocabulary: int | None = None,
 ) -> Drafter | None:
-    """Who drafts the reply: the model `draft` if there is one, else lookup.
+    """The drafter of a reply: the model `draft` if it is given, else lookup.
 
-    `lookup`: None drafts while that pays, True at every chance, False never. `vocabulary` is the number of ids of the
+    `lookup`: None drafts while that is faster, True always, False never. `vocabulary` is the number of ids of the
     tokenizer, by default the rows of the smaller embedding. Raises UsageError for a draft model that lacks some of
     them, and for drafts of more than one prompt.
     """
@@ -204,7 +205,7 @@ def make_drafter(
         raise UsageError(f"lookup is {lookup!r}; expected True, False or None")
     if len(prompts) > 1 and (draft is not None or lookup):
         asked = "a draft model was given" if draft is not None else "lookup is on"
-        raise UsageError(f"{asked} for {len(prompts)} prompts; drafts are made for one at a time, leave it out")
+        raise UsageError(f"{asked} for {len(prompts)} prompts, but drafts are made for a single one; leave it out")
     if draft is not None:
         check_vocabulary(draft.config, vocabulary or 0)
         return DraftModel(draft, prompts[0], Pace(pass_costs(model), _bytes(draft) / _bytes(model)))

@@ -1,4 +1,4 @@
-"""The thinking budget: after so many tokens of thinking the engine closes the block, and the answer follows."""
+"""The thinking budget: after a number of tokens of thinking the engine closes the block, and the answer follows."""
 
 from collections.abc import Sequence
 
@@ -14,10 +14,10 @@ CLOSING = (
 
 
 class ThinkingBudget:
-    """Steering that puts CLOSING after `budget` tokens of thinking, in place of what the model chooses.
+    """Steering that replaces the model's tokens by CLOSING after `budget` tokens of thinking.
 
     The count begins after the opening tag, or with the reply if the prompt opens the block. A reply that does not
-    think, or whose thinking is shorter, stays as it is.
+    think, or whose thinking is shorter, does not change.
     """
 
     def __init__(self, tokenizer: Tokenizer, budget: int, opens_thinking: bool = False, begun: bool = False):

@@ -1,7 +1,8 @@
 """A reply may be read in any thread, and several threads may run models at once.
 
-Each thread has a default stream of its own in MLX, and no other thread can evaluate what was put on it. So the steps of
-a reply run on one stream that belongs to no thread. Two threads must not use it at once: one step at a time holds it.
+In MLX each thread has a default stream of its own, and another thread cannot evaluate arrays of that stream. So the
+steps of a reply run on one stream that belongs to no thread. Two threads must not use it at once, so a lock lets one
+step run at a time.
 """
 
 import atexit
@@ -24,7 +25,7 @@ _visitors: set[threading.Thread] = set()  # the threads that ran a step, without
 
 
 def any_thread(steps: Callable[Arguments, Iterator[Item]]) -> Callable[Arguments, Iterator[Item]]:
-    """A generator function each of whose steps may run in another thread."""
+    """A generator function whose steps may each run in another thread."""
 
     @wraps(steps)
     def wrapped(*args: Arguments.args, **options: Arguments.kwargs) -> Iterator[Item]:
@@ -54,7 +55,7 @@ def _stream(device: mx.DeviceType) -> mx.Stream:
 
 
 def note_thread() -> None:
-    """Let the end of the process wait for the current thread, which uses MLX and ends before."""
+    """Make the process wait at its end until the current thread, which uses MLX, has ended."""
     thread = threading.current_thread()
     if thread is threading.main_thread() or thread in _visitors:
         return
@@ -66,7 +67,7 @@ def note_thread() -> None:
 def _wait_for_ends() -> None:
     """Wait until the threads that Python has joined have ended for the system too.
 
-    Until then they free MLX's memory of their traces. If the process ends meanwhile, MLX aborts it (exit code 134).
+    Until then they free the memory of their MLX traces. If the process ends before that, MLX aborts it (exit code 134).
     """
     deadline = time.monotonic() + LAST_WAIT
     for thread in _visitors:

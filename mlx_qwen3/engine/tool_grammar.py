@@ -24,8 +24,8 @@ Check = Callable[[Any, bool], object]  # of a schema, which may be strict; raise
 def lark(spec: ToolChoice, marker: Callable[[str], str], check: Check) -> str:
     """The grammar of a choice; `marker` gives the Lark of a tag.
 
-    A tool with `strict` is bound to its schema. One without is bound to it too, if `check` takes the schema, and to any
-    object otherwise, of which the XML style keeps the types of the parameters.
+    The arguments of a tool follow its schema. If the tool is not `strict` and `check` refuses the schema, they may be
+    any object; in the XML style, parameters still have their types.
     Raises UsageError that names the tool.
     """
     tools = _chosen(spec)
@@ -75,7 +75,7 @@ def _json_call(rule: str, tool: Mapping[str, Any], check: Check) -> str:
 
 
 def _possible(schema: dict[str, Any], strict: bool, check: Check) -> dict[str, Any] | None:
-    """The schema, or None if a grammar cannot hold it. Raises UsageError if it is strict then."""
+    """The schema, or None if a grammar cannot enforce it. In that case raises UsageError if the tool is strict."""
     try:
         check(schema, strict)
     except UsageError:
@@ -112,7 +112,7 @@ def _xml_call(rule: str, tool: Mapping[str, Any], check: Check) -> str:
         kinds = types_in(value, schema) if isinstance(value, dict) else frozenset()
         if kinds and "string" not in kinds:
             lines.append(f"{part}_value: {_json_value(name, schema, kinds, strict, check)} {_literal(CLOSING)}")
-        else:  # a text is a terminal of its own, since only those can exclude a text
+        else:  # a text is a terminal of its own, because only terminals can exclude a text
             terminal = f"{part}_value".upper()
             body = _text_value(name, value if isinstance(value, dict) else {}, strict)
             lines += [f"{part}_value: {terminal}", f"{terminal}: {body}"]
@@ -131,7 +131,7 @@ def _json_value(name: str, schema: dict[str, Any], kinds: frozenset[str], strict
 
 
 def _text_value(name: str, schema: dict[str, Any], strict: bool) -> str:
-    """The terminal of a text and its closing tag, which the text does not hold."""
+    """The terminal of a text and its closing tag. The text must not contain the tag."""
     if strict and (odd := _odd_keys(schema)):
         raise UsageError(f"parameter {name!r} has {odd[0]}, which cannot be enforced in the XML style of this model")
     values = [schema["const"]] if "const" in schema else schema.get("enum")

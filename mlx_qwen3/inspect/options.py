@@ -12,9 +12,10 @@ from ..model.kv_format import kv_format
 class Options:
     """What to look at: `prompt`, in a `chat_template`, or random tokens of `batch` and `length`.
 
-    `layer` and `head` are shown in detail. `decode` is the number of tokens of the reply after which a decode step is
-    shown, in place of the prompt's pass; `temperature` and `seed` are those of the reply. `kv_bits` (8 or 4) adds the
-    errors of a quantized cache in each layer.
+    layer, head: those shown in detail.
+    decode: show the decode step after this many tokens of the reply, instead of the prompt's pass.
+    temperature, seed: of that reply.
+    kv_bits: 8 or 4 adds the errors of a quantized cache in each layer.
     """
 
     prompt: str | None = None
