@@ -1,6 +1,6 @@
 """A fast BLAS for MLX's CPU back end on Linux.
 
-MLX's Linux wheel links the reference BLAS, which multiplies float32 matrices 20 to 60 times slower than a real one. The
+MLX's Linux wheel links the reference BLAS, which multiplies float32 matrices many times slower than a real one. The
 dynamic linker takes the first library that defines a name, so loading a BLAS globally before `mlx.core` replaces it.
 The package's __init__ calls `preload`, since it has to come before the first import of MLX.
 """
@@ -14,7 +14,7 @@ from glob import glob
 from .errors import UsageError
 
 VARIABLE = "MLX_QWEN3_BLAS"  # path of a library, or "none"
-EXTRAS = ("libmkl_rt.so*", "libopenblas.so*")  # MKL first: one row times a matrix, decode, is 3 times faster with it
+EXTRAS = ("libmkl_rt.so*", "libopenblas.so*")  # MKL first: it is faster at one row times a matrix, as in decode
 # Names that the dynamic linker may find. ctypes.util.find_library would start a process for each.
 SYSTEM = ("libmkl_rt.so.3", "libmkl_rt.so.2", "libmkl_rt.so", "libopenblas.so.0", "libopenblas.so")
 # Folders, below sys.prefix, where the packages `mkl` and `cmeel-openblas` put them.
@@ -56,7 +56,7 @@ def advice() -> str | None:
     if not lacking() or os.environ.get(VARIABLE) == "none":
         return None
     return (
-        "no fast BLAS found: float32 on this CPU is 5 (decode) to 20 (prefill) times slower than it could be; "
+        "no fast BLAS found, so float32 on this CPU is many times slower than it could be; "
         f"pip install 'mlx-qwen3[mkl]', or set {VARIABLE} to a library, or to none"
     )
 

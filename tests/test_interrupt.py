@@ -223,7 +223,7 @@ def test_a_program_that_imports_the_package_keeps_its_own_answer():
     subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, check=True, preexec_fn=answer_sigint)
 
 
-def test_a_job_that_ignores_ctrl_c_goes_on_ignoring_it():
+def test_a_job_that_ignores_ctrl_c_still_ignores_it():
     """As `nohup` and `&` in a script start one."""
     program = (
         "import os, signal; from mlx_qwen3 import interrupt; interrupt.install(); interrupt.watch(); "

@@ -142,7 +142,7 @@ def test_standard_output_as_a_file_keeps_what_was_printed(to, tmp_path):
     assert (printed if to == "pipe" else (tmp_path / "out").read_bytes()) == b"first\nsecond\nthird\n"
 
 
-def test_a_place_that_cannot_be_written_is_told_first(tmp_path, monkeypatch):
+def test_a_place_that_cannot_be_written_is_refused_first(tmp_path, monkeypatch):
     with pytest.raises(OutputError, match="missing is not a folder; make it first"):
         check_place(tmp_path / "missing" / "x")
     with pytest.raises(OutputError, match="is a folder; give a file name"):

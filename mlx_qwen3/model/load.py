@@ -24,7 +24,7 @@ def load_model(checkpoint: Checkpoint | str | Path, dtype: str | mx.Dtype | None
     """The model of a checkpoint in any supported layout, or of its folder, with the weights evaluated.
 
     `dtype` (bf16, fp16, fp32) is that of the computation and of all weights that are not packed. The default is the
-    checkpoint's own on a GPU and float32 on a CPU, where MLX multiplies bf16 matrices 2.5 to 6 times slower.
+    checkpoint's own on a GPU and float32 on a CPU, where MLX multiplies bf16 matrices more slowly.
     Raises ConfigError, CheckpointError, or UsageError for another dtype.
     """
     checkpoint = Checkpoint.of(checkpoint)

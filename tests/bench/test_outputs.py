@@ -1,4 +1,4 @@
-"""Rounding is told from a mistake."""
+"""Rounding is distinguished from a mistake."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ OURS = logits([5, 4.99, 0, 0], [0, 7, 1, 2])
         (logits([4.98, 5, 0, 0], [0, 7, 1, np.nan]), [1, 1], False),
     ],
 )
-def test_rounding_is_told_from_a_mistake(theirs, tokens, agree):
+def test_rounding_is_distinguished_from_a_mistake(theirs, tokens, agree):
     found = outputs.judge(9, [0, 1], tokens, OURS, theirs, allowed=0.05)
     parting = found.parting
     assert (found.agree, parting.position, parting.ours, parting.theirs) == (agree, 0, 0, 1)

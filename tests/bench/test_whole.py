@@ -11,7 +11,7 @@ def contestant(name, dtype=None, blas=""):
     return Contestant(name, KINDS[name.split(":")[0]], dtype, blas)
 
 
-def test_only_what_a_command_line_can_be_asked_is_run(tmp_path):
+def test_only_what_a_command_line_can_do_is_run(tmp_path):
     ours, theirs = contestant(OURS, "bf16"), contestant("mlx-lm")
     assert not whole.can_run(ours, tmp_path)  # no tokenizer
     (tmp_path / "tokenizer.json").touch()

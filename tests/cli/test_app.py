@@ -106,7 +106,7 @@ def test_a_warning_is_one_line_on_stderr(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"), [(["--top-p", "7"], "top_p is 7.0"), (["--max-tokens", "0"], "max_tokens is 0")]
 )
-def test_bad_options_are_told_before_a_download(arguments, message):
+def test_bad_options_are_refused_before_a_download(arguments, message):
     result = here("generate", "--prompt", "x", "--model", "Qwen/Nonexistent", *arguments)
     assert (result.returncode, message in result.stderr.decode()) == (2, True)
 

@@ -48,7 +48,7 @@ def test_bad_options_are_one_line_and_exit_code_2(chat, tmp_path, capsys, argume
 
 @pytest.mark.usefixtures("nothing_runs")
 @pytest.mark.parametrize("option", ["--json", "--plot"])
-def test_a_place_that_cannot_be_written_is_told_first(chat, tmp_path, capsys, option):
+def test_a_place_that_cannot_be_written_is_refused_first(chat, tmp_path, capsys, option):
     assert main(chat, "--against", TWICE, option, tmp_path / "missing" / "x.png") == 1
     assert "is not a folder; make it first" in capsys.readouterr().err
     (tmp_path / "x.png").mkdir()
@@ -72,7 +72,7 @@ def test_an_unknown_source(capsys):
         (["--against", "mlx-qwen3:fp32"], f"the contestants mlx-qwen3, {TWICE}, this run mlx-qwen3, mlx-qwen3:fp32"),
     ],
 )
-def test_a_baseline_of_other_settings_is_told_before_anything_runs(
+def test_a_baseline_of_other_settings_is_refused_before_anything_runs(
     chat, tmp_path, bench_report, capsys, options, message
 ):
     (tmp_path / "b.json").write_text(json.dumps(bench.as_json(bench_report)))

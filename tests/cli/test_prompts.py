@@ -81,7 +81,7 @@ def test_options_that_make_no_sense_are_refused(chat, options, message):
     assert stderr.count("\n") == 1
 
 
-def test_a_wrong_line_is_told_before_the_weights_are_read(chat, monkeypatch):
+def test_a_wrong_line_is_refused_before_the_weights_are_read(chat, monkeypatch):
     monkeypatch.setattr("mlx_qwen3.model.load.load_model", lambda *_: 1 / 0)
     code, stdout, stderr = run(chat, "--prompts", "-", stdin='hi\n{"prompt": 1}\n')
     assert (code, stdout) == (1, "")

@@ -41,7 +41,7 @@ HARMLESS = (
 )
 
 
-def test_thinking_stands_in_tags_in_a_pipe_and_is_dimmed_on_a_terminal(chat, tmp_path):
+def test_thinking_is_in_tags_in_a_pipe_and_dimmed_on_a_terminal(chat, tmp_path):
     """The prompt ends in an open think block, so everything that random weights say is thinking."""
     template = "{{ messages[0].content }}<think>\n"
     folder = write_tokenizer(write_checkpoint(tmp_path, vocab_size=VOCABULARY), template)

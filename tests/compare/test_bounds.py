@@ -22,7 +22,7 @@ FOUND = {
 
 
 @pytest.mark.parametrize("bound", FOUND.values(), ids=FOUND.keys())
-def test_a_bound_says_what_it_stands_on(bound):
+def test_a_bound_says_what_it_is_based_on(bound):
     assert bound.measures
     assert bound.on
     assert 0 <= bound.measured < bound.limit

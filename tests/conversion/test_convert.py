@@ -152,7 +152,7 @@ def test_progress_counts_every_byte_once(tiny, tmp_path):
     assert (comparing.name, comparing.unit, comparing.total) == ("comparing", "steps", done[comparing])
 
 
-def test_an_existing_folder_is_told_before_a_download(tmp_path):
+def test_an_existing_folder_is_refused_before_a_download(tmp_path):
     with pytest.raises(OutputError, match="exists already"):
         convert("Qwen/Nonexistent", tmp_path)
 

@@ -79,7 +79,7 @@ def inodes(work: Path) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("options", [MANY_FILES, PACKED], ids=["copied", "quantized"])
-def test_killed_at_fifty_points_out_is_absent_or_complete_and_the_next_run_goes_on(source, options, memory):
+def test_killed_at_fifty_points_out_is_absent_or_complete_and_the_next_run_resumes(source, options, memory):
     events = crash(source, memory, options, [-1])
     expected = content(memory / "-1" / "out")
     assert events > 2 * POINTS
@@ -328,7 +328,7 @@ def test_a_source_that_changes_meanwhile(source, change, name, tmp_path):
     ],
     ids=["cut", "gone"],
 )
-def test_a_source_that_goes_away_meanwhile(source, change, message, tmp_path):
+def test_a_source_that_is_removed_meanwhile(source, change, message, tmp_path):
     changing = shutil.copytree(source, tmp_path / "changing")
     begun = []
 

@@ -69,7 +69,7 @@ def test_the_first_command_answers_with_no_network_and_says_what_it_is(tmp_path)
 
 
 @pytest.mark.parametrize("thinking", [None, True, False])
-def test_thinking_stands_apart(demo, thinking):
+def test_thinking_is_separate(demo, thinking):
     result = generate(*demo, "What is 4826 + 1357?", thinking=thinking)
     assert bool(result.thinking) is (thinking is not False)
     assert "think>" not in result.text + result.thinking

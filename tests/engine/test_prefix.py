@@ -32,7 +32,7 @@ def test_a_longer_prompt_computes_what_is_new(model):
     assert reply(model, store, prompt) == (reply(model, None, prompt)[0], 40)
 
 
-def test_a_prompt_that_goes_on_after_the_reply(model):
+def test_a_prompt_that_continues_after_the_reply(model):
     store, prompt = PrefixStore(LIMIT), prompt_of(60)
     tokens, _ = reply(model, store, prompt)
     longer = [*prompt, *tokens, *prompt_of(5, 1)]
@@ -64,7 +64,7 @@ def test_requests_under_way_share_a_prompt(model):
     assert [made.tokens for made in rows] == [reply(model, None, prompt, 6)[0]] * 3
 
 
-def test_the_one_used_longest_ago_goes_first(model):
+def test_the_least_recently_used_is_removed_first(model):
     prompts = [prompt_of(40, seed) for seed in range(3)]
     store = PrefixStore(LIMIT)
     reply(model, store, prompts[0])

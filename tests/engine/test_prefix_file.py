@@ -81,7 +81,7 @@ def test_a_changed_id_is_seen(path):
         file.read()
 
 
-def test_another_model_is_told(path):
+def test_another_model_is_recognised(path):
     with pytest.raises(OtherModel, match="of another model or other settings"):
         PrefixFile(path, "another model")
 

@@ -204,7 +204,7 @@ def test_the_files_take_no_more_than_the_limit(model, folder):
     assert [reply(model, store, prompt_of(60, seed))[1] for seed in (1, 2, 0)] == [1, 1, 60]
 
 
-def test_a_full_disk_is_said_once(model, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_once(model, tmp_path, monkeypatch):
     store = open_store(model, tmp_path)
 
     def full(path, content):

@@ -54,7 +54,7 @@ def test_rows_with_their_own_settings_numbers_and_positions():
         assert drawn == [alone[i].next(rows[i : i + 1], starts[i] + step).item() for i in range(3)]
 
 
-def test_a_fork_goes_on_by_itself():
+def test_a_fork_is_independent():
     params = SamplingParams(1.0, 0, 1.0, repetition_penalty=1.5, frequency_penalty=1.0)
     sampler, twin = (Sampler(params, [[1]], 400) for _ in range(2))
     row = mx.array(logits(1))

@@ -324,7 +324,7 @@ def test_broken_download_is_an_error_and_leaves_no_half_file(server: Hub, tmp_pa
     assert not [name for name, content in left.items() if name.endswith((WEIGHTS, ".incomplete")) or content == half]
 
 
-def test_download_goes_on_after_a_broken_one(server: Hub, tmp_path: Path) -> None:
+def test_download_resumes_after_a_broken_one(server: Hub, tmp_path: Path) -> None:
     server.cut = "without a length"
     refused(server.url, tmp_path)
     server.cut = None
@@ -366,7 +366,7 @@ def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert hub.resolve("~/model") == tmp_path / "model"
 
 
-def test_folder_goes_before_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_has_priority_over_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path(MODEL).mkdir(parents=True)
     assert hub.resolve(MODEL) == Path(MODEL)
@@ -403,7 +403,7 @@ def test_a_name_that_is_not_text_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["./qwen3-0.6b", "models/qwen3-0.6b/", "qwen3-0.6b", "~/models/qwen3-0.6b"])
-def test_folders_of_a_similar_name_are_told(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_with_a_similar_name_are_listed(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     folder = Path(source).expanduser().parent
@@ -414,7 +414,7 @@ def test_folders_of_a_similar_name_are_told(source: str, tmp_path: Path, monkeyp
         hub.resolve(source)
 
 
-def test_a_missing_folder_is_told_from_a_hub_id(nowhere: str, tmp_path: Path) -> None:
+def test_a_missing_folder_and_a_hub_id_are_distinguished(nowhere: str, tmp_path: Path) -> None:
     """models/qwen3 could be either, so the message says what is wrong with both."""
     (tmp_path / "models" / "qwen3-4bit").mkdir(parents=True)
     message = run(nowhere, tmp_path, "models/qwen3", cwd=tmp_path, HF_HUB_OFFLINE="1").stdout

@@ -47,7 +47,7 @@ def test_a_value_that_is_missing(read):
             read(raw, "key")
 
 
-def test_the_range_of_a_number_is_told():
+def test_the_range_of_a_number_is_in_the_message():
     with pytest.raises(ConfigError, match=r"factor is 0\.5 .*; expected a number from 1 to 100"):
         number({"factor": 0.5}, "factor", least=1, most=100)
 

@@ -110,7 +110,7 @@ def test_without_a_template_the_remedy_is_named(tmp_path: Path, config: Any) -> 
         chosen(templates)
 
 
-def test_without_a_default_the_names_are_told(tmp_path: Path) -> None:
+def test_without_a_default_the_names_are_listed(tmp_path: Path) -> None:
     for templates in (write(tmp_path, {"rag": "x", "tool_use": "tools"}), write(tmp_path, rag="x", tool_use="tools")):
         with pytest.raises(PromptError, match=r"none is the default; choose one .*: rag, tool_use"):
             chosen(templates)

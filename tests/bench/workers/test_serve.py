@@ -42,7 +42,7 @@ def test_no_host_time_of_one_token_or_of_a_thread_that_computes(host_time, count
     assert serve.generate(engine, [3], count)["host_s"] is None
 
 
-def test_draws_are_timed_and_their_worst_rank_is_told(monkeypatch):
+def test_draws_are_timed_and_their_worst_rank_is_reported(monkeypatch):
     monkeypatch.setattr(serve, "SAMPLED", (1, 100))
     answer = serve.sampling(Engine(), 7)
     assert (len(answer["seconds"]), answer["worst_rank"]) == (7, 5)
