@@ -20,7 +20,7 @@ OPTIONS = ("max_tokens", "thinking", "thinking_budget", "stop", "tools", "templa
 SAMPLING = tuple(setting.name for setting in fields(SamplingParams))
 GRAMMARS = {"json_schema": JsonSchema, "regex": Regex}  # key -> what binds the answer to its value
 KEYS = ("id", *TEXTS, *OPTIONS, *GRAMMARS, *SAMPLING)
-# What a value of a line must be, where nothing later checks it.
+# The types of the values of a line, for keys that are not checked later.
 KINDS = {
     "prompt": (str, "a text"),
     "system": (str, "a text"),
@@ -37,7 +37,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Defaults:
-    """What holds for every line that does not say otherwise."""
+    """The options of every line that does not set its own."""
 
     options: ReplyOptions = field(default_factory=ReplyOptions)
     sampling: Mapping[str, Any] = field(default_factory=dict)
@@ -57,7 +57,7 @@ class PromptLine:
 
 @dataclass
 class Outcome:
-    """What became of one prompt: a reply, or the error that ended it."""
+    """The result of one prompt: a reply, or the error that ended it."""
 
     text: str = ""
     thinking: str = ""
@@ -138,7 +138,7 @@ def _read(number: int, line: str, defaults: Defaults) -> PromptLine:
 
 
 def _parsed(line: str) -> dict[str, Any]:
-    """The object of a line, without what is null."""
+    """The object of a line, without keys that are null."""
     try:
         values: dict[str, Any] = json.loads(line)
     except (ValueError, RecursionError) as error:

@@ -25,9 +25,9 @@ from .rows import Row
 from .runner import prefill_chunk
 from .speculative import LONGEST
 
-MARGIN = 0.1  # of the machine's memory, which is left to other programs if there is no GPU that says what it can take
+MARGIN = 0.1  # share of the machine's memory that is left to other programs if there is no GPU
 LEAST_MARGIN = 10**9
-LEAST_ANSWER = 1024  # tokens that a reply may have if max_tokens is not given, though other rows must then wait
+LEAST_ANSWER = 1024  # tokens that a reply without max_tokens may have, even if other rows must then wait
 NEVER = 1 << 60  # more tokens than any row has left
 CACHE_SHARE = 0.1  # of the budget, for buffers that MLX keeps to use them again
 
@@ -73,8 +73,8 @@ def _number(path: Path) -> list[int]:
 def set_limits(budget: int) -> None:
     """Tell Metal the budget. On other back ends there is nothing to tell.
 
-    Memory that is not wired may be moved out between two replies, and the next one waits for it. Buffers that MLX keeps
-    for later count against the budget, so that they are bounded.
+    Memory that is not wired may be swapped out between two replies, and the next reply has to wait for it. Buffers that
+    MLX keeps to use again count against the budget, so they are limited.
     """
     if kernels.on_metal():
         mx.set_wired_limit(min(budget, int(mx.device_info()["max_recommended_working_set_size"])))
@@ -82,7 +82,7 @@ def set_limits(budget: int) -> None:
 
 
 def loaded_bytes(checkpoint: Checkpoint, dtype: str | mx.Dtype | None = None) -> int:
-    """What the weights take once they are loaded, by the headers of the files."""
+    """The bytes of the weights once they are loaded, from the headers of the files."""
     compute = compute_dtype(checkpoint, dtype)
     leaves = [leaf for part in checkpoint.parts.values() for leaf in part.leaves.values()]
     return sum(
@@ -116,7 +116,7 @@ class Costs:
         return slots * rounded(tokens) * self._slot
 
     def grown(self, cache: int) -> int:
-        """A cache when its buffers have just been replaced by larger ones: one layer is there twice."""
+        """The bytes of a cache while its buffers are replaced by larger ones: one layer is in memory twice."""
         return cache + cache // self._config.num_hidden_layers
 
     def activations(self, tokens: int, keys: int, rows: int = 1) -> int:
@@ -126,7 +126,7 @@ class Costs:
         values = 4 * config.hidden_size + max(7 * heads, 4 * config.intermediate_size)
         # A GPU's fused attention keeps no scores; a CPU has them before and after the softmax.
         scores = 0 if kernels.on_gpu() else 2 * 4 * config.num_attention_heads * tokens * keys
-        # Many queries read a layer of packed keys and values unpacked.
+        # For many queries, the packed keys and values of a layer are unpacked.
         read = keys if tokens > kernels.FEW_QUERIES else 0
         layer = 2 * config.num_key_value_heads * config.head_dim * (read + 2 * tokens) * self._size * self._packed
         logits = 1 if tokens > kernels.FEW_QUERIES else tokens  # of a prompt those of the last token alone
@@ -134,7 +134,7 @@ class Costs:
 
 
 class Memory:
-    """What a model's rows take of a budget, in bytes. Estimates are a little above what is measured."""
+    """The bytes that a model's rows take of a budget. Estimates are a little above the measured values."""
 
     def __init__(
         self,
@@ -144,7 +144,7 @@ class Memory:
         kv_bits: int | None = None,
         draft: Qwen3 | None = None,
     ):
-        """`budget` is what `budget_bytes` takes. With a model `draft` each row has a cache of that too."""
+        """`budget` is in bytes or a text, see `budget_bytes`. With a draft model, each row also has a cache for it."""
         self.budget = budget_bytes(budget)
         self._max_rows = max_rows
         self._model = Costs(model, kv_bits)
@@ -152,26 +152,26 @@ class Memory:
         self.weights = self._model.weights + (self._draft.weights if self._draft else 0)
 
     def row(self, prompt: int, tokens: int) -> int:
-        """Of everything while one row runs alone: a prompt, and a reply of this many tokens."""
+        """The bytes of everything while one row runs alone: a prompt, and a reply of this many tokens."""
         return self._with_row([], prompt, tokens, LONGEST + 1, NEVER)
 
     def beside(self, prompt: int) -> int:
-        """What is left of the budget while one row reads a prompt."""
+        """The part of the budget that is free while the prompt of one row is computed."""
         return max(0, self.budget - self.row(prompt, 1))
 
     def with_row(self, batches: Sequence[Batch], row: Row, soon: int = NEVER) -> int:
-        """Of everything until the rows of the batches have ended, if one more row is read and joins one of them.
+        """The bytes of everything until the rows of the batches have ended, if one more row joins one of them.
 
         `soon` counts only so many of the next tokens of each row.
         """
         return self._with_row(batches, len(row.prompt), min(row.left, soon), _queries([row]), soon)
 
     def running(self, batches: Sequence[Batch], soon: int = NEVER) -> int:
-        """Of everything until the rows of the batches have ended, or for their next tokens."""
+        """The bytes of everything until the rows of the batches have ended, or for their next tokens."""
         return self.weights + sum(self._to_the_end(batch, soon) for batch in batches) + self._steps(batches)
 
     def copy(self, row: Row) -> int:
-        """Of a copy of what a row has in the cache of a batch."""
+        """The bytes of a copy of a row's keys and values."""
         return self._model.cache(1, row.length)
 
     def _with_row(self, batches: Sequence[Batch], prompt: int, tokens: int, queries: int, soon: int) -> int:
@@ -204,14 +204,14 @@ class Memory:
         return model.grown(model.cache(slots, length)) - before + model.cache(1, prompt) + self._step(slots, length, 1)
 
     def _steps(self, batches: Sequence[Batch]) -> int:
-        """The activations of one step of each batch, of which one at a time is there."""
+        """The activations of one step of the batches, which run one after the other."""
         return max((self._step(len(batch.slots), batch.end, _queries(batch.rows)) for batch in batches), default=0)
 
     def _step(self, slots: int, length: int, queries: int) -> int:
         return self._model.activations(queries if slots == 1 else 1, rounded(length), slots)
 
     def limit(self, prompt: int, max_tokens: int, open_ended: bool) -> int:
-        """The tokens that a reply may have: fewer than `max_tokens` if that is `open_ended`, a default. This is said.
+        """The tokens that a reply may have. If `max_tokens` is a default (`open_ended`), it may be cut, with a warning.
 
         Raises MemoryBudgetError if the request can never fit.
         """

@@ -17,7 +17,7 @@ from .prefix_folder import PrefixFolder, shared_length
 from .threads import shared_stream
 
 PREFIX_BYTES = 1 << 30  # of keys and values that are kept for later prompts
-WORTH_READING = 32  # tokens that a file must have beyond what the memory has
+WORTH_READING = 32  # a file is read only if it has at least so many more tokens than the memory
 UNUSED = 1.25  # a cache with more slots than this for each token is copied to one that fits
 
 
@@ -51,9 +51,9 @@ class PrefixStore:
         return on_disk if on_disk >= kept + WORTH_READING else kept
 
     def take(self, ids: np.ndarray, room: int | None = None) -> KVCache | None:
-        """A cache of its own with the longest known beginning of `ids`, None if nothing is known of it.
+        """A new cache with the longest known beginning of `ids`; None if no beginning is known.
 
-        Prefixes take at most `room` bytes beside it: the others go first, then the one that it comes from.
+        Prefixes keep at most `room` bytes beside it: other prefixes are dropped first, then the one that it comes from.
         """
         best = max(self._prefixes, key=lambda prefix: shared_length(ids, prefix.ids), default=None)
         if self.longest(ids) > (shared_length(ids, best.ids) if best else 0):
@@ -85,12 +85,12 @@ class PrefixStore:
         self._keep(Prefix(ids, cache))
 
     def shrink(self, limit: int) -> None:
-        """Let go of what was not used for the longest time until at most `limit` bytes are left."""
+        """Drop the least recently used prefixes until at most `limit` bytes are left."""
         while self._prefixes and self.nbytes > limit:
             self._let_go(self._prefixes.pop(0))
 
     def close(self) -> None:
-        """Write what is to outlive the process, and forget it. In any thread, but not within a step."""
+        """Write the prefixes to the folder, and drop them. Call it in any thread, but not during a step."""
         with shared_stream():
             self.shrink(0)
         if self._folder:
@@ -110,7 +110,7 @@ class PrefixStore:
         return Prefix(*found) if found else None
 
     def _keep(self, prefix: Prefix) -> None:
-        """Note that a prefix was used last. Those that it begins with go."""
+        """Add a prefix as the one used last. Drop those that are a beginning of it."""
         self._prefixes = [p for p in self._prefixes if shared_length(prefix.ids, p.ids) < len(p.ids)]
         self._prefixes.append(prefix)
         self.shrink(self._limit)
@@ -128,9 +128,9 @@ def kept(
     limit: int = PREFIX_BYTES,
     kv_bits: int | None = None,
 ) -> Iterator[PrefixStore | None]:
-    """A store for one reply, filled from a folder or a file or both, which take what the reply leaves.
+    """A store for one reply, filled from a folder or a file or both, to which the reply's prefix is written at the end.
 
-    None if neither is given. A file that is damaged or of another model is not used, and replaced; see `check_file`.
+    None if neither is given. A file that is damaged or of another model is not used, but replaced; see `check_file`.
     Raises OutputError if one of them cannot be written to.
     """
     if folder is None and file is None:
@@ -151,7 +151,7 @@ def kept(
 
 
 def check_file(path: str | Path) -> None:
-    """Raises UsageError or OutputError, before the work, if `kept` could not or must not write this file."""
+    """Raises UsageError or OutputError if `kept` cannot or must not write this file. Call it before the work starts."""
     check_place(Path(path))
     if _has_content(Path(path)):
         try:
@@ -162,7 +162,7 @@ def check_file(path: str | Path) -> None:
 
 
 def _read(path: Path, key: str, limit: int) -> tuple[np.ndarray, KVCache] | None:
-    """The prefix in a file, None if there is none, or none that can be used."""
+    """The prefix in a file; None if there is no file, or if it cannot be used."""
     if not _has_content(path):
         return None
     try:
@@ -181,9 +181,9 @@ def _has_content(path: Path) -> bool:
 
 
 def model_key(model: Qwen3, kv_bits: int | None = None) -> str:
-    """What decides the keys and values of token ids: the model, its dtype and settings, the device, and `kv_bits`.
+    """A text for everything that keys and values depend on: model, dtype, settings, device, and `kv_bits`.
 
-    Raises UsageError for a model that `load_model` did not make: nothing tells it from others.
+    Raises UsageError for a model that `load_model` did not make, because it cannot be distinguished from others.
     """
     if model.fingerprint is None:
         raise UsageError("this model was not loaded from a checkpoint; only a loaded one can keep prefixes in files")

@@ -34,10 +34,10 @@ class UnusablePrefix(Exception):
 
 
 class PrefixFile:
-    """An open file, of which the header and the ids have been read and checked. The keys and values have not."""
+    """An open file. Its header and its ids have been read and checked, but not its keys and values."""
 
     def __init__(self, path: Path, model: str):
-        """Raises UnusablePrefix if the file is of something else, and OtherModel if it is of another model."""
+        """Raises UnusablePrefix if the file is not a prefix, and OtherModel if it belongs to another model."""
         try:
             self._file = TensorFile(path)
         except CheckpointError:

@@ -1,7 +1,7 @@
-"""A folder of prefixes: what does not fit the memory, or is to outlive the process.
+"""A folder of prefixes: those that do not fit in memory, and those for later processes.
 
-Several processes may share a folder. Each file appears whole or not at all, and a file that another process has removed
-is a prefix that is not known.
+Several processes may share a folder. Each file appears whole or not at all. If another process removes a file, its
+prefix is no longer known.
 """
 
 import fcntl
@@ -34,7 +34,7 @@ class PrefixFolder:
     """The prefixes of one model in a folder, which may hold those of others."""
 
     def __init__(self, folder: str | Path, model: str, limit: int = FOLDER_BYTES):
-        """`model` is what `model_key` gives. The files of all models may take `limit` bytes: the oldest go first.
+        """`model` is the result of `model_key`. The files of all models may take `limit` bytes; the oldest are removed.
 
         Makes the folder. Raises OutputError if it cannot be written to.
         """
@@ -56,7 +56,7 @@ class PrefixFolder:
                 self._known[path] = Known(path, file.ids, file.size)
 
     def close(self) -> None:
-        """Let go of the folder. What is written stays."""
+        """Release the folder. Its files stay."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -140,7 +140,7 @@ class PrefixFolder:
             warn(f"the prefix in {path} is not used: {reason}")
 
     def _clean(self) -> None:
-        """Remove what a killed process has left, if no other process uses the folder now."""
+        """Remove partial files of a killed process, if no other process uses the folder now."""
         with suppress(OSError):
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for path in self.folder.glob(f".*{PARTIAL}"):
@@ -154,7 +154,7 @@ def _name(model: str, ids: np.ndarray) -> str:
 
 
 def shared_length(a: np.ndarray, b: np.ndarray) -> int:
-    """How many tokens two sequences of ids begin with in common."""
+    """The length of the common beginning of two sequences of ids."""
     n = min(len(a), len(b))
     different = np.flatnonzero(a[:n] != b[:n])
     return int(different[0]) if len(different) else n

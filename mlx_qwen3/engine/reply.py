@@ -77,7 +77,7 @@ class Result:
 
 
 class Collector:
-    """Gathers the steps of one reply, and times them from its own making on."""
+    """Collects the steps of one reply. The time starts when the Collector is made."""
 
     def __init__(self, model: Qwen3, request: Request):
         self._result = Result(
@@ -103,7 +103,7 @@ class Collector:
         self._result.finish_reason = "interrupted"
 
     def result(self) -> Result:
-        """What was gathered so far."""
+        """What was collected so far."""
         start, times = self._times[0], self._times[1:]
         if not times:
             return self._result
@@ -167,9 +167,9 @@ def run(
 ) -> Iterator[Chunk]:
     """The reply to a prepared request, step by step.
 
-    `draft` and `lookup` are those of `make_drafter`, `kv_bits` that of `Qwen3.make_cache`. `prefixes` may hold what the
-    prompt begins with, and takes what was computed for this reply when it ends. `memory` bounds what they take beside
-    the reply.
+    `draft` and `lookup` are those of `make_drafter`, `kv_bits` that of `Qwen3.make_cache`. `prefixes` may hold the
+    beginning of the prompt, and gets the keys and values of this reply when it ends. `memory` limits the bytes of
+    prefixes beside the reply.
     """
     if request.grammar:
         check_guesses(draft, lookup)
@@ -264,15 +264,15 @@ def generate(
     continue_final_message: the reply continues the last message, its `content` if True, else the field of that name;
     the result holds the continuation alone.
     literal_content: `<|im_end|>` and other control tokens in messages, tools and variables stay text.
-    thinking_budget: after so many tokens of thinking the block is closed, with the sentence that Qwen documents, and
-    the answer follows. The tokens of that sentence count as the reply's.
-    logprobs: note the log-probability of each token and of so many alternatives, 0 to 20. They are the model's own,
-    before penalties, temperature and filters. Such a reply has no drafts.
+    thinking_budget: the most tokens of thinking. Then the block is closed with the sentence that Qwen documents, and
+    the answer follows. The tokens of that sentence count as tokens of the reply.
+    logprobs: the number of alternatives, 0 to 20: the result has the log-probability of each token and of its
+    alternatives. They are the model's own, before penalties, temperature and filters. Such a reply has no drafts.
     grammar: JsonSchema(schema), JsonObject(), Regex(pattern) or Lark(text) bind the answer, after any thinking.
     draft: a smaller model of the same tokenizer whose guesses are checked.
-    lookup: guesses from prompt and reply: while they pay (None), always (True) or never (False). They give way to a
-    draft model. Guesses make a reply faster and change no token.
-    kv_bits: 8 or 4 stores keys and values in so many bits, which saves memory and changes replies a little.
+    lookup: guesses from prompt and reply: while that is faster (None), always (True) or never (False). With a draft
+    model there is no lookup. Guesses make a reply faster and change no token.
+    kv_bits: stores keys and values in 8 or 4 bits, which saves memory and changes replies a little.
     Raises PromptError for a prompt that this model cannot take, UsageError for an option that it cannot honour.
     """
     options = ReplyOptions(

@@ -26,7 +26,7 @@ from .runner import Prefill, prefill_chunk
 from .sampling import Sampler
 from .threads import any_thread
 
-MAX_GAP = 0.25  # seconds for which a chunk of a prompt may hold up the rows that run
+MAX_GAP = 0.25  # seconds that running rows may wait for one chunk of a prompt
 SMALLEST_CHUNK = 16  # tokens
 SOON = 32  # tokens of each row for which prefixes make room in time
 WORTH_SHARING = 32  # tokens in common with a running row from which copying is faster than computing them
@@ -48,8 +48,8 @@ class Scheduler:
     ):
         """At most `max_rows` run together. Ids from `vocabulary` up are never chosen.
 
-        `kv_bits` is that of `Qwen3.make_cache`; `prefixes` holds caches of the same. `memory` lets rows wait that do
-        not fit beside those that run.
+        `kv_bits` is that of `Qwen3.make_cache`; `prefixes` has caches with the same bits. With `memory`, a row waits if
+        it does not fit beside the running ones.
         """
         self._model, self._vocabulary = model, vocabulary
         self._max_rows, self._max_gap = max_rows, max_gap
@@ -58,7 +58,7 @@ class Scheduler:
         self._waiting: deque[Row] = deque()
         self._prompt: tuple[Row, Prefill] | None = None
         self._batches: list[Batch] = []
-        self._failed: set[Row] = set()  # that have not left yet
+        self._failed: set[Row] = set()  # failed rows that have not left their batch yet
         self._pace = 0.0  # seconds of prefill for a token, measured
 
     def add(self, row: Row) -> None:
@@ -113,7 +113,7 @@ class Scheduler:
                 if isinstance(event, Exception):
                     self._failed.add(row)
                 yield row, event
-        except Exception as error:  # the step of all rows has failed, and with it their cache
+        except Exception as error:  # the step of all rows has failed, and their cache is lost
             self._batches.remove(batch)
             for row in batch.rows:
                 yield from fail(row, error)
@@ -123,7 +123,7 @@ class Scheduler:
                     self._remove(batch, row)
 
     def _remove(self, batch: Batch, row: Row) -> None:
-        failed = row in self._failed  # what it computed may be what failed it
+        failed = row in self._failed  # the error may be in what it has computed
         if self.prefixes is None or failed or not self._can_copy(batch, row):
             batch.leave(row)
             self._failed.discard(row)
@@ -153,7 +153,7 @@ class Scheduler:
         except Exception as error:
             self._prompt = None
             yield from fail(row, error)
-        self._prompt = None  # if nobody reads on after the first token, `close` still finds it
+        self._prompt = None  # only now: if nobody reads on after the first token, `close` still needs it
 
     def _next_prompt(self) -> tuple[Row, Prefill] | None:
         while self._waiting and len(self.running) < self._max_rows and self._fits(self._waiting[0]):
@@ -164,24 +164,24 @@ class Scheduler:
         return None
 
     def _fits(self, row: Row) -> bool:
-        """Whether there is memory for one more row. Prefixes go before a row waits; alone it fits, or is refused."""
+        """Whether there is memory for one more row, if need be after dropping prefixes. A row alone always fits."""
         memory = self._memory
         return memory is None or not self._batches or memory.with_row(self._batches, row) <= memory.budget
 
     def _room(self, row: Row | None) -> int | None:
-        """Bytes that prefixes may take: rows have not come to the end of what they may take. None is no limit."""
+        """The bytes that prefixes may take now, before the rows need all of their memory. None means no limit."""
         if (memory := self._memory) is None:
             return None
         used = memory.with_row(self._batches, row, SOON) if row else memory.running(self._batches, SOON)
         return max(0, memory.budget - used)
 
     def _make_room(self, new: Row | None) -> None:
-        """Let prefixes go whose memory the rows need for their next tokens, the row of a prompt with them."""
+        """Drop prefixes whose memory the rows need for their next tokens, including the row that is prefilled."""
         if self.prefixes and (room := self._room(new)) is not None:
             self.prefixes.shrink(room)
 
     def _can_copy(self, batch: Batch, row: Row) -> bool:
-        """Whether there is memory for a copy of what a row leaves. It needs none if it is the only one of its batch."""
+        """Whether there is memory for a copy of a row's prefix. The only row of a batch needs no copy."""
         if self.prefixes is None or self._memory is None or len(batch.slots) == 1:
             return True
         room = self._memory.budget - self._memory.running(self._batches, SOON) - self._memory.copy(row)
@@ -189,7 +189,7 @@ class Scheduler:
         return room >= 0
 
     def _known_part(self, new: Row) -> KVCache | None:
-        """A cache with the longest beginning of a prompt that is known. It leaves a token to compute."""
+        """A cache with the longest known beginning of a prompt, but never with its last token."""
         prompt = new.prompt
         ids = np.array(prompt[:-1], np.int32)
         kept = self.prefixes.longest(ids) if self.prefixes else 0
@@ -207,7 +207,7 @@ class Scheduler:
         self._pace = (time.perf_counter() - start) / tokens
 
     def _chunk(self) -> int:
-        """Tokens of the next chunk: what one pass may have, or what running rows can wait for."""
+        """Tokens of the next chunk: limited by a pass, and by how long running rows may wait."""
         if not self._batches:
             return prefill_chunk()
         tokens = self._max_gap / self._pace if self._pace else 1
@@ -228,7 +228,7 @@ class Scheduler:
         return token
 
     def _place(self, row: Row, cache: KVCache) -> None:
-        """Let a row whose prompt is computed join a batch of rows about as long, or begin one."""
+        """Add a row whose prompt is computed to a batch of rows of similar length, or begin a new batch."""
         if row.ended:
             self._keep(row.prompt, cache)
             return
@@ -239,7 +239,7 @@ class Scheduler:
             self._batches.append(Batch(self._model, row, cache, self._vocabulary))
 
     def _keep_prompt(self, row: Row, prompt: Prefill) -> None:
-        """Keep what is computed of a prompt whose reply is not wanted any more."""
+        """Keep the computed part of a prompt whose reply was cancelled."""
         if prompt.cache.end:
             self._keep(row.prompt[: prompt.cache.end], prompt.cache)
 
