@@ -1,7 +1,7 @@
 """Jinja as transformers runs a chat template, with limits: a template is a program that came with a checkpoint.
 
 The options, filters and functions are those of transformers. The limits are ours: a template that would fill the memory
-or run for ever ends in TemplateLimitError.
+or never end raises TemplateLimitError.
 """
 
 import threading
@@ -57,7 +57,7 @@ def variables(source: str) -> frozenset[str]:
 
 @lru_cache(maxsize=32)
 def written_text(source: str) -> str:
-    """The texts that a template writes itself or compares with, apart from each other."""
+    """The literal texts of a template, which it writes or compares with, joined by null characters."""
     with _refused():
         texts = [node.data for node in _tree(source).find_all(nodes.TemplateData)]
         constants = [node.value for node in _tree(source).find_all(nodes.Const)]
@@ -83,7 +83,7 @@ def _tree(source: str) -> nodes.Template:
 
 @contextmanager
 def _refused() -> Iterator[None]:
-    """What Jinja and Python raise about the source of a template, as CheckpointError."""
+    """Raise the errors of Jinja and Python about the source of a template as CheckpointError."""
     try:
         yield
     except (jinja2.TemplateError, ValueError) as error:  # ValueError: a number of 5,000 digits
@@ -94,7 +94,7 @@ def _refused() -> Iterator[None]:
 
 
 class _Budget(threading.local):
-    """What the rendering in this thread has used."""
+    """The time and the output that the rendering in this thread has used."""
 
     def __init__(self) -> None:
         self._depth = 0
@@ -125,7 +125,7 @@ _budget = _Budget()
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """What every operator, filter and call of a template passes through."""
+    """The environment whose checks every operator, filter and call of a template passes."""
 
     intercepted_binops = frozenset(OPERATORS)
 
@@ -159,8 +159,8 @@ class _Environment(ImmutableSandboxedEnvironment):
 class _Limits(NodeTransformer):
     """Adds to a parsed template the checks for which Jinja has no hook.
 
-    Every round of a loop and every call of a macro checks the time, and counts its plain text as output. Every list,
-    tuple, dict and `~` checks the size of its value.
+    Every iteration of a loop and every call of a macro checks the time, and counts its plain text as output. Every
+    list, tuple, dict and `~` checks the size of its value.
     """
 
     def __init__(self, environment: jinja2.Environment):

@@ -1,4 +1,4 @@
-"""What a chat template may use beside Jinja's own, as transformers has it."""
+"""Functions and tags that chat templates have in transformers, in addition to Jinja's own."""
 
 import json
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from jinja2.utils import Namespace
 
 
 class Dict:
-    """`dict` with the two ways to call it that transformers leaves; the class itself would be a way out."""
+    """`dict` with the two calls that transformers allows. The class itself would let a template leave the sandbox."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
@@ -35,12 +35,14 @@ class SafeNamespace(Namespace):
         _check_name(name)
         super().__setitem__(name, value)
 
-    def __repr__(self) -> str:  # Jinja's own shows the values, and namespaces in namespaces again and again
+    def __repr__(
+        self,
+    ) -> str:  # Jinja's own shows the values, which can be namespaces inside namespaces, without a limit
         return "<Namespace>"
 
 
 class Generation(Extension):
-    """`{% generation %}` marks what a model is trained on; a prompt only passes it through."""
+    """`{% generation %}` marks the text that a model is trained on. In a prompt it has no effect."""
 
     tags = {"generation"}  # noqa: RUF012 - declared so in jinja2
 
