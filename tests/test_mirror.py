@@ -28,6 +28,7 @@ BEYOND = {
     "test_docs.py",
     "test_full_size.py",
     "server/test_openai_client.py",  # the client of others
+    "server/test_other_clients.py",
     "server/test_examples.py",  # of docs/server.md
     "server/test_schemathesis.py",  # random requests
     "server/test_soak.py",  # a crowd

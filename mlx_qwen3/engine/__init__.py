@@ -1,4 +1,4 @@
 """Replies: a prompt is prefilled, tokens are sampled and decoded, and their text is streamed."""
 
 # The public modules
-__all__ = ["decode", "engine", "grammar", "memory", "reply", "request", "runner", "sampling", "specs"]
+__all__ = ["decode", "engine", "grammar", "memory", "reply", "request", "runner", "sampling", "specs", "threads"]

@@ -1,6 +1,7 @@
 """One choice of a chat completion: what its tokens add to the message, piece by piece and as a whole."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from msgspec import UNSET
 
@@ -21,6 +22,8 @@ from .answers import (
     ToolCall,
     ToolCallDelta,
 )
+
+REPLACEMENT = "\ufffd"
 
 
 class Trimmed:
@@ -54,6 +57,7 @@ class Choice:
 
     def feed(self, chunk: Chunk) -> list[ChatChunkChoice]:
         """What a chunk adds, often nothing that can be seen yet."""
+        chunk = visible(chunk)
         deltas = []
         if thinking := self._thinking.feed(chunk.thinking):
             self.reasoning += thinking
@@ -115,6 +119,13 @@ class Choice:
             self.logprobs += self._open
         if chunk.part:
             self._open = []
+
+
+def visible(chunk: Chunk) -> Chunk:
+    """The chunk, without a U+FFFD at the end of the reply: it stands for a character that the end has cut."""
+    if not chunk.finish_reason:
+        return chunk
+    return replace(chunk, text=chunk.text.removesuffix(REPLACEMENT), thinking=chunk.thinking.removesuffix(REPLACEMENT))
 
 
 def entry(tokenizer: Tokenizer, token: int, logprob: float, top: Sequence[tuple[int, float]]) -> TokenLogprob:

@@ -13,7 +13,7 @@ from ..engine.request import Request
 from ..errors import PromptError
 from .answers import Body, Completion, TextChoice, TextLogprobs, Usage
 from .bounds import Bound, bind
-from .choices import entry
+from .choices import entry, visible
 from .errors import from_exception
 from .generation import Head, Job, answer, unless_left
 from .guard import parse
@@ -40,7 +40,7 @@ class TextWriter:
         return [self._body([choice]) for choice in self._choices if choice.text]
 
     def feed(self, index: int, chunk: Chunk) -> list[Body]:
-        choice = self._choices[index]
+        choice, chunk = self._choices[index], visible(chunk)
         logprobs = None
         if choice.logprobs is not None and chunk.logprobs is not None:
             logprobs = self._scores(chunk, len(choice.text))

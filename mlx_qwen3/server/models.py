@@ -16,6 +16,7 @@ import mlx.core as mx
 from .. import load
 from ..engine.engine import Engine
 from ..engine.memory import budget_bytes, gigabytes, loaded_bytes
+from ..engine.threads import note_thread
 from ..errors import EngineError, MemoryBudgetError
 from ..files.checkpoint import Checkpoint
 from ..files.hub import resolve
@@ -72,7 +73,7 @@ class Pool:
         self._lock = asyncio.Lock()  # of who loads or unloads
         self._freed = asyncio.Event()  # somebody has let a model go
         self._waits = False  # for one to be free
-        self._thread = ThreadPoolExecutor(1, "mlx-qwen3 loader")
+        self._thread = ThreadPoolExecutor(1, "mlx-qwen3 loader", initializer=note_thread)
         self._created = int(time.time())
         self._closing: str | None = None
 
@@ -122,6 +123,7 @@ class Pool:
         for loaded in self.loaded:
             await self._in_thread(partial(loaded.engine.close, reason))
         self._loaded.clear()
+        self._thread.shutdown(wait=False)
 
     async def watch(self) -> None:
         """Let models go that have been idle for too long; runs until it is cancelled."""

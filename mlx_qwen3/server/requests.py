@@ -74,6 +74,8 @@ class Message(Strict, kw_only=True):
     # What clients send back from earlier replies; it holds nothing that a model reads.
     refusal: str | None = None
     annotations: list[dict[str, Any]] | None = None
+    provider_specific_fields: dict[str, Any] | None = None
+    thinking_blocks: list[dict[str, Any]] | None = None
     audio: None = None
     function_call: None = None
 

@@ -12,6 +12,7 @@ CHAT = "/v1/chat/completions"
 SUM = "What is 17 + 25?"
 TEXTS = (
     SUM,
+    "Remember these words: " + "apple pear plum " * 60 + "How many words are there?",
     "What is the capital of France?",
     "Reverse: a b c d e",
     "hello",
@@ -277,3 +278,13 @@ def test_a_model_that_is_not_there(demo):
     status, answer = demo.ask(CHAT, {"model": "gpt-4", "messages": [{"role": "user", "content": "x"}]})
     assert (status, answer["error"]["code"], answer["error"]["param"]) == (404, "model_not_found", "model")
     assert "this server has demo" in answer["error"]["message"]
+
+
+def test_no_reply_ends_in_a_broken_character(demo):
+    first = demo.ask("/tokenize", {"prompt": "\U0001f600"})[1]["tokens"][0]  # one byte of four
+    forced = {"logit_bias": {str(first): 100}, "max_tokens": 1}
+    assert message(demo.chat("hello", **forced))["content"] == ""
+    events = demo.events(CHAT, {"messages": [{"role": "user", "content": "hello"}], **forced})
+    assert joined(events, "content") == ""
+    status, answer = demo.ask("/v1/completions", {"prompt": "hello", **forced})
+    assert (status, answer["choices"][0]["text"]) == (200, "")

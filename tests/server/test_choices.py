@@ -6,7 +6,7 @@ from mlx_qwen3.engine.logprobs import Logprobs
 from mlx_qwen3.engine.reply import Chunk
 from mlx_qwen3.files.checkpoint import Checkpoint
 from mlx_qwen3.files.hub import DEMO
-from mlx_qwen3.server.choices import Choice, Trimmed
+from mlx_qwen3.server.choices import Choice, Trimmed, visible
 from mlx_qwen3.text.tokenizer import Tokenizer
 
 
@@ -31,3 +31,9 @@ def test_tokens_that_may_still_open_a_tag_are_listed_once_they_are_text():
     assert [entry.token for entry in said.logprobs.content] == ["b"]
     [cut] = Choice(0, tokenizer).feed(Chunk(less, text="<", finish_reason="length", part="", logprobs=scores))
     assert [entry.token for entry in cut.logprobs.content] == ["<"]
+
+
+def test_a_character_that_the_end_has_cut_is_not_shown():
+    assert visible(Chunk(1, text="a\ufffd", finish_reason="length")).text == "a"
+    assert visible(Chunk(1, thinking="\ufffd", finish_reason="stop")).thinking == ""
+    assert visible(Chunk(1, text="a\ufffd")).text == "a\ufffd"  # the model wrote it
