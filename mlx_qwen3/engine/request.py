@@ -38,7 +38,7 @@ class ReplyOptions:
     sampling: SamplingParams | None = None
     max_tokens: int | None = None
     thinking: bool | None = None
-    stop: str | Sequence[str] = ()
+    stop: str | Sequence[str] | None = None
     tools: Sequence[Tool] | None = None
     chat_template: str | Path | None = None
     template_args: Mapping[str, Any] | None = None
@@ -64,6 +64,8 @@ class ReplyOptions:
             raise UsageError("template_args is not an object; give the template's variables by name")
 
     def _check_stop(self) -> None:
+        if self.stop is None:
+            return
         several = isinstance(self.stop, Collection) and not isinstance(self.stop, bytes | bytearray | Mapping)
         if not several or not all(isinstance(text, str) for text in self.stops):
             raise UsageError(f"stop is {short(repr(self.stop))}; expected one string or several")
@@ -94,7 +96,7 @@ class ReplyOptions:
 
     @property
     def stops(self) -> tuple[str, ...]:
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
     def thinks(self) -> bool | None:

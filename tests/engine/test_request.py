@@ -115,7 +115,6 @@ BAD_PROMPTS = {
     ),
     "continued raw prompt": ([1], {"continue_final_message": True}, UsageError, "continue_final_message is a setting"),
     "stop is a number": ("hi", {"stop": 5}, UsageError, r"stop is 5; expected one string or several"),
-    "stop is None": ("hi", {"stop": None}, UsageError, r"stop is None; expected one string or several"),
     "stop of None": ("hi", {"stop": ["a", None]}, UsageError, r"stop is \['a', None\]; expected one string"),
     "stop of bytes": ("hi", {"stop": b"ab"}, UsageError, r"stop is b'ab'; expected one string or several"),
     "stop that is read once": (
@@ -234,3 +233,7 @@ def test_a_prefilled_think_block_is_open(chat):
 def test_settings_of_numpy_are_numbers(chat):
     options = ReplyOptions(max_tokens=np.int64(5), sampling=SamplingParams(temperature=0))
     assert prepare(*chat, "hi", options).max_tokens == 5
+
+
+def test_no_stop_strings_may_be_said_as_none():
+    assert ReplyOptions(stop=None).stops == ReplyOptions(stop=[]).stops == ReplyOptions().stops == ()
