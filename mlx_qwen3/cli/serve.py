@@ -4,6 +4,7 @@ import logging
 import re
 import warnings
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import click
@@ -23,7 +24,11 @@ UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 @click.option(
     "--models", metavar="NAME=SOURCE,...", help="Several models; each is loaded at its first request, as many as fit."
 )
-@click.option("--idle", metavar="TIME", help="Unload a model of --models that nobody used for so long. Default: 15m.")
+@click.option(
+    "--idle",
+    metavar="TIME",
+    help="Unload a model that nobody used for so long. Default: 15m with --models, else never.",
+)
 @DTYPE
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one.")
@@ -82,7 +87,7 @@ def command(
     sources = _sources(models) if models is not None else None
     if sources is None:
         source = default_source() if source is None else source
-        sources = {source: source}
+        sources = {_name(source): source}
     rest = _seconds(idle, "--idle") if idle is not None else None if models is None else 900.0
     _log_to_stderr()
     # A request that gives no max_tokens may have what fits: that is how it is, not a warning for each.
@@ -94,6 +99,11 @@ def command(
 
 def _ready(address: str) -> None:
     say(f"listening on {address}; OpenAI's API is at {address}/v1")
+
+
+def _name(source: str) -> str:
+    """What a SOURCE is called among the models: a folder by its last part, others as they are."""
+    return Path(source).resolve().name if Path(source).is_dir() else source
 
 
 def _sources(models: str) -> dict[str, str]:

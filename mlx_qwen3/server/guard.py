@@ -91,7 +91,7 @@ class Guard:
         if self._key is None or path in OPEN_PATHS or path.startswith("/page/"):
             return None
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self._key):
+        if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1"), self._key):
             return None
         what = "the API key is wrong" if given else "give the API key as 'Authorization: Bearer KEY'"
         return ApiError(401, what, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})

@@ -64,6 +64,9 @@ class Pool:
         self.names = tuple(sources)
         self._dtype, self._idle, self._options = dtype, idle, dict(options or {})
         self._folders = {name: resolve(source) for name, source in sources.items()}
+        self._others = {
+            source: name for name, source in reversed(list(sources.items()))
+        }  # a SOURCE names its model too
         checkpoints = {name: Checkpoint(folder) for name, folder in self._folders.items()}
         self._context = {name: checkpoint.config.context_length for name, checkpoint in checkpoints.items()}
         self._weights = {name: loaded_bytes(checkpoint, dtype) for name, checkpoint in checkpoints.items()}
@@ -91,12 +94,11 @@ class Pool:
         """The name of a model, the default's for none. Raises ApiError for one that is not there."""
         if name is None:
             return self.names[0]
-        if name not in self._folders:
-            listed = ", ".join(self.names)
-            raise ApiError(
-                404, f"there is no model {name[:200]!r}; this server has {listed}", "model", "model_not_found"
-            )
-        return name
+        known = name if name in self._folders else self._others.get(name)
+        if known is None:
+            message = f"there is no model {name[:200]!r}; this server has {', '.join(self.names)}"
+            raise ApiError(404, message, "model", "model_not_found")
+        return known
 
     @asynccontextmanager
     async def use(self, name: str | None) -> AsyncIterator[Loaded]:

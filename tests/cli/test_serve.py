@@ -45,6 +45,16 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch):
     assert result.stderr.decode() == "error: serve needs msgspec; install them with: pip install 'mlx-qwen3[server]'\n"
 
 
+def test_a_folder_is_called_by_its_last_part(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "qwen3-4bit").mkdir()
+    assert [serve._name(source) for source in ("./qwen3-4bit", str(tmp_path / "qwen3-4bit"), "Qwen/Qwen3-0.6B")] == [
+        "qwen3-4bit",
+        "qwen3-4bit",
+        "Qwen/Qwen3-0.6B",
+    ]
+
+
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_it_serves_until_a_signal(sent, code):
     words = [sys.executable, "-m", "mlx_qwen3", "serve", "demo", "--port", "0", "--drain", "5s"]

@@ -7,6 +7,7 @@ import pytest
 
 import mlx_qwen3
 from mlx_qwen3 import ReplyOptions, SamplingParams, generate
+from mlx_qwen3.errors import UsageError
 
 CHAT = "/v1/chat/completions"
 SUM = "What is 17 + 25?"
@@ -288,3 +289,13 @@ def test_no_reply_ends_in_a_broken_character(demo):
     assert joined(events, "content") == ""
     status, answer = demo.ask("/v1/completions", {"prompt": "hello", **forced})
     assert (status, answer["choices"][0]["text"]) == (200, "")
+
+
+def test_an_effort_that_the_model_cannot_honour_is_refused_under_its_own_name(demo, monkeypatch):
+    def prepare(*_):
+        raise UsageError("thinking_budget needs a model that thinks")
+
+    monkeypatch.setattr(demo.loaded.engine, "prepare", prepare)
+    asked = {"messages": [{"role": "user", "content": "hello"}], "reasoning_effort": "low"}
+    error = demo.refusal(CHAT, asked)
+    assert (error["param"], "reasoning_effort is 'low'" in error["message"]) == ("reasoning_effort", True)

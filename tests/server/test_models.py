@@ -95,6 +95,12 @@ def test_after_the_end_there_is_no_model():
     asyncio.run(run())
 
 
+def test_a_source_names_its_model_too():
+    models = Pool({"small": "demo"})
+    assert models.check_name("demo") == models.check_name("small") == models.check_name(None) == "small"
+    assert pool().check_name("demo") == "a"
+
+
 def test_a_name_that_is_not_there():
     with pytest.raises(ApiError, match=r"there is no model 'd'; this server has a, b, c"):
         pool().check_name("d")
