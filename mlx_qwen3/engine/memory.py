@@ -113,7 +113,7 @@ class Costs:
 
     def cache(self, slots: int, tokens: int) -> int:
         """Of a batch whose longest row has this many tokens."""
-        return slots * rounded(tokens) * self._slot
+        return slots * rounded(tokens, slots) * self._slot
 
     def grown(self, cache: int) -> int:
         """The bytes of a cache while its buffers are replaced by larger ones: one layer is in memory twice."""

@@ -10,7 +10,9 @@ import mlx.core as mx
 from . import kernels
 from .kv_format import FORMATS, PLAIN, KVFormat
 
-STEP = 256  # tokens by which a buffer grows; a write inside the buffer is in place
+# Tokens by which a buffer grows; a write inside the buffer is in place, and a step is traced anew for each new size. It
+# attends to the whole buffer. On a CPU the empty slots of several rows take longer to read than a trace.
+STEP, STEP_OF_ROWS = 256, 64
 
 # Called with the name of a step of the forward pass and its arrays. It must not change them.
 Listener = Callable[..., None]
@@ -264,7 +266,7 @@ class KVCache:
         end = lead + self.end - first
         for layer, buffer in enumerate(self.buffers):
             _, _, K, _, D = buffer.shape
-            moved = mx.zeros((2, size, K, rounded(end + 1), D), buffer.dtype)
+            moved = mx.zeros((2, size, K, rounded(end + 1, size), D), buffer.dtype)
             kept = buffer if list(rows) == list(range(self.batch)) else buffer[:, mx.array(list(rows))]
             moved[:, : len(rows), :, lead:end] = kept[:, :, :, first : self.end]
             mx.eval(moved)  # one layer at a time, or all would be in memory twice
@@ -281,10 +283,12 @@ def _with_capacity(buffer: mx.array, needed: int) -> mx.array:
     filled = buffer.shape[3]
     if filled >= needed:
         return buffer
-    extra = mx.zeros((*buffer.shape[:3], rounded(needed) - filled, buffer.shape[4]), buffer.dtype)
+    capacity = rounded(needed, buffer.shape[1])
+    extra = mx.zeros((*buffer.shape[:3], capacity - filled, buffer.shape[4]), buffer.dtype)
     return mx.concatenate([buffer, extra], axis=3) if filled else extra
 
 
-def rounded(tokens: int) -> int:
-    """The capacity of a buffer for this many tokens."""
-    return -(-tokens // STEP) * STEP
+def rounded(tokens: int, rows: int) -> int:
+    """The capacity of a buffer of `rows` rows for this many tokens."""
+    step = STEP if rows == 1 or kernels.on_gpu() else STEP_OF_ROWS
+    return -(-tokens // step) * step

@@ -3,6 +3,7 @@
 B batch, L new tokens, T = B * L, H query heads, K key/value heads, D head_dim, S keys
 """
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -10,12 +11,17 @@ from typing import Any
 
 import mlx.core as mx
 
+from .. import blas
 from ..errors import warn
 from .rope import rotate
 
 Mask = mx.array | str | None  # which keys a query sees, see `attend`
 # Up to so many queries, attention multiplies by packed keys; for more it unpacks them once.
 FEW_QUERIES = 8
+# How MKL multiplies a few rows by a large matrix, see `product`.
+FEW_ROWS, SOME_ROWS, MORE_ROWS = 3, 10, 32
+BLOCK = 128  # rows of the matrix
+LARGE = 1 << 20  # numbers; a smaller matrix is near enough to the cores as it is
 TEMPORARY = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")  # the order in which C++ looks for the folder
 KERNEL_BYTES = 4_000_000  # that must be free to compile; a step's kernels take 0.3 MB, g++ more while it runs
 REASON = 200  # characters of an error that a warning quotes
@@ -112,6 +118,33 @@ def _metal_kernel() -> Any:
     )
 
 
+def product(x: mx.array, weight: mx.array, columns: mx.array) -> mx.array:
+    """x (..., inputs) @ columns (inputs, outputs), which are the transpose of `weight`."""
+    # MKL reads the weight once for up to 3 rows, and about twice for more. A block of it that stays in the cache of a
+    # core is read from memory once all the same. From 11 rows on MKL is faster with the weight as the left matrix, and
+    # from 33 on as it is. dev/LOG.md has the times.
+    T = x.shape[0]
+    if not FEW_ROWS < T <= MORE_ROWS or x.ndim > 2 or weight.size < LARGE or not _mkl(x):
+        return x @ columns
+    outputs, inputs = weight.shape
+    if T > SOME_ROWS or outputs % BLOCK:
+        return (weight @ x.T).T
+    blocks = x @ mx.swapaxes(weight.reshape(-1, BLOCK, inputs), 1, 2)
+    return mx.swapaxes(blocks, 0, 1).reshape(T, outputs)
+
+
+def _mkl(x: mx.array) -> bool:
+    """Whether MKL computes the products of x."""
+    return x.dtype == mx.float32 and not on_gpu() and "mkl" in (blas.in_use or "")
+
+
+def add_product(residual: mx.array, x: mx.array, weight: mx.array, columns: mx.array) -> mx.array:
+    """residual + product(x, weight, columns), in one call if the product is one."""
+    if FEW_ROWS < x.shape[0] <= MORE_ROWS and _mkl(x):
+        return residual + product(x, weight, columns)
+    return mx.addmm(residual, x, columns)
+
+
 def attend(q: mx.array, keys: mx.array, values: mx.array, scale: float, mask: Mask) -> mx.array:
     """Attention of q (B, H, L, D) over keys and values (B, K, S, D), (B, H, L, D).
 
@@ -122,10 +155,21 @@ def attend(q: mx.array, keys: mx.array, values: mx.array, scale: float, mask: Ma
         return mx.fast.scaled_dot_product_attention(q, keys, values, scale=scale, mask=mask)
     # A CPU has no fused kernel. The queries of a key head as the rows of one product read the keys once; MLX's own
     # expansion multiplies one row for every query head.
-    scores = (q.reshape(B, keys.shape[1], -1, D) @ mx.swapaxes(keys, 2, 3)) * scale
-    scores = scores if mask is None else mx.where(mask, scores, -mx.inf)
-    weights = mx.softmax(scores, axis=-1, precise=True)
-    return (weights @ values).reshape(B, H, 1, D)
+    scores = (q * scale).reshape(B, keys.shape[1], -1, D) @ mx.swapaxes(keys, 2, 3)
+    if q.dtype != mx.float32:
+        scores = scores if mask is None else mx.where(mask, scores, -mx.inf)
+        return (mx.softmax(scores, axis=-1, precise=True) @ values).reshape(B, H, 1, D)
+    # Softmax in parts, for the sake of `exp`. To add -inf takes less time for each score than to choose it.
+    scores = scores if mask is None else scores + mx.where(mask, 0.0, -mx.inf)
+    weights = exp(scores - mx.max(scores, axis=-1, keepdims=True))
+    return ((weights @ values) / mx.sum(weights, axis=-1, keepdims=True)).reshape(B, H, 1, D)
+
+
+def exp(x: mx.array) -> mx.array:
+    """e to the x, float32, on a CPU."""
+    # mx.exp takes 13 ns a number on x86. A power is the C library's own, takes 5, and is no less exact: off by 3e-6 of
+    # the result at -87, and by less near 0.
+    return mx.power(math.e, x)
 
 
 def attend_quantized(
@@ -161,7 +205,9 @@ def swiglu(gate_up: mx.array) -> mx.array:
     """silu(gate) * up of the two halves of gate_up (T, 2 * inner)."""
     inner = gate_up.shape[1] // 2
     gate, up = gate_up[:, :inner], gate_up[:, inner:]
-    return _fused_swiglu(gate, up) if on_gpu() else _swiglu(gate, up)
+    if on_gpu():
+        return _fused_swiglu(gate, up)
+    return gate / (1 + exp(-gate)) * up if gate.dtype == mx.float32 else _swiglu(gate, up)
 
 
 def _swiglu(gate: mx.array, up: mx.array) -> mx.array:

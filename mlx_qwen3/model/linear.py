@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
+from . import kernels
+
 
 class Linear(nn.Linear):
     """(T, inputs) -> (T, outputs)
@@ -21,11 +23,11 @@ class Linear(nn.Linear):
         self._columns = None, None  # a weight and its transpose
 
     def __call__(self, x: mx.array) -> mx.array:
-        return x @ self._transposed()
+        return kernels.product(x, self["weight"], self._transposed())
 
     def add(self, residual: mx.array, x: mx.array) -> mx.array:
         """residual + self(x)"""
-        return mx.addmm(residual, x, self._transposed())
+        return kernels.add_product(residual, x, self["weight"], self._transposed())
 
     def _transposed(self) -> mx.array:
         weight, (of, columns) = self["weight"], self["_columns"]
@@ -36,6 +38,14 @@ class Linear(nn.Linear):
 
     def to_quantized(self, group_size: int, bits: int, mode: str) -> nn.Module:  # type: ignore[override]
         return QuantizedLinear.from_linear(self, group_size, bits, mode)
+
+
+class Embedding(nn.Embedding):
+    """Rows of a matrix by token ids, and the projection onto them where the output is tied to the input."""
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        weight = self["weight"]
+        return kernels.product(x, weight, weight.T)
 
 
 class QuantizedLinear(nn.QuantizedLinear):

@@ -22,7 +22,7 @@ from ..files.values import to_mlx
 from . import kernels
 from .cache import KVCache, Listener, NoCache, View
 from .kv_format import kv_format
-from .linear import Linear
+from .linear import Embedding, Linear
 from .rope import RoPE
 
 Ids = mx.array | np.ndarray | Sequence[Sequence[int]]  # of tokens
@@ -129,7 +129,7 @@ class Qwen3(nn.Module):
         self.config = config
         self.fingerprint: str | None = None  # of the checkpoint, see files/fingerprint.py; `load_model` sets it
         self.rope = RoPE(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = [Block(config, layer) for layer in range(config.num_hidden_layers)]
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         if not config.tie_word_embeddings:

@@ -6,7 +6,8 @@ import pytest
 from arrays import as_numpy
 from checkpoints import TINY, YARN, write_checkpoint
 
-from mlx_qwen3.model.cache import STEP, KVCache, ReplayView
+from mlx_qwen3.model import kernels
+from mlx_qwen3.model.cache import STEP, STEP_OF_ROWS, KVCache, ReplayView, rounded
 from mlx_qwen3.model.load import load_model
 
 TOLERANCE = 2e-5  # measured 5e-6: attention over one query adds up in another order than over many
@@ -123,7 +124,7 @@ def test_a_pass_writes_in_place():
     for _ in range(steps):
         mx.eval(filled(cache, 1))
     size = sum(array.nbytes for array in cache.buffers)
-    assert mx.get_peak_memory() - before < 1.1 * size
+    assert mx.get_peak_memory() - before < 1.2 * size  # the scores of 4 heads are 0.05 of it, and are there twice
 
 
 def filled(cache, length):
@@ -157,3 +158,12 @@ def test_what_is_erased_is_gone():
     cache.erase(4)
     assert cache.end == 6
     assert not np.isnan(as_numpy(cache.buffers[0])[:, :, :, 6:10]).any()
+
+
+@pytest.mark.parametrize(
+    ("rows", "gpu", "step"), [(1, False, STEP), (2, False, STEP_OF_ROWS), (1, True, STEP), (8, True, STEP)]
+)
+def test_the_buffers_of_several_rows_on_a_cpu_grow_in_small_steps(rows, gpu, step, monkeypatch):
+    """A step attends to every slot, so empty ones cost time."""
+    monkeypatch.setattr(kernels, "on_gpu", lambda: gpu)
+    assert [rounded(tokens, rows) for tokens in (1, step, step + 1)] == [step, step, 2 * step]

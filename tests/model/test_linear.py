@@ -4,7 +4,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
-from mlx_qwen3.model.linear import ConcatLinear, Linear, QuantizedLinear
+from mlx_qwen3.model.linear import ConcatLinear, Embedding, Linear, QuantizedLinear
 
 X, RESIDUAL = mx.random.normal((3, 64), key=mx.random.key(0)), mx.random.normal((3, 20), key=mx.random.key(1))
 
@@ -51,3 +51,12 @@ def test_its_weight_is_its_only_parameter():
 def test_parts_side_by_side():
     parts = [Linear(64, 20), Linear(64, 8)]
     assert mx.array_equal(ConcatLinear(parts)(X), mx.concatenate([part(X) for part in parts], axis=-1))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_tied_projection(rows):
+    embedding, theirs = Embedding(50, 64), nn.Embedding(50, 64)
+    theirs.weight = embedding.weight
+    x = mx.random.normal((rows, 2, 64), key=mx.random.key(2))
+    for given in (x, x[:, 0]):
+        assert mx.allclose(embedding.as_linear(given), theirs.as_linear(given), atol=1e-5)
