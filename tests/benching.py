@@ -7,7 +7,7 @@ import pytest
 from checkpoints import VOCABULARY, write_checkpoint, write_tokenizer
 
 from mlx_qwen3 import bench
-from mlx_qwen3.bench import options, process, session
+from mlx_qwen3.bench import options, process, prompts, session
 from mlx_qwen3.bench.process import Worker
 from mlx_qwen3.cli.app import cli
 from mlx_qwen3.files.checkpoint import Checkpoint
@@ -62,7 +62,7 @@ def hurry(monkeypatch):
             LIMITS.update(ask(self, name, **arguments))
         return dict(LIMITS)
 
-    monkeypatch.setattr(session, "SETTLE", 0)
+    monkeypatch.setattr(prompts, "SETTLE", 0)
     monkeypatch.setattr(session, "DRAWS", 3)
     monkeypatch.setattr(Worker, "ask", asked)
 

@@ -14,15 +14,16 @@ from ..files.config import Qwen3Config
 from . import machine
 from .files import FORMAT, as_json, shape
 from .options import Options
-from .report import PER_LENGTH, PER_PROCESS, Metric, Report
+from .report import PER_LENGTH, PER_PROCESS, PER_ROWS, Metric, Report
 
-METRICS: dict[str, Metric] = {metric.name: metric for metric in (*PER_LENGTH, *PER_PROCESS)}
+METRICS: dict[str, Metric] = {metric.name: metric for metric in (*PER_LENGTH, *PER_ROWS, *PER_PROCESS)}
 # The settings that change a ratio, and their options
 SETTINGS = {
     "prompt_tokens": "--prompt-tokens",
     "generate": "--generate",
     "dtype": "--dtype",
     "same_blas": "--same-blas",
+    "rows": "--rows",
 }
 
 
@@ -70,7 +71,8 @@ def check(report: Report, baseline: dict[str, Any], margin: float) -> None:
     failures = []
     for (row, length, name), before in _ratios(baseline):
         metric = METRICS[name]
-        where = f"{row}, {f'{length} tokens, ' if length else ''}{metric.title}"
+        place = f"{length} tokens, " if length.isdigit() else f"{length}, " if length else ""
+        where = f"{row}, {place}{metric.title}"
         now = after.get((row, length, name))
         if now is None:
             failures.append(f"{where}: not measured, was {before:.3g}")

@@ -8,9 +8,22 @@ from typing import Any
 from ..files.config import Qwen3Config
 from ..report import check_picture, check_place, finite, png, write_file
 from .pictures import draw
-from .report import PER_LENGTH, PER_PROCESS, Metric, Report, Row, Spread, ratio, samples
+from .report import (
+    PER_LENGTH,
+    PER_PROCESS,
+    PER_ROWS,
+    Metric,
+    Place,
+    Report,
+    Row,
+    Rows,
+    Spread,
+    in_words,
+    ratio,
+    samples,
+)
 
-FORMAT = 2  # of the JSON; 1 called transformers `torch`
+FORMAT = 3  # of the JSON; 1 called transformers `torch`, 2 had no rows
 
 
 def check_files(as_json: Path | None, plot: Path | None) -> None:
@@ -52,14 +65,16 @@ def shape(config: Qwen3Config) -> dict[str, Any]:
 
 
 def _summary(report: Report, row: Row) -> dict[str, Any]:
-    """By prompt length ("" if a metric has none), then by metric: median, low, high, and ours divided by this row's."""
-    result: dict[str, Any] = {
-        str(length): _figures(report, row, PER_LENGTH, length) for length in report.options.prompt_tokens
-    }
-    return result | {"": _figures(report, row, PER_PROCESS, None)}
+    """By prompt length, number of rows (`8 rows`) or "", then by metric: median, low, high, and ours divided by it."""
+    places: list[tuple[str, tuple[Metric, ...], Place]] = [
+        *((str(length), PER_LENGTH, length) for length in report.options.prompt_tokens),
+        *((in_words(Rows(rows)), PER_ROWS, Rows(rows)) for rows in report.options.rows),
+        ("", PER_PROCESS, None),
+    ]
+    return {name: _figures(report, row, metrics, place) for name, metrics, place in places}
 
 
-def _figures(report: Report, row: Row, metrics: tuple[Metric, ...], length: int | None) -> dict[str, Any]:
+def _figures(report: Report, row: Row, metrics: tuple[Metric, ...], length: Place) -> dict[str, Any]:
     figures = {}
     for metric in metrics:
         if spread := Spread.of(samples(row, metric, length)):

@@ -22,6 +22,7 @@ class Kind:
     install: str = ""
     reads: tuple[str, ...] = ("plain", "packed", "native")
     any_dtype: bool = True
+    batches: bool = False  # whether its users can run many requests at once, of which --rows measures the speed
     # Without a cache each token costs a pass over all tokens before it. So prompts of up to N tokens get M new ones:
     # (N, M), smallest N first; longer prompts are left out.
     limited: tuple[tuple[int, int], ...] = ()
@@ -29,19 +30,23 @@ class Kind:
 
 OURS = "mlx-qwen3"
 KINDS = {
-    OURS: Kind("ours"),
+    OURS: Kind("ours", batches=True),
     "transformers": Kind("peer_transformers", ("torch", "transformers"), "torch transformers", reads=("plain",)),
     "reference": Kind("peer_reference", ("torch",), "torch", any_dtype=False, limited=((64, 8), (512, 1))),
-    "mlx-lm": Kind("peer_mlx_lm", ("mlx_lm",), "mlx-lm", reads=("plain", "packed")),
+    "mlx-lm": Kind("peer_mlx_lm", ("mlx_lm",), "mlx-lm", reads=("plain", "packed"), batches=True),
 }
 
 
+MOST_ROWS = 32  # that one step of any contestant computes; more would wait for others
 DEFAULT_PEERS = ("transformers", "mlx-lm")
 
 
 @dataclass(frozen=True)
 class Options:
-    """`against`: names, such as mlx-lm or mlx-lm:fp32. None: all that are installed and can read the checkpoint."""
+    """`against`: names, such as mlx-lm or mlx-lm:fp32. None: all that are installed and can read the checkpoint.
+
+    `rows`: numbers of requests that run at once, each with a prompt of the shortest length.
+    """
 
     source: str
     against: tuple[str, ...] | None = None
@@ -51,17 +56,22 @@ class Options:
     dtype: str = DEFAULT
     same_blas: bool = False
     reference: bool = True
+    rows: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises UsageError."""
         numbers = {"--generate": self.generate, "--repeat": self.repeat}
         numbers |= {f"--prompt-tokens {length}": length for length in self.prompt_tokens}
+        numbers |= {f"--rows {rows}": rows for rows in self.rows}
         for name, value in numbers.items():
             if value < 1:
                 raise UsageError(f"{name.split()[0]} is {value}; expected 1 or more")
         if not self.prompt_tokens or len(set(self.prompt_tokens)) < len(self.prompt_tokens):
             given = ",".join(map(str, self.prompt_tokens))
             raise UsageError(f"--prompt-tokens is {given!r}; expected different lengths, such as 16,512")
+        if len(set(self.rows)) < len(self.rows) or any(rows > MOST_ROWS for rows in self.rows):
+            given = ",".join(map(str, self.rows))
+            raise UsageError(f"--rows is {given!r}; expected different numbers up to {MOST_ROWS}, such as 1,8")
         if self.dtype not in (DEFAULT, *DTYPES):
             raise UsageError(f"--dtype is {self.dtype!r}; expected {DEFAULT}, {', '.join(DTYPES)}")
         if self.same_blas and not blas.in_use:
@@ -140,24 +150,28 @@ def _form(checkpoint: Checkpoint) -> str:
 
 def _check_lengths(options: Options, config: Qwen3Config) -> None:
     longest = max(options.prompt_tokens) + options.generate
+    if options.rows and (needed := min(options.prompt_tokens) + options.generate + max(options.rows)) > longest:
+        longest = needed  # the first row makes a token more for each row that begins after it
     if longest > config.context_length:
         raise UsageError(
             f"--prompt-tokens {max(options.prompt_tokens)} and --generate {options.generate} exceed the context of "
-            f"{config.context_length}; make one of them smaller"
+            f"{config.context_length}{', with --rows' if options.rows else ''}; make one of them smaller"
         )
 
 
-def parse(against: str | None, prompt_tokens: str, **choices: Any) -> Options:
+def parse(against: str | None, prompt_tokens: str, rows: str | None = None, **choices: Any) -> Options:
     """Options from a command line's words. Raises UsageError."""
-    return Options(against=parse_names(against), prompt_tokens=parse_lengths(prompt_tokens), **choices)
+    lengths = parse_numbers("--prompt-tokens", prompt_tokens, "16,512,2048")
+    numbers = () if rows is None else parse_numbers("--rows", rows, "1,2,4,8,16")
+    return Options(against=parse_names(against), prompt_tokens=lengths, rows=numbers, **choices)
 
 
-def parse_lengths(text: str) -> tuple[int, ...]:
+def parse_numbers(option: str, text: str, example: str) -> tuple[int, ...]:
     """`16,512` as numbers, smallest first. Raises UsageError."""
     try:
         return tuple(sorted(int(part) for part in text.split(",")))
     except ValueError:
-        raise UsageError(f"--prompt-tokens is {text!r}; expected numbers with commas, such as 16,512,2048") from None
+        raise UsageError(f"{option} is {text!r}; expected numbers with commas, such as {example}") from None
 
 
 def tokens_made(kind: Kind, length: int, wanted: int) -> int:

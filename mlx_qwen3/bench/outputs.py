@@ -11,7 +11,7 @@ import numpy as np
 from .. import interrupt
 from ..compare.bounds import OUTPUTS
 from .process import Worker
-from .report import Outputs, Parting
+from .report import Outputs, Parting, Rows, in_words
 
 COMPARED = 32  # tokens
 
@@ -60,7 +60,8 @@ def judge(
 def sentence(name: str, found: Outputs) -> str:
     """The result in words."""
     tokens, parting = f"the first {found.compared} greedy tokens", found.parting
-    said = [f"{name}, {found.prompt_tokens} prompt tokens: "]
+    rows = f"{in_words(Rows(found.rows))} at once, the worst: " if found.rows else ""
+    said = [f"{name}, {found.prompt_tokens} prompt tokens: {rows}"]
     if parting is None:
         said.append(f"{tokens} are equal")
     else:

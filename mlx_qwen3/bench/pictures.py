@@ -1,9 +1,10 @@
 """A report as one picture: bars with their spread, and decode speed by context length."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..report import figure_class
-from .report import PER_LENGTH, PER_PROCESS, Metric, Report, Spread, samples
+from .report import PER_LENGTH, PER_PROCESS, PER_ROWS, Metric, Place, Report, Rows, Spread, in_words, samples
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -14,11 +15,14 @@ def draw(report: Report) -> "Figure":
     axes = figure.subplots(3, 4).ravel()
     lengths = report.options.prompt_tokens
     _context(axes[0], report)
-    for place, metric in zip(axes[1:], PER_LENGTH, strict=False):
-        _bars(place, report, metric, lengths)
-    for place, metric in zip(axes[1 + len(PER_LENGTH) :], PER_PROCESS, strict=False):
-        _bars(place, report, metric, (None,))
-    for place in axes[1 + len(PER_LENGTH) + len(PER_PROCESS) :]:
+    charts: list[tuple[Metric, Sequence[Place]]] = [
+        *((metric, lengths) for metric in PER_LENGTH),
+        *((metric, (None,)) for metric in PER_PROCESS),
+        *((metric, [Rows(rows) for rows in report.options.rows]) for metric in PER_ROWS if report.options.rows),
+    ]
+    for place, (metric, groups) in zip(axes[1:], charts, strict=False):
+        _bars(place, report, metric, groups)
+    for place in axes[1 + len(charts) :]:
         place.set_visible(False)
     figure.suptitle(f"{report.options.source}: {report.machine['chip']}, {report.machine['backend']}", fontsize=14)
     return figure
@@ -29,7 +33,7 @@ def _errors(spread: Spread, scale: float) -> tuple[float, float]:
     return (spread.median - spread.low) * scale, (spread.high - spread.median) * scale
 
 
-def _bars(axes: Any, report: Report, metric: Metric, lengths: tuple[int | None, ...]) -> None:
+def _bars(axes: Any, report: Report, metric: Metric, lengths: Sequence[Place]) -> None:
     """A group of bars for each length. Each contestant has its bar at the same place in every group."""
     width = 0.8 / len(report.rows)
     for index, row in enumerate(report.rows):
@@ -41,7 +45,7 @@ def _bars(axes: Any, report: Report, metric: Metric, lengths: tuple[int | None, 
                 axes.annotate(metric.show(spread.median), (place, height + above), ha="center", va="bottom", fontsize=7)
     title, unit = metric.title.split(", ")
     axes.set_title(f"{title} ({'higher' if metric.higher_is_better else 'lower'} is better)", fontsize=11)
-    axes.set_xticks(range(len(lengths)), [f"{length} tokens" if length else "" for length in lengths])
+    axes.set_xticks(range(len(lengths)), [in_words(length) for length in lengths])
     axes.set_ylabel(unit)
     axes.margins(y=0.1)
 

@@ -29,6 +29,7 @@ class Parting:
 class Outputs:
     """A contestant compared with this package, over the first `compared` greedy tokens.
 
+    `rows`: how many requests ran at once, 0 for a reply alone; of several, this is the one that compares worst.
     `relative` is the norm of the difference of the logits over the norm of ours, the largest over these tokens.
     """
 
@@ -38,6 +39,7 @@ class Outputs:
     relative: float
     allowed: float
     parting: Parting | None = None
+    rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,21 @@ class Run:
         return (len(self.seconds) - 1) / (self.seconds[-1] - self.seconds[0])
 
 
+@dataclass(frozen=True)
+class BatchRun:
+    """One timed run of many requests at once: tokens per second of all of them, as long as all run."""
+
+    rows: int
+    tps: float | None  # None if there were too few tokens
+
+
+class Rows(int):
+    """A number of requests at once, where other figures have the length of a prompt."""
+
+
+Place = int | Rows | None  # what a figure was measured at; None if it is the same for every prompt
+
+
 @dataclass
 class Row:
     """A contestant. Lists hold one number for each repeat."""
@@ -82,13 +99,14 @@ class Row:
     sampling_s: list[float] = field(default_factory=list)
     outputs: list[Outputs] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
+    batches: list[BatchRun] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def at(self, length: int) -> list[Run]:
         return [run for run in self.runs if run.prompt_tokens == length]
 
-    def agrees(self, length: int) -> bool:
-        return all(found.agree for found in self.outputs if found.prompt_tokens == length)
+    def agrees(self, length: int, rows: int = 0) -> bool:
+        return all(found.agree for found in self.outputs if (found.prompt_tokens, found.rows) == (length, rows))
 
     def bytes_per_token(self, context: float) -> float:
         return self.weight_bytes + self.cache_bytes * context
@@ -159,14 +177,24 @@ PER_PROCESS = (
 )
 
 
-def samples(row: Row, metric: Metric, length: int | None) -> list[float]:
+PER_ROWS = (Metric("rows_tps", "many rows, tok/s", 1, True, lambda run: run.tps),)
+
+
+def in_words(place: Place) -> str:
+    if isinstance(place, Rows):
+        return "1 row" if place == 1 else f"{place:d} rows"
+    return f"{place} tokens" if place else ""
+
+
+def samples(row: Row, metric: Metric, place: Place) -> list[float]:
     """One number for each repeat; an empty list if it was not measured."""
-    if length is None:
+    if place is None:
         return list(metric.of(row))
-    return [value for run in row.at(length) if (value := metric.of(run)) is not None]
+    runs = [run for run in row.batches if run.rows == place] if isinstance(place, Rows) else row.at(place)
+    return [value for run in runs if (value := metric.of(run)) is not None]
 
 
-def ratio(report: Report, row: Row, metric: Metric, length: int | None) -> Spread | None:
+def ratio(report: Report, row: Row, metric: Metric, place: Place) -> Spread | None:
     """Ours divided by theirs, repeat by repeat, because the two numbers of a repeat were measured side by side."""
-    pairs = zip(samples(report.ours, metric, length), samples(row, metric, length), strict=False)
+    pairs = zip(samples(report.ours, metric, place), samples(row, metric, place), strict=False)
     return Spread.of([ours / theirs for ours, theirs in pairs if theirs])

@@ -1,7 +1,5 @@
 """The measurement: start every contestant, compare what they say, time them in turns."""
 
-import random
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,18 +8,16 @@ from typing import Any
 
 from ..compare.bounds import WORST_RANK
 from ..files.checkpoint import Checkpoint
-from ..files.config import Qwen3Config
 from ..files.hub import resolve
 from ..progress import Progress, Stage, silent
-from . import machine, outputs, whole
+from . import batches, machine, outputs, whole
 from .baseline import check_plan, check_settings
 from .options import Contestant, Options, contestants, tokens_made
 from .process import Worker
+from .prompts import prompt, settle
 from .report import Report, Row, Run
 
-SEED = 0  # of the prompts
 DRAWS = 20  # their median is one repeat of the sampling time
-SETTLE = 0.3  # seconds; after its work OpenMP's threads spin for 0.2, on cores that the next contestant needs
 
 
 def bench(
@@ -49,14 +45,13 @@ def bench(
         ready(report)
         for length in options.prompt_tokens:
             _measure(report, entries, workers, prompt(config, length), progress)
+        if options.rows:
+            batches.note_the_unable(report, entries)
+        for number in options.rows:
+            batches.measure(report, entries, workers, number, progress)
         _time_sampling(report, workers, progress)
     _time_processes(report, entries, folder, progress)
     return report
-
-
-def prompt(config: Qwen3Config, length: int) -> list[int]:
-    """Random token ids, the same for everyone."""
-    return random.Random(SEED).choices(range(config.vocab_size), k=length)
 
 
 def _start(
@@ -102,7 +97,7 @@ def _measure(
     for _ in range(options.repeat):
         for row, worker, count in zip(report.rows, workers, counts, strict=True):
             if count and row.agrees(len(ids)):
-                time.sleep(SETTLE)
+                settle()
                 row.runs.append(_run(len(ids), worker.ask("generate", ids=ids, count=count)))
             progress(stage, 1)
 

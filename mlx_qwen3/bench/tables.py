@@ -4,7 +4,21 @@ from collections.abc import Sequence
 
 from ..report import Table
 from .outputs import sentence
-from .report import PER_LENGTH, PER_PROCESS, Metric, Report, Row, Spread, ratio, samples, significant
+from .report import (
+    PER_LENGTH,
+    PER_PROCESS,
+    PER_ROWS,
+    Metric,
+    Place,
+    Report,
+    Row,
+    Rows,
+    Spread,
+    in_words,
+    ratio,
+    samples,
+    significant,
+)
 from .roofline import decode_limit, prefill_limit
 
 NONE = "-"
@@ -18,6 +32,7 @@ def render(report: Report) -> str:
     """What ran; a table for each prompt length; one for what has no prompt length; and how the outputs compare."""
     blocks = [_heading(report)]
     blocks += [_length_table(report, length) for length in report.options.prompt_tokens]
+    blocks += [_rows_table(report)] if report.options.rows else []
     blocks.append(_process_table(report))
     found = [sentence(row.name, output) for row in report.rows for output in row.outputs]
     notes = [note for row in report.rows for note in row.notes]
@@ -75,13 +90,33 @@ def _length_table(report: Report, length: int) -> str:
     return _table(f"Prompt of {length} tokens", columns, rows)
 
 
+def _rows_table(report: Report) -> str:
+    """Tokens per second of all rows; beside each, how many times one row's, if that was measured."""
+    [metric], options = PER_ROWS, report.options
+    length, several = min(options.prompt_tokens), [rows for rows in options.rows if rows > 1]
+    columns = ["", "dtype", *(f"{in_words(Rows(rows))}, tok/s" for rows in options.rows)]
+    columns += [f"{rows} / 1" for rows in several] if 1 in options.rows else []
+    rows = []
+    for row in report.rows:
+        if not row.batches and not any(found.rows for found in row.outputs):  # it cannot batch
+            continue
+        cells = [
+            _cell(report, row, metric, Rows(n)) if row.agrees(length, n) else "outputs differ" for n in options.rows
+        ]
+        if one := Spread.of(samples(row, metric, Rows(1))):
+            speeds = [Spread.of(samples(row, metric, Rows(n))) for n in several]
+            cells += [f"{speed.median / one.median:.2f}" if speed else NONE for speed in speeds]
+        rows.append([row.name, row.dtype, *cells, *[NONE] * (len(columns) - 2 - len(cells))])
+    return _table(f"Many requests at once, each with a prompt of {length} tokens", columns, rows)
+
+
 def _process_table(report: Report) -> str:
     rows = [[row.name, row.dtype, *(_cell(report, row, metric, None) for metric in PER_PROCESS)] for row in report.rows]
     columns = ["", "dtype", *(metric.title for metric in PER_PROCESS)]
     return _table("The same for every prompt", columns, rows)
 
 
-def _cell(report: Report, row: Row, metric: Metric, length: int | None) -> str:
+def _cell(report: Report, row: Row, metric: Metric, length: Place) -> str:
     spread = Spread.of(samples(row, metric, length))
     if spread is None:
         return NONE

@@ -23,6 +23,12 @@ from .terminal import show
 @click.option(
     "--generate", type=int, default=128, show_default=True, metavar="N", help="Tokens to generate after each prompt."
 )
+@click.option(
+    "--rows",
+    metavar="N,N",
+    help="Requests at once, such as 1,2,4,8,16: also measure the tokens per second of all rows, with prompts of the "
+    "shortest length.",
+)
 @click.option("--repeat", type=int, default=5, show_default=True, metavar="N", help="Timed runs of everything.")
 @click.option(
     "--dtype", default="default", show_default=True, help="bf16, fp16, fp32, or default: each program's own default."
@@ -55,6 +61,7 @@ from .terminal import show
 def command(
     against: str | None,
     prompt_tokens: str,
+    rows: str | None,
     no_reference: bool,
     roofline: bool,
     json_file: Path | None,
@@ -69,7 +76,7 @@ def command(
     All get the same tokens and run in turns. Outputs are compared first. The result is Markdown on stdout."""
     from .. import bench
 
-    options = bench.parse(against, prompt_tokens, reference=not no_reference, **choices)
+    options = bench.parse(against, prompt_tokens, rows, reference=not no_reference, **choices)
     bench.check_files(json_file, plot)
     baseline = bench.read_baseline(baseline_file, margin) if baseline_file else None
 

@@ -44,4 +44,4 @@ def test_files_are_whole_or_absent(report, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
     assert (tmp_path / "x.json").read_text() == "before"
     bench.write_files(report, tmp_path / "x.json", None)
-    assert json.loads((tmp_path / "x.json").read_text())["format"] == 2
+    assert json.loads((tmp_path / "x.json").read_text())["format"] == 3

@@ -8,9 +8,7 @@ from checkpoints import AFFINE_4, TINY, VOCABULARY, random_weights, write_checkp
 
 from mlx_qwen3 import bench
 from mlx_qwen3.bench.process import Worker
-from mlx_qwen3.bench.session import prompt
 from mlx_qwen3.errors import BenchError
-from mlx_qwen3.files.checkpoint import Checkpoint
 
 
 def test_all_contestants_say_the_same(everything):
@@ -21,7 +19,9 @@ def test_all_contestants_say_the_same(everything):
         assert all(found["agree"] and found["parting"] is None for found in row["outputs"])
         assert all(0 < found["relative"] < 1e-5 for found in row["outputs"])  # measured 3e-7
         assert row["dtype"] == "float32"
-    compared = {name: [found["compared"] for found in row["outputs"]] for name, row in rows.items()}
+    compared = {
+        name: [found["compared"] for found in row["outputs"] if not found["rows"]] for name, row in rows.items()
+    }
     assert compared == {"mlx-qwen3": [], "transformers": [12, 12], "mlx-lm": [12, 12], "reference": [8, 1]}
 
 
@@ -94,9 +94,3 @@ def test_ctrl_c_ends_the_workers_and_writes_nothing(chat, tmp_path, monkeypatch)
     assert len({worker._process.pid for worker in started}) == 2
     assert all(worker._process.poll() is not None for worker in started)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_prompts_are_the_same_for_everyone(chat):
-    config = Checkpoint(chat).config
-    assert prompt(config, 50) == prompt(config, 50)
-    assert set(prompt(config, 5000)) <= set(range(VOCABULARY))

@@ -12,13 +12,15 @@ import numpy as np
 
 from mlx_qwen3 import blas
 from mlx_qwen3.engine.decode import decode
+from mlx_qwen3.engine.rows import Row
 from mlx_qwen3.engine.runner import prefill
 from mlx_qwen3.engine.sampling import Sampler, SamplingParams
+from mlx_qwen3.engine.scheduler import Scheduler
 from mlx_qwen3.model.load import load_model
 
 from .limits import measure
 from .on_mlx import OnMlx, as_numpy
-from .serve import Emit
+from .serve import Emit, EmitOfRow
 
 
 class Engine(OnMlx):
@@ -37,6 +39,17 @@ class Engine(OnMlx):
     def generate(self, ids: list[int], count: int, emit: Emit) -> None:
         for token in decode(self._model, ids, SamplingParams(temperature=0), max_tokens=count):
             emit(token)
+
+    def batch(self, prompts: list[list[int]], count: int, emit: EmitOfRow) -> None:
+        # A gap of any length: prompts are computed as fast as they can be, however long rows that run wait for it.
+        vocabulary = self._model.config.vocab_size
+        scheduler = Scheduler(self._model, vocabulary, max_rows=len(prompts), max_gap=1e9)
+        for number, ids in enumerate(prompts):
+            scheduler.add(Row(ids, SamplingParams(temperature=0), count, number=number))
+        for row, event in scheduler.run():
+            if isinstance(event, Exception):
+                raise event
+            emit(row.number, event)
 
     def logits(self, ids: list[int], last: int) -> np.ndarray:
         cache, prompt = self._model.make_cache(), mx.array([ids])

@@ -6,13 +6,13 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.generate import generate_step, generation_stream, wired_limit
+from mlx_lm.generate import BatchGenerator, generate_step, generation_stream, wired_limit
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.sample_utils import make_sampler
 from mlx_lm.utils import load_model
 
 from .on_mlx import OnMlx, as_numpy
-from .serve import Emit
+from .serve import Emit, EmitOfRow
 
 
 class Engine(OnMlx):
@@ -35,6 +35,14 @@ class Engine(OnMlx):
             for token, _ in generate_step(mx.array(ids), self._model, max_tokens=count):
                 emit(int(token))
         mx.synchronize(stream)
+
+    def batch(self, prompts: list[list[int]], count: int, emit: EmitOfRow) -> None:
+        generator = BatchGenerator(self._model, stop_tokens=[])
+        uids = generator.insert(prompts, [count] * len(prompts))
+        while responses := generator.next_generated():
+            for response in responses:
+                emit(uids.index(response.uid), int(response.token))
+        generator.close()
 
     def logits(self, ids: list[int], last: int) -> np.ndarray:
         cache, prompt = make_prompt_cache(self._model), mx.array([ids])

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 Emit = Callable[[int], None]
+EmitOfRow = Callable[[int, int], None]  # the row and its token
 SAMPLED = (1, 151936)  # shape of the logits that sampling is timed on; Qwen3's vocabulary
 WARM_UP = 3  # draws
 
@@ -37,6 +38,9 @@ class Engine(Protocol):
 
     def generate(self, ids: list[int], count: int, emit: Emit) -> None:
         """Greedy, by the loop that users run. `emit` gets every token at once. Returns when all threads are idle."""
+
+    def batch(self, prompts: list[list[int]], count: int, emit: EmitOfRow) -> None:
+        """`generate` for several prompts at once. Only the contestants whose kind has `batches` are asked."""
 
     def logits(self, ids: list[int], last: int) -> np.ndarray:
         """Logits of the last positions, float32 (last, vocabulary)."""
@@ -123,6 +127,31 @@ def generate(engine: Engine, ids: list[int], count: int) -> dict[str, Any]:
     }
 
 
+def batch(engine: Engine, prompts: list[list[int]], count: int) -> dict[str, Any]:
+    """`count` tokens of every row, and the tokens per second of all rows, as long as all run.
+
+    Rows begin one after the other, so each makes some tokens more. The clock runs from the first token of the row that
+    begins last until the row that began first is about to end.
+    """
+    rows = len(prompts)
+    tokens: list[list[int]] = [[] for _ in prompts]
+    times: list[float] = []
+    began = ended = 0  # tokens made until then
+
+    def emit(row: int, token: int) -> None:
+        nonlocal began, ended
+        if not ended and len(tokens[row]) == count + rows - 1:
+            ended = len(times)
+        tokens[row].append(token)
+        times.append(time.perf_counter())
+        if not began and all(tokens):
+            began = len(times)
+
+    engine.batch(prompts, count + rows, emit)
+    seconds = times[ended - 1] - times[began - 1]
+    return {"tokens": [row[:count] for row in tokens], "tps": (ended - began) / seconds if seconds else None}
+
+
 def logits(engine: Engine, ids: list[int], last: int, file: str) -> dict[str, Any]:
     np.save(file, engine.logits(ids, last))
     return {}
@@ -149,7 +178,7 @@ def limits(engine: Engine) -> dict[str, Any]:
 
 
 COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
-    function.__name__: function for function in (load, generate, logits, sampling, limits)
+    function.__name__: function for function in (load, generate, batch, logits, sampling, limits)
 }
 
 

@@ -13,6 +13,13 @@ class Engine:
         for token in range(count):
             emit(ids[-1] + token)
 
+    def batch(self, prompts, count, emit):
+        """A row begins in each step; the rows end in the order in which they began."""
+        for step in range(count + len(prompts) - 1):
+            for row, ids in enumerate(prompts):
+                if row <= step < row + count:
+                    emit(row, ids[-1] + step - row)
+
     def sampler(self, logits):
         return lambda: int(np.argsort(-logits[0])[5])
 
@@ -33,6 +40,16 @@ def test_a_reply_has_a_time_for_every_token():
     assert len(answer["seconds"]) == 5
     assert answer["host_s"] >= 0
     assert (answer["framework_peak_bytes"], answer["peak_bytes"] > 10**6) == (9, True)
+
+
+def test_many_replies_are_timed_as_long_as_all_run(monkeypatch):
+    ticks = iter(range(1000))
+    monkeypatch.setattr(serve.time, "perf_counter", lambda: next(ticks))  # a second for each token
+    answer = serve.batch(Engine(), [[10], [20], [30]], 5)
+    assert answer == {"tokens": [[10, 11, 12, 13, 14], [20, 21, 22, 23, 24], [30, 31, 32, 33, 34]], "tps": 1.0}
+    times = iter([0, 1, 1, 2, 2, 2, *[3] * 3, *[4] * 3, *[5] * 3, *[6] * 3, *[7] * 3, *[8] * 3, 9, 9, 10])
+    monkeypatch.setattr(serve.time, "perf_counter", lambda: next(times))
+    assert serve.batch(Engine(), [[10], [20], [30]], 5)["tps"] == 3.0, "the steps of three rows, of a second each"
 
 
 @pytest.mark.parametrize(("host_time", "count"), [(False, 5), (True, 1)])
