@@ -1,4 +1,17 @@
 """Replies: a prompt is prefilled, tokens are sampled and decoded, and their text is streamed."""
 
 # The public modules
-__all__ = ["decode", "engine", "grammar", "memory", "reply", "request", "runner", "sampling", "specs", "threads"]
+__all__ = [
+    "decode",
+    "engine",
+    "grammar",
+    "memory",
+    "reply",
+    "request",
+    "rows",
+    "runner",
+    "sampling",
+    "scheduler",
+    "specs",
+    "threads",
+]

@@ -208,7 +208,7 @@ class Memory:
         return max((self._step(len(batch.slots), batch.end, _queries(batch.rows)) for batch in batches), default=0)
 
     def _step(self, slots: int, length: int, queries: int) -> int:
-        return self._model.activations(queries if slots == 1 else 1, rounded(length), slots)
+        return self._model.activations(queries if slots == 1 else 1, rounded(length, slots), slots)
 
     def limit(self, prompt: int, max_tokens: int, open_ended: bool) -> int:
         """The tokens that a reply may have. If `max_tokens` is a default (`open_ended`), it may be cut, with a warning.
