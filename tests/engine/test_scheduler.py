@@ -76,7 +76,7 @@ class Tight(Memory):
         return need
 
 
-@pytest.mark.parametrize("caches", [0.3, 1.3, 2.3])
+@pytest.mark.parametrize("caches", [0.3, 0.8, 1.3])
 def test_rows_that_wait_for_memory_get_the_tokens_that_they_get_alone(demo, alone, caches, tmp_path, monkeypatch):
     """Prefixes go to the disk before a row waits, and rows take the last of them without a copy."""
     gone = []
