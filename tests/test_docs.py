@@ -153,7 +153,7 @@ def test_every_flag_of_mlx_lm_has_its_line():
     if not (found := importlib.util.find_spec("mlx_lm")):
         pytest.skip("mlx-lm is not installed")
     folder, page = Path(found.submodule_search_locations[0]), text(ROOT / "docs/from-mlx-lm.md")
-    for command in ("generate", "convert"):
+    for command in ("generate", "convert", "server"):
         flags = re.findall(r"add_argument\(\s*(?:\"-\w+\",\s*)?\"(--[\w-]+)\"", text(folder / f"{command}.py"))
         assert len(flags) > 10
         assert not [flag for flag in flags if f"`{flag}" not in page], command

@@ -48,6 +48,7 @@ UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 @click.option("--memory", metavar="SIZE", help="Take at most so much, such as 12GB. Default: what the machine allows.")
 @click.option("--cache-dir", metavar="DIR", help="Keep keys and values here, for later prompts that begin alike.")
 @click.option("--kv-bits", type=int, metavar="8|4", help="Store keys and values in so many bits. Default: as computed.")
+@click.option("--chat-template", metavar="NAME|FILE", help="One of the checkpoint's templates, or a Jinja file.")
 @click.option("--log-prompts", is_flag=True, help="Write prompts into the log, which else holds no text of requests.")
 def command(
     source: str | None,

@@ -1,5 +1,6 @@
 """What binds the answer of a request: a format, a pattern, a grammar, or calls of its tools."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,9 +28,9 @@ def has_tools(asked: Generation) -> bool:
     return isinstance(asked, ChatRequest) and bool(asked.tools) and asked.tool_choice != "none"
 
 
-def style(tokenizer: Tokenizer, tools: list[dict[str, Any]]) -> Style:
-    """How the checkpoint's template, and so its model, writes calls."""
-    return style_of(tokenizer.chat_template(None, tools).source)
+def style(tokenizer: Tokenizer, tools: list[dict[str, Any]], chat_template: str | None = None) -> Style:
+    """How the chat template, and so the model, writes calls."""
+    return style_of(tokenizer.chat_template(chat_template, tools).source)
 
 
 async def bind(service: Service, asked: Generation, raw: dict[str, Any], tokenizer: Tokenizer) -> Bound | None:
@@ -37,7 +38,7 @@ async def bind(service: Service, asked: Generation, raw: dict[str, Any], tokeniz
 
     Raises ApiError that names the parameter, and what of it cannot be enforced.
     """
-    if (found := wanted(asked, raw, tokenizer)) is None:
+    if (found := wanted(asked, raw, tokenizer, service.settings.chat_template)) is None:
         return None
     param, spec = found
     try:
@@ -47,7 +48,9 @@ async def bind(service: Service, asked: Generation, raw: dict[str, Any], tokeniz
         raise ApiError(400, f"{named}: {error}", named, "unsupported_parameter") from None
 
 
-def wanted(asked: Generation, raw: dict[str, Any], tokenizer: Tokenizer) -> tuple[str, Spec] | None:
+def wanted(
+    asked: Generation, raw: dict[str, Any], tokenizer: Tokenizer, chat_template: str | None
+) -> tuple[str, Spec] | None:
     """(the parameter, what it asks for). Raises ApiError if there are two."""
     found: list[tuple[str, Spec]] = []
     if asked.regex is not None:
@@ -61,7 +64,7 @@ def wanted(asked: Generation, raw: dict[str, Any], tokenizer: Tokenizer) -> tupl
     if found and has_tools(asked):
         raise refused(found[0][0], "binds the answer, which could then call no tool; set tool_choice to none")
     if isinstance(asked, ChatRequest) and has_tools(asked):
-        found += _calls(asked, raw["tools"], tokenizer)
+        found += _calls(asked, raw["tools"], partial(style, tokenizer, raw["tools"], chat_template))
     return found[0] if found else None
 
 
@@ -76,7 +79,7 @@ def _format(asked: ChatRequest) -> Spec | None:
     return JsonSchema(wanted.json_schema.schema, bool(wanted.json_schema.strict))
 
 
-def _calls(asked: ChatRequest, tools: list[dict[str, Any]], tokenizer: Tokenizer) -> list[tuple[str, Spec]]:
+def _calls(asked: ChatRequest, tools: list[dict[str, Any]], style: Callable[[], Style]) -> list[tuple[str, Spec]]:
     """Decoding is bound if a call is required, at most one is allowed, or a tool is strict; else the model is free."""
     choice = asked.tool_choice or "auto"
     strict = any(tool.function.strict for tool in asked.tools or ())
@@ -86,4 +89,4 @@ def _calls(asked: ChatRequest, tools: list[dict[str, Any]], tokenizer: Tokenizer
     name = choice.function.name if isinstance(choice, NamedTool) else choice
     if isinstance(choice, NamedTool) and name in ("auto", "required"):
         raise refused("tool_choice", f"names a tool that is called {name!r}, which means something else; rename it")
-    return [("tools", ToolChoice(tools, name, parallel, style(tokenizer, tools)))]
+    return [("tools", ToolChoice(tools, name, parallel, style()))]

@@ -69,19 +69,22 @@ async def _reply(
         http.scope["note"].facts["messages"] = raw["messages"]
     check_chat(asked)
     bound = await bind(service, asked, raw, loaded.tokenizer)
-    request = await service.in_thread(partial(_prepare, loaded, asked, raw, bound))
+    template = service.settings.chat_template
+    request = await service.in_thread(partial(_prepare, loaded, asked, raw, bound, template))
     count = asked.n or 1
     requests = [replace(request, number=number) for number in range(count)]
-    choices = [Choice(index, loaded.tokenizer, _parser(loaded, asked, raw)) for index in range(count)]
+    choices = [Choice(index, loaded.tokenizer, _parser(loaded, asked, raw, template)) for index in range(count)]
     usage = bool(asked.stream_options and asked.stream_options.include_usage)
     writer = ChatWriter(Head(loaded.name, "chatcmpl"), choices, bool(asked.logprobs), usage)
     job = Job(service, loaded, requests, [len(request.ids)], writer, bool(asked.stream), usage, "messages")
     return await answer(http, job, stack)
 
 
-def _prepare(loaded: Loaded, asked: ChatRequest, raw: dict[str, Any], bound: Bound | None) -> Request:
+def _prepare(
+    loaded: Loaded, asked: ChatRequest, raw: dict[str, Any], bound: Bound | None, template: str | None
+) -> Request:
     try:
-        options = chat_options(asked, raw, loaded.tokenizer, bound)
+        options = chat_options(asked, raw, loaded.tokenizer, bound, template)
         return loaded.engine.prepare(messages_of(raw["messages"]), options)
     except UsageError as error:
         if asked.reasoning_effort is not None and "think" in str(error):
@@ -90,6 +93,6 @@ def _prepare(loaded: Loaded, asked: ChatRequest, raw: dict[str, Any], bound: Bou
         raise
 
 
-def _parser(loaded: Loaded, asked: ChatRequest, raw: dict[str, Any]) -> ToolCallParser | None:
+def _parser(loaded: Loaded, asked: ChatRequest, raw: dict[str, Any], template: str | None) -> ToolCallParser | None:
     tools = raw["tools"] if has_tools(asked) else None
-    return ToolCallParser(tools, style(loaded.tokenizer, tools)) if tools else None
+    return ToolCallParser(tools, style(loaded.tokenizer, tools, template)) if tools else None

@@ -15,7 +15,11 @@ PENALTIES = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_pen
 
 
 def chat_options(
-    asked: ChatRequest, raw: dict[str, Any], tokenizer: Tokenizer, bound: Bound | None = None
+    asked: ChatRequest,
+    raw: dict[str, Any],
+    tokenizer: Tokenizer,
+    bound: Bound | None = None,
+    chat_template: str | None = None,
 ) -> ReplyOptions:
     """Of a request that `check_chat` has passed. Raises UsageError for what no prompt and no model could honour."""
     thinking, budget = _thinking(asked)
@@ -25,6 +29,7 @@ def chat_options(
         thinking_budget=budget,
         stop=_stops(asked),
         tools=raw["tools"] if has_tools(asked) else None,
+        chat_template=chat_template,
         template_args=asked.chat_template_kwargs or None,
         continue_final_message=bool(asked.continue_final_message),
         literal_content=True,

@@ -148,7 +148,7 @@ def serve(
 ) -> int | None:
     """Serve models until a signal. Returns the signal that ended it.
 
-    `preload`: load the first model before listening. `say` is given the address once the server takes requests.
+    `preload`: load the first model before the first request. `say` is given the address once the server takes requests.
     """
     pool = Pool(sources, dtype=settings.dtype, memory=memory, idle=idle, options=settings.engine)
     listening = listen(settings)
@@ -157,9 +157,10 @@ def serve(
     server = make_server(settings, pool, lambda: say(f"http://{shown}:{port}"))
 
     async def run() -> None:
-        if preload:
-            async with pool.use(None):
-                pass
+        if preload or settings.chat_template:
+            async with pool.use(None) as loaded:
+                if settings.chat_template:
+                    loaded.tokenizer.chat_template(settings.chat_template)  # one that is not there is an error now
         await server.serve(sockets=[listening])
 
     with listening:

@@ -30,7 +30,7 @@ async def tokenize(http: HttpRequest) -> Response:
         for name in OF_MESSAGES:
             if getattr(asked, name) is not None:
                 raise refused(name, "belongs to the chat template, which a prompt does not pass")
-    work = partial(_tokens, asked=asked, raw=raw, pool=service.pool)
+    work = partial(_tokens, asked=asked, raw=raw, service=service)
     return await _answer(http, service, asked.model, work, "messages" if asked.prompt is None else "prompt")
 
 
@@ -51,7 +51,7 @@ async def _answer(http: HttpRequest, service: Service, model: str | None, work: 
     return Response(msgspec.json.encode(body), media_type="application/json")
 
 
-def _tokens(loaded: Loaded, *, asked: TokenizeRequest, raw: dict[str, Any], pool: Any) -> Body:
+def _tokens(loaded: Loaded, *, asked: TokenizeRequest, raw: dict[str, Any], service: Service) -> Body:
     tokenizer = loaded.tokenizer
     text = asked.prompt
     if text is None:
@@ -60,12 +60,13 @@ def _tokens(loaded: Loaded, *, asked: TokenizeRequest, raw: dict[str, Any], pool
             raw.get("tools"),
             asked.add_generation_prompt,
             asked.enable_thinking,
+            chat_template=service.settings.chat_template,
             template_args=asked.chat_template_kwargs,
             literal_content=True,
         )
     ids = tokenizer.encode(text)
     names = [tokenizer.token_bytes(index).decode("utf-8", "replace") for index in ids]
-    return Tokens(ids, len(ids), pool.context(loaded.name), names if asked.return_token_strs else UNSET)
+    return Tokens(ids, len(ids), service.pool.context(loaded.name), names if asked.return_token_strs else UNSET)
 
 
 def _text(loaded: Loaded, *, tokens: list[int]) -> Body:

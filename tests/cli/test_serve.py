@@ -28,6 +28,7 @@ from mlx_qwen3.cli import serve
         (["demo", "--max-body", "5"], "--max-body is '5'; expected a number with a unit"),
         (["demo", "--memory", "1MB"], "the weights of demo take"),
         (["demo", "--kv-bits", "3"], "3"),
+        (["demo", "--chat-template", "none.jinja"], "none.jinja"),
         (["/no/where"], "there is no folder '/no/where'"),
     ],
 )

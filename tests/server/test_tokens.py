@@ -1,6 +1,7 @@
 """POST /tokenize and /detokenize."""
 
 import pytest
+from serving import serving
 
 
 def test_text_to_ids_and_back(demo):
@@ -35,3 +36,15 @@ def test_a_conversation_is_what_a_chat_is_given(demo):
 def test_what_is_refused(demo, path, body, param, text):
     error = demo.refusal(path, body)
     assert (error["param"], text in error["message"]) == (param, True), error
+
+
+def test_another_chat_template(tmp_path):
+    template = tmp_path / "plain.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }}!{% endfor %}")
+    with serving(chat_template=str(template)) as served:
+        messages = [{"role": "user", "content": "hello"}]
+        tokens = served.ask("/tokenize", {"messages": messages})[1]["tokens"]
+        assert served.ask("/detokenize", {"tokens": tokens})[1]["prompt"] == "hello!"
+        assert served.chat("hello", max_tokens=1)["usage"]["prompt_tokens"] == len(tokens)
+        tool = {"type": "function", "function": {"name": "f"}}
+        assert served.chat("hello", max_tokens=1, tools=[tool])["usage"]["prompt_tokens"] == len(tokens)
