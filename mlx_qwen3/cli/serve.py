@@ -3,6 +3,8 @@
 import logging
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from .source import default_source
 from .terminal import escape, say
 
 NEEDED = ("starlette", "uvicorn", "msgspec", "llguidance")
+LOGS = {"mlx_qwen3.server": logging.INFO, "uvicorn.error": logging.WARNING}
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
@@ -90,12 +93,16 @@ def command(
         source = default_source() if source is None else source
         sources = {_name(source): source}
     rest = _seconds(idle, "--idle") if idle is not None else None if models is None else 900.0
-    _log_to_stderr()
     # A request that gives no max_tokens may have what fits: that is how it is, not a warning for each.
     warnings.filterwarnings("ignore", "max_tokens is .*: more would not fit", Qwen3Warning)
-    with interrupt.answered(lambda: None):  # the server has its own answer to Ctrl-C
+    with _log_on_stderr(), interrupt.answered(_interrupt):  # once it listens, the server has its own answer
         ended = serve(sources, chosen, memory=memory, idle=rest, preload=models is None, say=_ready)
     return interrupt.INTERRUPTED if ended == 2 else 0
+
+
+def _interrupt() -> None:
+    """Ctrl-C while models are loaded."""
+    raise KeyboardInterrupt
 
 
 def _ready(address: str) -> None:
@@ -134,11 +141,16 @@ class _Lines(logging.Formatter):
         return escape(super().format(record))
 
 
-def _log_to_stderr() -> None:
+@contextmanager
+def _log_on_stderr() -> Iterator[None]:
     handler = logging.StreamHandler()
     handler.setFormatter(_Lines("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    for name, level in (("mlx_qwen3.server", logging.INFO), ("uvicorn.error", logging.WARNING)):
-        logger = logging.getLogger(name)
+    loggers = {logging.getLogger(name): level for name, level in LOGS.items()}
+    for logger, level in loggers.items():
         logger.addHandler(handler)
         logger.setLevel(level)
-        logger.propagate = False
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import logging
 import re
 import signal
 import subprocess
@@ -28,7 +29,6 @@ from mlx_qwen3.cli import serve
         (["demo", "--max-body", "5"], "--max-body is '5'; expected a number with a unit"),
         (["demo", "--memory", "1MB"], "the weights of demo take"),
         (["demo", "--kv-bits", "3"], "3"),
-        (["demo", "--chat-template", "none.jinja"], "none.jinja"),
         (["/no/where"], "there is no folder '/no/where'"),
     ],
 )
@@ -37,6 +37,13 @@ def test_what_cannot_be_served_is_one_line(words, message):
     assert result.returncode in (1, 2)
     error = result.stderr.decode()
     assert (error.startswith("error: "), error.count("\n"), message in error) == (True, 1, True), error
+
+
+def test_a_chat_template_that_is_not_there_is_told_at_the_start():
+    result = here("serve", "demo", "--port", "0", "--chat-template", "none.jinja")
+    assert result.returncode in (1, 2)
+    assert result.stderr.decode().splitlines()[-1].startswith("error: there is no chat template 'none.jinja'")
+    assert not logging.getLogger("mlx_qwen3.server").handlers  # nothing stays behind
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch):
