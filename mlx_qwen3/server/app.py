@@ -10,9 +10,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
-from starlette.routing import BaseRoute, Mount, Route
-from starlette.staticfiles import StaticFiles
+from starlette.responses import Response
+from starlette.routing import Route
 
 from .answers import Health, Model, ModelList
 from .chat import chat_completions
@@ -23,6 +22,7 @@ from .models import Pool
 from .openapi import document
 from .service import Service
 from .settings import Settings
+from .static import page_routes
 from .tokens import detokenize, tokenize
 
 
@@ -45,7 +45,7 @@ def make_app(settings: Settings, pool: Pool) -> Starlette:
 
     cors = Middleware(CORSMiddleware, allow_origins=settings.cors, allow_methods=["*"], allow_headers=["*"])
     app = Starlette(
-        routes=[*ROUTES, *_page(settings)],
+        routes=[*ROUTES, *page_routes(settings)],
         middleware=[
             Middleware(Log, metrics=service.metrics),
             *([cors] if settings.cors else []),
@@ -97,19 +97,6 @@ ROUTES = [
     Route("/metrics", metrics, methods=["GET"]),
     Route("/openapi.json", openapi, methods=["GET"]),
 ]
-
-
-def _page(settings: Settings) -> list[BaseRoute]:
-    """The page at /, if it is installed, and its files under /page/."""
-    index = settings.page / "index.html"
-    if not index.is_file():
-        return []
-
-    async def page(http: Request) -> Response:
-        _service(http, "page")
-        return FileResponse(index)
-
-    return [Route("/", page, methods=["GET"]), Mount("/page", StaticFiles(directory=settings.page))]
 
 
 def _service(http: Request, endpoint: str) -> Service:

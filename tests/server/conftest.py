@@ -1,6 +1,7 @@
 from collections.abc import Iterator
 
 import pytest
+from paging import browser, page, script  # noqa: F401 - fixtures
 from serving import Served, serving
 
 

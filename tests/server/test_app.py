@@ -25,19 +25,3 @@ def test_errors_of_the_router_have_the_same_shape(demo, method, path, status):
     found, answer = demo.ask(path, method=method)
     assert found == status
     assert path in answer["error"]["message"]
-
-
-def test_the_page_and_its_files(tmp_path):
-    (tmp_path / "index.html").write_text("<title>chat</title>")
-    (tmp_path / "chat.js").write_text("1")
-    (tmp_path.parent / "secret.txt").write_text("secret")
-    with serving(page=tmp_path, api_key="k") as served:
-        assert served.ask("/") == (200, "<title>chat</title>")
-        assert served.ask("/page/chat.js") == (200, "1")
-        assert served.ask("/page/../secret.txt")[0] == 404
-        assert served.ask("/page/%2e%2e/secret.txt")[0] == 404
-
-
-def test_without_a_page_there_is_none(tmp_path):
-    with serving(page=tmp_path) as served:
-        assert served.ask("/")[0] == 404
