@@ -57,8 +57,8 @@ async function* events(stream) {
 async function ask(path, options) {
   const response = await fetch(path, options).catch(brokenConnection);
   if (response.ok) return response;
-  const body = await response.json().catch(() => ({}));
-  throw new ApiError(body.error ? said(body.error) : `The server answered with status ${response.status}.`, response.status);
+  const { error } = await response.json().catch(() => ({}));
+  throw new ApiError(error ? said(error) : `The server answered with status ${response.status}.`, response.status);
 }
 
 function said(error) {

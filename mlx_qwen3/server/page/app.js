@@ -20,6 +20,10 @@ function show() {
   drawMessages();
   drawFrame();
   scrollToEnd();
+  focusText();
+}
+
+function focusText() {
   if (!matchMedia("(pointer: coarse)").matches) $("text").focus(); // on a phone it would open the keyboard
 }
 
@@ -75,6 +79,7 @@ function retry() {
   stop(shown);
   shown.messages.pop();
   answer();
+  focusText(); // the button is gone
 }
 
 function edit(article, message, index) {
@@ -82,8 +87,8 @@ function edit(article, message, index) {
     if (!settings.check()) return;
     stop(shown);
     shown.messages.splice(index, Infinity, { role: "user", content: text });
-    $("text").focus();
     answer();
+    focusText();
   });
 }
 
@@ -119,7 +124,7 @@ function grow(message) {
   cancelAnimationFrame(frame);
   draw();
   drawComposer();
-  $("status").textContent = message.error ?? (message.end === "stopped" ? "The reply is stopped." : "The reply is complete.");
+  $("status").textContent = message.error ?? (message.end === "stopped" ? "Stopped." : "The reply is complete.");
 }
 
 // Scrolling
@@ -145,7 +150,8 @@ async function loadModels() {
   } catch (error) {
     const wantsKey = error.status === 401;
     if (wantsKey) settings.show(true);
-    notify(wantsKey ? "This server wants an API key. Enter it in the settings." : error.message, !wantsKey && loadModels);
+    if (wantsKey) notify("This server wants an API key. Enter it in the settings.");
+    else notify(error.message, loadModels);
   }
 }
 
@@ -210,6 +216,7 @@ function forget(id) {
   stop({ id });
   if (id === shown?.id) location.hash = "";
   else drawFrame();
+  focusText();
 }
 
 state.open(notify, refresh);

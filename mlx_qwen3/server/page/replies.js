@@ -25,7 +25,8 @@ export function stopAll() {
 export async function reply(conversation, { model, system, parameters, key }, onChange) {
   stop(conversation);
   const body = { ...parameters, messages: history(conversation, system) };
-  const message = { role: "assistant", content: "", thinking: "", model, end: null, error: null, thought: null, stats: null };
+  const empty = { content: "", thinking: "", end: null, error: null, thought: null, stats: null };
+  const message = { role: "assistant", model, ...empty };
   conversation.messages.push(message);
   conversation.updated = Date.now();
 

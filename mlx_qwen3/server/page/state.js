@@ -4,7 +4,7 @@
  * Each conversation has a key of its own, so that two tabs do not overwrite each other's.
  *
  * @typedef {{role: "user", content: string}} UserMessage
- * @typedef {{tokens: number, rate: number?, first: number?, context: number?}} Stats  rate in tokens/s, first in seconds
+ * @typedef {{tokens: number, rate: number?, first: number?, context: number?}} Stats  in tokens, tokens/s and seconds
  * @typedef {{role: "assistant", content: string, thinking: string, model: string, end: string?, error: string?,
  *            thought: number?, stats: Stats?}} Reply  `end` is null while it runs; `thought` is in seconds
  * @typedef {{id: string, title: string, updated: number, messages: (UserMessage | Reply)[]}} Conversation
@@ -18,7 +18,7 @@ const TITLE_LENGTH = 60;
 const conversations = new Map();
 let complain = () => {};
 
-/** Reads all that is kept. `onFault(text)` is told if the browser keeps nothing; `onChange(id)` of other tabs' changes. */
+/** Reads what is kept. `onFault(text)` says that the browser keeps nothing, `onChange(id)` that another tab did save. */
 export function open(onFault, onChange) {
   complain = onFault;
   for (const key of keys()) take(key, read(key));
