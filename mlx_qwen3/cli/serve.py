@@ -106,7 +106,7 @@ def _interrupt() -> None:
 
 
 def _ready(address: str) -> None:
-    say(f"listening on {address}; OpenAI's API is at {address}/v1")
+    say(f"listening on {address}; open it in a browser to chat; OpenAI's API is at {address}/v1")
 
 
 def _name(source: str) -> str:
