@@ -118,7 +118,7 @@ def _damage(path: Path, record: FileRecord) -> str:
     if (size := path.stat().st_size) != record.bytes:
         return f"has {size:,} bytes, the certificate says {record.bytes:,}"
     if (digest := sha256(path)) != record.sha256:
-        return f"has sha256 {digest}, the certificate says {record.sha256}"
+        return f"has sha256 {digest}, the certificate says {short(record.sha256)}"
     return ""
 
 
@@ -141,8 +141,8 @@ def _check_tensors(result: Checkpoint, certificate: Certificate) -> None:
     if different := sorted(name for name in stored.keys() | listed.keys() if stored.get(name) != listed.get(name)):
         name = different[0]
         raise VerificationError(
-            f"{name} is {stored.get(name)} in {result.folder}, but {listed.get(name)} in {FILE}; restore the folder "
-            "from a copy, or convert again"
+            f"{short(name)} is {stored.get(name)} in {result.folder}, but {short(listed.get(name))} in {FILE}; "
+            "restore the folder from a copy, or convert again"
         )
 
 
@@ -186,12 +186,12 @@ def _check_sequences(recorded: Divergence, result: Checkpoint) -> None:
 def _same_divergence(now: Divergence, then: Divergence, against_source: bool) -> None:
     same_choice = sum(a == b for a, b in zip(now.top1, then.top1, strict=True)) / len(then.top1)
     checks: list[tuple[str, float | None, float | None, float]] = [
-        ("perplexity", now.perplexity, then.perplexity, (then.perplexity or 0) * PERPLEXITY_SHARE.limit),
+        ("perplexity", now.perplexity, then.perplexity, abs(then.perplexity or 0) * PERPLEXITY_SHARE.limit),
         ("share of first choices that equal the recorded ones", same_choice, 1.0, TOP1_SHARE.limit),
     ]
     if against_source:
         checks += [
-            ("mean KL divergence", now.kl_mean, then.kl_mean, KL_NOISE.limit + KL_SHARE.limit * then.kl_mean),
+            ("mean KL divergence", now.kl_mean, then.kl_mean, KL_NOISE.limit + KL_SHARE.limit * abs(then.kl_mean)),
             ("share of equal first choices", now.top1_agreement, then.top1_agreement, TOP1_SHARE.limit),
         ]
     for name, value, expected, bound in checks:

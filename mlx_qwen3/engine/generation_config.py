@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ConfigError, PromptError, warn
+from ..files.reading import short
+from ..files.settings import shown
 
 FILE = "generation_config.json"
 READ = frozenset(
@@ -77,10 +79,10 @@ def check(raw: Mapping[str, Any]) -> None:
     """Raises ConfigError for a setting that cannot be honoured, and warns about an unknown one."""
     for name, neutral in NEUTRAL.items():
         if raw.get(name) is not None and raw[name] not in neutral:
-            raise ConfigError(f"{name} is {raw[name]!r} in {FILE}; it is not supported, remove it there")
+            raise ConfigError(f"{name} is {shown(raw[name])} in {FILE}; it is not supported, remove it there")
     for name in sorted(raw.keys() - READ - NEUTRAL.keys() - INERT):
         if raw[name] is not None:
-            warn(f"{name} in {FILE} is a setting that neither transformers nor this package knows")
+            warn(f"{short(name)} in {FILE} is a setting that neither transformers nor this package knows")
 
 
 def sampling_overrides(raw: Mapping[str, Any], thinking: bool) -> dict[str, Any]:
@@ -90,7 +92,7 @@ def sampling_overrides(raw: Mapping[str, Any], thinking: bool) -> dict[str, Any]
     """
     sample = raw.get("do_sample")
     if sample is not None and not isinstance(sample, bool):
-        raise ConfigError(f"do_sample is {sample!r} in {FILE}; expected true or false, correct it there")
+        raise ConfigError(f"do_sample is {shown(sample)} in {FILE}; expected true or false, correct it there")
     if raw and not sample:
         return {"temperature": 0.0}
     return {} if thinking else NOT_THINKING
@@ -104,7 +106,9 @@ def token_limit(raw: Mapping[str, Any], prompt: int, context: int) -> int:
     for name in ("max_new_tokens", "max_length"):
         value = raw.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ConfigError(f"{name} is {value!r} in {FILE}; expected a positive integer, correct or remove it there")
+            raise ConfigError(
+                f"{name} is {shown(value)} in {FILE}; expected a positive integer, correct or remove it there"
+            )
     new, length = raw.get("max_new_tokens"), raw.get("max_length")
     if new is None and length is not None:
         new = length - prompt

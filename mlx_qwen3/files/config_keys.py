@@ -82,7 +82,9 @@ def check_keys(raw: Mapping[str, Any]) -> None:
     _check_layer_types(raw)
     ours = mapping(raw, "mlx_qwen3")
     if ours and ours.get("format") != FORMAT:
-        raise ConfigError(f"mlx_qwen3.format is {ours.get('format')!r}; this version reads {FORMAT}; convert again")
+        raise ConfigError(
+            f"mlx_qwen3.format is {shown(ours.get('format'))}; this version reads {FORMAT}; convert again"
+        )
     for key in sorted(raw.keys() - READ - FIXED.keys() - SILENT):
         if raw[key] not in (None, False, "", {}, []) and not key.startswith(SILENT_PREFIXES):
             warn(f"{short(key)} in config.json is a setting that neither transformers nor this package knows for Qwen3")
@@ -91,7 +93,7 @@ def check_keys(raw: Mapping[str, Any]) -> None:
 def _check_layer_types(raw: Mapping[str, Any]) -> None:
     kinds, layers = raw.get("layer_types"), raw.get("num_hidden_layers")
     if kinds is not None and (not isinstance(kinds, list) or len(kinds) != layers):
-        raise ConfigError(f"layer_types is {shown(kinds)}; expected one for each of num_hidden_layers {layers!r}")
+        raise ConfigError(f"layer_types is {shown(kinds)}; expected one for each of num_hidden_layers {shown(layers)}")
     for index, kind in enumerate(kinds or ()):
         if kind not in ("full_attention", "attention"):  # transformers reads the second, an older name, as the first
             raise ConfigError(f"layer_types[{index}] is {shown(kind)}; only 'full_attention' is supported")

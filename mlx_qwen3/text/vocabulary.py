@@ -19,7 +19,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
 from ..errors import CheckpointError
-from ..files.reading import exists, read_file, read_json
+from ..files.reading import exists, read_file, read_json, short
 from .panic import panics_as_errors
 
 QWEN = "Qwen2Tokenizer"
@@ -104,7 +104,7 @@ def _backend(path: Path, content: bytes | None, class_name: Any) -> tuple[tokeni
         with panics_as_errors(report=False):
             backend = tokenizers.Tokenizer.from_buffer(content)
     except Exception as error:  # the library raises Exception itself
-        raise CheckpointError(f"{path} is not a tokenizer ({error}); download it again") from None
+        raise CheckpointError(f"{path} is not a tokenizer ({short(error)}); download it again") from None
     if str(class_name or QWEN).removesuffix("Fast") != QWEN:
         backend.no_truncation()
         return backend, False
@@ -247,14 +247,15 @@ def _token(value: Any) -> Token:
     if isinstance(value, dict):
         return _added(value)
     if not isinstance(value, str | AddedToken):
-        raise TypeError(f"{value!r} is not a text")
+        raise TypeError(f"{short(repr(value))} is not a text")
+    str(value).encode()  # raises UnicodeEncodeError, a ValueError, for a lone surrogate
     return value
 
 
 def _added(entry: Mapping[str, Any]) -> AddedToken:
     fields = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
     if not isinstance(entry.get("content"), str):
-        raise TypeError(f"{dict(entry)!r} has no text as its content")
+        raise TypeError(f"{short(repr(dict(entry)))} has no text as its content")
     return AddedToken(**{name: entry[name] for name in fields if name in entry})
 
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,28 @@ def flip(path: Path, position: int, bit: int = 0) -> None:
         byte = file.read(1)[0]
         file.seek(position)
         file.write(bytes([byte ^ (1 << bit)]))
+
+
+def forge(folder: Path, **changes: float) -> Path:
+    """The folder with other figures of the divergence in its certificate, whose own digest is right again."""
+    certificate = Certificate.read(folder)
+    replace(certificate, divergence=replace(certificate.divergence, **changes)).write(folder)
+    return folder
+
+
+def test_a_figure_below_zero_is_another_figure(copy, chat):
+    with pytest.raises(VerificationError, match=r"the perplexity is .*, the certificate says -1 "):
+        verify(forge(copy, perplexity=-1.0))
+    with pytest.raises(VerificationError, match="the certificate says -3 "):
+        verify(forge(copy, perplexity=None, kl_mean=-3.0), chat)
+
+
+def test_a_long_digest_is_not_repeated_whole(copy):
+    certificate = Certificate.read(copy)
+    files = {**certificate.files, "config.json": replace(certificate.files["config.json"], sha256="y" * 5000)}
+    replace(certificate, files=files).write(copy)
+    with pytest.raises(VerificationError, match=r"yyy \(5000 characters\)"):
+        verify(copy)
 
 
 def test_a_folder_as_it_was_made(converted, chat):

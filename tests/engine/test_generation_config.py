@@ -1,6 +1,7 @@
 """What generation_config.json decides, and that nothing in it is ignored in silence."""
 
 import re
+from functools import partial
 
 import pytest
 
@@ -146,3 +147,11 @@ def test_a_limit_of_another_type_or_range_is_named(setting, value):
 def test_a_max_length_that_the_prompt_fills_is_named():
     with pytest.raises(PromptError, match=r"the prompt has 10 tokens and max_length is 10 in generation_config\.json"):
         token_limit({"max_length": 10}, prompt=10, context=100)
+
+
+@pytest.mark.parametrize("setting", ["stop_strings", "max_new_tokens", "do_sample"])
+def test_a_long_value_is_not_repeated_whole(setting):
+    read_it = partial(token_limit, prompt=1, context=10) if setting == "max_new_tokens" else read
+    with pytest.raises(ConfigError, match=rf"{setting} is .*yyy.* \([0-9]+ characters\)") as error:
+        read_it({setting: "y" * 5000})
+    assert len(str(error.value)) < 400

@@ -224,6 +224,10 @@ def test_broken_older_form_is_named(tmp_path: Path) -> None:
         {"added_tokens_decoder": ["y"]},
         {"additional_special_tokens": 7},
         {"eos_token": {"content": None}},
+        {"eos_token": "\ud800"},
+        {"extra_special_tokens": ["\ud800"]},
+        {"additional_special_tokens": [{"content": "\ud800"}]},
+        {"image_token": "\ud800"},
     ],
 )
 def test_what_is_not_a_token_is_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
