@@ -225,3 +225,10 @@ def test_another_tab(page):
         page.driver.switch_to.window(first)
     assert page.texts("#conversations a") == ["from elsewhere", "hello"]
     assert page.texts(".bubble") == ["hello"]
+
+
+def test_a_storage_that_is_full(page):
+    page.script.says("A reply.")
+    page.js("Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError') }")
+    assert page.ask("hello") == "A reply."
+    assert "storage of this browser is full" in page.text("#notice")
