@@ -81,7 +81,7 @@ def _work(params: Params, vocabulary: int) -> Hashable:
 def _method(work: Hashable, params: Sequence[Params]) -> Choose:
     if work == "greedy":
         return lambda logits, _keys: _replayed(greedy)(logits)
-    temperature = mx.array([[settings.temperature] for settings in params])
+    temperature = mx.array([[float(settings.temperature)] for settings in params])  # an int may be past 64 bits
     if work == "whole":
         return lambda logits, keys: _replayed(draw_from_all)(logits, keys, temperature)
     n = int(work)  # type: ignore[call-overload]

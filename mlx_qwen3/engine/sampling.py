@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import ConfigError, HealthError, UsageError
+from ..files.reading import short
 from ..files.values import to_mlx
 from . import generation_config
 from .filters import BROKEN, Chooser
@@ -50,7 +51,7 @@ class SamplingParams:
             value = getattr(self, name)
             number = isinstance(value, Integral if name in ("top_k", "seed") else Real)
             if isinstance(value, bool) or not number or not valid(value):
-                raise UsageError(f"{name} is {value!r}; expected {expected}")
+                raise UsageError(f"{name} is {short(repr(value))}; expected {expected}")
             if not isinstance(value, int | float):  # of NumPy, say, which JSON does not take
                 object.__setattr__(self, name, int(value) if isinstance(value, Integral) else float(value))
 

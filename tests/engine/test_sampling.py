@@ -109,6 +109,12 @@ def test_unusable_logits_of_a_draft_model_are_its_own():
         fork.known(fork.next(mx.full((1, 500), mx.nan), 0), 0)
 
 
+def test_a_whole_number_past_64_bits_is_a_temperature():
+    row = mx.array(logits(1))
+    whole, real = (Sampler([SamplingParams(value, seed=3)], [[1]], 500).next(row, 0) for value in (2**70, 2.0**70))
+    assert whole.tolist() == real.tolist()
+
+
 def test_numbers_of_numpy_are_numbers():
     params = SamplingParams(np.float32(0.5), np.int64(7), np.float64(0.5), seed=np.uint64(3))
     assert params == SamplingParams(0.5, 7, 0.5, seed=3)
@@ -123,7 +129,7 @@ def test_numbers_of_numpy_are_numbers():
         ("temperature", -0.1),
         ("temperature", float("nan")),
         ("temperature", float("inf")),
-        ("temperature", 10**400),
+        ("temperature", 10**100),
         ("temperature", "1"),
         ("top_k", -1),
         ("top_k", 2.5),
@@ -144,3 +150,8 @@ def test_numbers_of_numpy_are_numbers():
 def test_a_value_out_of_range_is_named(setting, value):
     with pytest.raises(UsageError, match=f"{setting} is {value!r}; expected"):
         SamplingParams(**{setting: value})
+
+
+def test_a_long_value_is_not_repeated_whole():
+    with pytest.raises(UsageError, match=r"temperature is 1000*\.\.\.0* \(401 characters\); expected"):
+        SamplingParams(10**400)
