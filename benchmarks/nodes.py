@@ -57,6 +57,10 @@ def ours(folder: str, kv_bits: int | None = None) -> tuple[Graphs, int]:
     cache = model.make_cache(kv_bits=kv_bits)
     mx.eval(prefill(model, PROMPT, cache), cache.buffers)
     graphs["decode step"] = [decode_step(model)(PROMPT[0, :1], cache), *cache.buffers]
+    for rows, padding in {"4 rows": [0] * 4, "4 rows, padded": [0, 1, 0, 2]}.items():
+        cache = model.make_cache(4, padding, kv_bits)
+        mx.eval(prefill(model, mx.repeat(PROMPT, 4, axis=0), cache), cache.buffers)
+        graphs[f"decode step of {rows}"] = [decode_step(model)(mx.repeat(PROMPT[0, :1], 4), cache), *cache.buffers]
     return graphs, len(model.layers)
 
 

@@ -58,6 +58,7 @@ class ReplyOptions:
         check_count(self.logprobs)
         self._check_budget()
         self._check_stop()
+        self._check_grammar()
         if self.tools is not None and (isinstance(self.tools, str | Mapping) or not isinstance(self.tools, Iterable)):
             raise UsageError("tools is not a list; give a list of JSON schemas or Python functions")
         if self.template_args is not None and not isinstance(self.template_args, Mapping):
@@ -71,8 +72,6 @@ class ReplyOptions:
             raise UsageError(f"stop is {short(repr(self.stop))}; expected one string or several")
         if "" in self.stops:
             raise UsageError("a stop string is empty; it would stop every reply before it begins")
-
-        self._check_grammar()
 
     def _check_grammar(self) -> None:
         if self.grammar is None:

@@ -3,16 +3,18 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-from arrays import as_numpy
+from arrays import as_numpy, relative
 from checkpoints import TINY, write_checkpoint
 
 from mlx_qwen3.engine.batch import Batch
 from mlx_qwen3.engine.rows import Row
+from mlx_qwen3.engine.runner import decode_step, prefill
 from mlx_qwen3.engine.sampling import SamplingParams
 from mlx_qwen3.model.load import load_model
 
 GREEDY = SamplingParams(temperature=0)
 SIZE = TINY["vocab_size"]
+ROUNDING = 2e-2  # relative norm: bf16 keeps 8 bits, and two layers add up
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +103,26 @@ def test_nothing_happens_once_every_row_has_ended(model):
     batch = Batch(model, row, cache, SIZE)
     news = [batch.step() for _ in range(4)]
     assert [len(found) for found in news] == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_with_16_bits_a_row_of_a_batch_differs_from_the_row_alone_by_rounding(dtype, tmp_path):
+    """MLX's CPU computes the same bits. A GPU may choose other kernels for more rows."""
+    model = load_model(write_checkpoint(tmp_path, tie_word_embeddings=False), dtype)
+    rng = np.random.default_rng(5)
+    prompts = [rng.integers(0, SIZE, length).tolist() for length in (9, 21, 14)]
+    tokens = mx.array(rng.integers(0, SIZE, (12, 3)))
+    padding = [21 - len(prompt) for prompt in prompts]
+
+    def logits(rows, padding, tokens):
+        cache, step = model.make_cache(len(rows), padding), decode_step(model)
+        made = [prefill(model, mx.array(rows), cache)]
+        for column in tokens:
+            made.append(step(column, cache))
+            mx.eval(made[-1], cache.buffers)
+        return np.stack([as_numpy(array) for array in made], axis=1)
+
+    together = logits([[0] * pad + row for pad, row in zip(padding, prompts, strict=True)], padding, tokens)
+    for index, prompt in enumerate(prompts):
+        alone = logits([prompt], [0], tokens[:, index : index + 1])[0]
+        assert relative(together[index], alone) < ROUNDING

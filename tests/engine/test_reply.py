@@ -13,6 +13,7 @@ from mlx_qwen3.engine.decode import generate_batch
 from mlx_qwen3.engine.reply import generate, stream
 from mlx_qwen3.engine.request import ReplyOptions, prepare
 from mlx_qwen3.engine.sampling import SamplingParams
+from mlx_qwen3.engine.specs import JsonObject
 from mlx_qwen3.files.hub import DEMO
 from mlx_qwen3.model.load import load_model
 from mlx_qwen3.text.tokenizer import Tokenizer
@@ -237,13 +238,15 @@ def test_every_option_reaches_the_request(chat, monkeypatch):
         "thinking_budget": 5,
         "logprobs": 2,
     }
-    assert set(given) == set(ReplyOptions.__dataclass_fields__)
+    bound = {"grammar": JsonObject()}  # which excludes some of the others
+    assert {*given, *bound} == set(ReplyOptions.__dataclass_fields__)
     seen = []
     request = prepare(chat[0].config, chat[1], "?", ReplyOptions(max_tokens=1))
     monkeypatch.setattr(generation, "prepare", lambda *arguments: seen.append(arguments[-1]) or request)
-    generate(*chat, "?", **given)
-    list(stream(*chat, "?", **given))
-    assert seen == [ReplyOptions(**given)] * 2
+    for options in (given, bound):
+        generate(*chat, "?", **options)
+        list(stream(*chat, "?", **options))
+    assert seen == [ReplyOptions(**given)] * 2 + [ReplyOptions(**bound)] * 2
 
 
 @pytest.mark.parametrize(
