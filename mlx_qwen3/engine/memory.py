@@ -20,7 +20,7 @@ from ..model.cache import rounded
 from ..model.kv_format import kv_format
 from ..model.load import compute_dtype
 from ..model.qwen3 import Qwen3
-from .batch import SIZES, Batch, alike
+from .batch import SIZES, Batch
 from .rows import Row
 from .runner import prefill_chunk
 from .speculative import LONGEST
@@ -177,8 +177,8 @@ class Memory:
     def _with_row(self, batches: Sequence[Batch], prompt: int, tokens: int, queries: int, soon: int) -> int:
         model, length = self._model, prompt + tokens
         reading = model.grown(model.cache(1, prompt)) + model.activations(min(prompt, prefill_chunk()), prompt)
-        # It joins a batch about as long, if there is one: whichever takes most.
-        joined = [self._joined(batch, prompt, tokens, soon) for batch in batches if alike(batch.end, prompt)]
+        # It joins a batch that takes it, if there is one: whichever needs most.
+        joined = [self._joined(batch, prompt, tokens, soon) for batch in batches if batch.takes(prompt)]
         alone = model.grown(model.cache(1, length)) + self._step(1, length, queries)
         drafting = 0
         if self._draft:

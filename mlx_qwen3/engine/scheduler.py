@@ -15,7 +15,7 @@ import numpy as np
 from ..files.values import to_mlx
 from ..model.cache import KVCache
 from ..model.qwen3 import Qwen3
-from .batch import SIZES, Batch, alike
+from .batch import Batch
 from .filters import BROKEN
 from .logprobs import Scores
 from .memory import Memory
@@ -232,7 +232,7 @@ class Scheduler:
         if row.ended:
             self._keep(row.prompt, cache)
             return
-        fitting = [batch for batch in self._batches if len(batch.rows) < SIZES[-1] and alike(batch.end, row.length)]
+        fitting = [batch for batch in self._batches if batch.takes(row.length)]
         if fitting:
             min(fitting, key=lambda batch: abs(batch.end - row.length)).join(row, cache)
         else:

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from arrays import as_numpy, relative
 from checkpoints import TINY, write_checkpoint
+from mlx.utils import tree_flatten
 
-from mlx_qwen3.engine.batch import Batch
+from mlx_qwen3.engine.batch import PADDING, Batch
 from mlx_qwen3.engine.rows import Row
 from mlx_qwen3.engine.runner import decode_step, prefill
 from mlx_qwen3.engine.sampling import SamplingParams
@@ -37,6 +38,19 @@ def greedy(model, row):
     for _ in row.tokens:
         ids.append(int(mx.argmax(model(mx.array([ids]))[0, -1])))
     return ids[len(row.prompt) :]
+
+
+def test_a_row_joins_unless_padding_takes_longer_than_the_weights(model):
+    """One long row would make all others attend to its length; a short one alone attends to the others'."""
+    few = prefilled(model, 20, 0)
+    batch = Batch(model, *few, SIZE)
+    slot = few[1].nbytes / few[1].capacity
+    bound = int(PADDING * sum(weight.nbytes for _, weight in tree_flatten(model.parameters())) / slot)
+    assert bound > 100
+    assert [batch.takes(batch.end + extra) for extra in (0, bound, bound + 1)] == [True, True, False]
+    batch.join(*prefilled(model, 20, 1))
+    assert [batch.takes(batch.end + extra) for extra in (bound // 2, bound // 2 + 1)] == [True, False]
+    assert batch.takes(1)
 
 
 def test_slots_grow_and_shrink_and_the_rows_keep_their_tokens(model):
