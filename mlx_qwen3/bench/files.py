@@ -38,8 +38,7 @@ def check_files(as_json: Path | None, plot: Path | None) -> None:
 def write_files(report: Report, as_json_file: Path | None, plot: Path | None) -> None:
     """Write what is asked for. Raises OutputError."""
     if as_json_file:
-        text = json.dumps(as_json(report), ensure_ascii=False, allow_nan=False, indent=1)
-        write_file(as_json_file, text.encode() + b"\n")
+        write_file(as_json_file, encoded(as_json(report)))
     if plot:
         write_file(plot, png(draw(report)))
 
@@ -55,6 +54,10 @@ def as_json(report: Report) -> dict[str, Any]:
         "contestants": [{**asdict(row), "summary": _summary(report, row)} for row in report.rows],
     }
     return {name: finite(value) for name, value in plain.items()}
+
+
+def encoded(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, ensure_ascii=False, allow_nan=False, indent=1).encode() + b"\n"
 
 
 def shape(config: Qwen3Config) -> dict[str, Any]:

@@ -22,14 +22,14 @@ LAST_WORDS = 600  # characters of standard error that an error message quotes
 # Loads workers/ as a package of its own. As a part of mlx_qwen3 it would also run that package's start-up code in the
 # processes of the others, which loads a BLAS.
 BOOT = """
-import importlib.util, sys
+import importlib, importlib.util, sys
 folder = sys.argv[1]
 spec = importlib.util.spec_from_file_location(
     "bench_workers", folder + "/__init__.py", submodule_search_locations=[folder])
 package = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(package)
-from bench_workers.serve import main
-main(*sys.argv[2:])
+module = importlib.import_module("bench_workers." + sys.argv[2])
+module.main(*sys.argv[3:])
 """
 
 
@@ -47,7 +47,7 @@ class Worker:
     def __init__(self, contestant: Contestant):
         self.name = contestant.name
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - a pipe that nobody reads would fill up
-        command = [sys.executable, "-P", "-c", BOOT, str(WORKERS), contestant.kind.module, contestant.blas]
+        command = [sys.executable, "-P", "-c", BOOT, str(WORKERS), "serve", contestant.kind.module, contestant.blas]
         began = time.perf_counter()
         self._process = subprocess.Popen(
             command,

@@ -4,9 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
+from ..errors import UsageError
 from .progress import Bar
 from .terminal import show
+
+NOT_WITH_SERVE = ("prompt_tokens", "rows", "no_reference", "roofline", "plot", "baseline_file", "margin")
 
 
 @click.command("bench", short_help="Measure speed and memory beside other libraries.")
@@ -29,6 +33,12 @@ from .terminal import show
     help="Requests at once, such as 1,2,4,8,16: also measure the tokens per second of all rows, with prompts of the "
     "shortest length.",
 )
+@click.option(
+    "--serve",
+    is_flag=True,
+    help="Measure the server instead, beside mlx_lm.server: tokens per second, first tokens, and gaps in a reply.",
+)
+@click.option("--clients", metavar="N,N", help="With --serve: how many clients ask at once. Default: 1,4,8,16.")
 @click.option("--repeat", type=int, default=5, show_default=True, metavar="N", help="Timed runs of everything.")
 @click.option(
     "--dtype", default="default", show_default=True, help="bf16, fp16, fp32, or default: each program's own default."
@@ -58,10 +68,15 @@ from .terminal import show
     help="How much worse a ratio may be, as a share.",
 )
 @click.option("--progress/--no-progress", default=None, help="Default: a bar on a terminal.")
+@click.pass_context
 def command(
+    context: click.Context,
+    /,
     against: str | None,
     prompt_tokens: str,
     rows: str | None,
+    serve: bool,
+    clients: str | None,
     no_reference: bool,
     roofline: bool,
     json_file: Path | None,
@@ -76,6 +91,12 @@ def command(
     All get the same tokens and run in turns. Outputs are compared first. The result is Markdown on stdout."""
     from .. import bench
 
+    if serve:
+        _check_serve(context)
+        _serve(against, clients, json_file, progress, choices)
+        return
+    if clients is not None:
+        raise UsageError("--clients needs --serve, whose clients it counts")
     options = bench.parse(against, prompt_tokens, rows, reference=not no_reference, **choices)
     bench.check_files(json_file, plot)
     baseline = bench.read_baseline(baseline_file, margin) if baseline_file else None
@@ -90,3 +111,25 @@ def command(
     bench.write_files(report, json_file, plot)
     if baseline:
         bench.check(report, baseline, margin)
+
+
+def _check_serve(context: click.Context) -> None:
+    """Raises UsageError for an option that has no meaning with --serve."""
+    for parameter in context.command.params:
+        given = context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+        if given and parameter.name in NOT_WITH_SERVE:
+            raise UsageError(f"{parameter.opts[0]} has no meaning with --serve; leave one of them out")
+
+
+def _serve(
+    against: str | None, clients: str | None, json_file: Path | None, progress: bool | None, choices: dict[str, Any]
+) -> None:
+    from .. import bench
+
+    serving = bench.parse_serving(against, clients, **choices)
+    bench.check_files(json_file, None)
+    with Bar(progress) as bar:
+        report = bench.bench_serving(serving, bar)
+    show(bench.render_serving(report))
+    if json_file:
+        bench.write_serving(report, json_file)

@@ -1,0 +1,158 @@
+"""Clients of a server: they read streams, and note when each piece of a reply came."""
+
+import http.client
+import json
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from ..errors import BenchError
+from .mixes import Client, body
+
+PATIENCE = 600  # seconds that a client waits for the next bytes
+CHUNK = 1 << 16  # bytes of one read
+Piece = tuple[float, bytes]  # when it came, and what
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One reply. Times are `perf_counter` seconds; `pieces` are those of the chunks that have text."""
+
+    sent: float
+    ended: float
+    pieces: tuple[float, ...]
+    text: str  # the thinking too
+    content: str
+    tokens: int
+    prompt_tokens: int
+    cached_tokens: int
+
+    @property
+    def first_s(self) -> float:
+        """Seconds from the request to the first text."""
+        return self.pieces[0] - self.sent
+
+
+def ask(
+    port: int,
+    request: dict[str, Any],
+    watch: Callable[[float, bytes], bool] = lambda when, data: True,
+) -> Answer:
+    """Send one request and read its stream. `watch` sees all bytes as they come; false ends the reading at once.
+
+    Raises BenchError if the server refuses the request, or if the stream ends early or has no text.
+    """
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    pieces: list[Piece] = []
+    data = json.dumps(request).encode()
+    sent = time.perf_counter()
+    left = False
+    try:
+        connection.request("POST", "/v1/chat/completions", data, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        if response.status != 200:
+            raise BenchError(f"the server answered {response.status}: {response.read(500).decode(errors='replace')}")
+        while not left and (part := response.read1(CHUNK)):
+            pieces.append((time.perf_counter(), part))
+            left = not watch(*pieces[-1])
+    except (OSError, http.client.HTTPException) as error:
+        raise BenchError(f"the server broke the connection: {error!r}") from None
+    finally:
+        connection.close()
+    return _answer(sent, time.perf_counter(), list(events(pieces)), left)
+
+
+def events(pieces: Iterable[Piece]) -> Iterator[tuple[float, str]]:
+    """The data of each event of a stream, and when its last byte came. Comments are left out."""
+    kept = b""
+    for when, data in pieces:
+        *whole, kept = (kept + data).split(b"\n\n")
+        for event in whole:
+            if event.startswith(b"data: "):
+                yield when, event.removeprefix(b"data: ").decode()
+
+
+def _answer(sent: float, ended: float, found: Sequence[tuple[float, str]], left: bool) -> Answer:
+    if not left and (not found or found[-1][1] != "[DONE]"):
+        raise BenchError(f"a stream ended without [DONE]; its last event: {found[-1][1][:300] if found else 'none'}")
+    times: list[float] = []
+    text = content = ""
+    usage: dict[str, Any] = {}
+    for when, data in found:
+        chunk = json.loads(data) if data != "[DONE]" else {}
+        if "error" in chunk:
+            raise BenchError(f"the server sent an error: {data[:300]}")
+        usage = chunk.get("usage") or usage
+        for choice in chunk.get("choices") or []:
+            delta = choice.get("delta") or {}
+            thinking, said = delta.get("reasoning") or "", delta.get("content") or ""
+            if thinking or said:
+                times.append(when)
+            text, content = text + thinking + said, content + said
+    if not times:
+        raise BenchError("a reply has no text")
+    details = usage.get("prompt_tokens_details") or {}
+    counts = [usage.get("completion_tokens", 0), usage.get("prompt_tokens", 0), details.get("cached_tokens") or 0]
+    return Answer(sent, ended, tuple(times), text, content, *counts)
+
+
+def crowd(port: int, clients: Sequence[Client], longest: int) -> list[list[Answer]]:
+    """All clients at once, each in a thread; a client asks again when it has its reply. The replies by client."""
+    together = threading.Barrier(len(clients))
+
+    def run(client: Client) -> list[Answer]:
+        answers = []
+        together.wait()
+        for messages, tokens in client.requests(longest):
+            answers.append(ask(port, body(messages, tokens)))
+            client.hear(answers[-1].content)
+        return answers
+
+    with ThreadPoolExecutor(len(clients)) as pool:
+        return list(pool.map(run, clients))
+
+
+def disturbed(port: int, running: dict[str, Any], arriving: dict[str, Any], after: int) -> tuple[list[float], Answer]:
+    """The gaps between tokens of a running reply while another prompt is computed, in seconds; and the other's answer.
+
+    The prompt is sent when the running reply has had `after` reads. The gaps are those that end between then and the
+    other's first token, and the one that this token falls into. Raises BenchError if the running reply ends before.
+    """
+    ready, over = threading.Event(), threading.Event()
+    reads = 0
+
+    def watch(when: float, data: bytes) -> bool:
+        nonlocal reads
+        reads += 1
+        if reads == after:
+            ready.set()
+        return not over.is_set()
+
+    def follow() -> Answer:
+        try:
+            return ask(port, running, watch)
+        finally:
+            ready.set()  # or the other would wait for ever for one that failed
+
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(follow)
+        ready.wait()
+        other = ask(port, arriving)
+        over.set()
+        reply = following.result()
+    times = reply.pieces
+    began, ended = other.sent, other.pieces[0]
+    if times[-1] < ended:
+        raise BenchError("the running reply ended before the first token of the prompt that arrived")
+    pairs = pairwise(times)
+    return [late - early for early, late in pairs if late > began and early < ended], other
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest of the values that at least this share of them does not exceed."""
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]

@@ -1,0 +1,139 @@
+"""The servers that are measured: starts each in a process of its own, waits until it answers, ends it."""
+
+import http.client
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+
+from .. import interrupt
+from ..errors import BenchError, UsageError
+from .options import OURS, Contestant
+from .process import BOOT, WORKERS, environment
+
+START = 300  # seconds that a server has to load its model and answer
+END = 10  # seconds that it has to end
+POLL = 0.05  # seconds between two looks
+LAST_WORDS = 600  # characters of standard error that an error message quotes
+
+
+@dataclass(frozen=True)
+class Kind:
+    """`module` of workers/ starts it; `arguments` are those of its command line but folder and port."""
+
+    module: str
+    packages: tuple[str, ...]
+    install: str
+    arguments: Callable[[Contestant, int], list[str]]
+    folder: str  # the argument before the folder
+
+
+def _ours(contestant: Contestant, rows: int) -> list[str]:
+    dtype = ["--dtype", contestant.dtype] if contestant.dtype else []
+    return ["serve", "--rows", str(rows), "--queue", str(4 * rows), *dtype]
+
+
+def _mlx_lm(contestant: Contestant, rows: int) -> list[str]:
+    return [contestant.dtype_name or "", "--log-level", "WARNING"]
+
+
+NEEDED = ("starlette", "uvicorn", "msgspec", "llguidance")
+SERVERS = {
+    OURS: Kind("our_server", NEEDED, "'mlx-qwen3[server]'", _ours, "--"),
+    "mlx-lm": Kind("peer_mlx_lm_server", ("mlx_lm",), "mlx-lm", _mlx_lm, "--model"),
+}
+
+
+def check(contestants: Sequence[Contestant]) -> None:
+    """Raises UsageError for one that has no server here, or whose server lacks a package."""
+    for contestant in contestants:
+        kind = SERVERS.get(base(contestant))
+        if kind is None:
+            known = " and ".join(SERVERS)
+            raise UsageError(f"--against has {contestant.name!r}; --serve measures the servers of {known}")
+        if missing := next((package for package in kind.packages if find_spec(package) is None), None):
+            raise UsageError(f"--serve needs the package {missing} for {contestant.name}; pip install {kind.install}")
+
+
+def base(contestant: Contestant) -> str:
+    return contestant.name.split(":")[0]
+
+
+class Server:
+    """A server's process. It is ended when the `with` block ends."""
+
+    def __init__(self, contestant: Contestant, folder: Path, rows: int):
+        self.name = contestant.name
+        self.port = _free_port()
+        kind = SERVERS[base(contestant)]
+        arguments = [*kind.arguments(contestant, rows), "--port", str(self.port), kind.folder, str(folder.absolute())]
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - a pipe that nobody reads would fill up
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", BOOT, str(WORKERS), "listen", kind.module, contestant.blas, *arguments],
+            stdin=subprocess.PIPE,  # which ends with this process, and the server with it
+            stdout=self._errors,
+            stderr=self._errors,
+            env=environment(),
+        )
+        interrupt.register(self._process.kill)
+        try:
+            self._wait()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(END)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        interrupt.unregister(self._process.kill)
+        if self._process.stdin:
+            self._process.stdin.close()
+        self._errors.close()
+
+    def _wait(self) -> None:
+        """Until /health is 200. Raises BenchError with the server's last words."""
+        until = time.monotonic() + START
+        while not self._healthy():
+            code = self._process.poll()
+            if code is not None:
+                raise BenchError(f"the server of {self.name} ended with code {code}: {self.last_words()}")
+            if time.monotonic() > until:
+                raise BenchError(f"the server of {self.name} did not answer in {START} s: {self.last_words()}")
+            time.sleep(POLL)
+
+    def _healthy(self) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=START)
+        with suppress(OSError, http.client.HTTPException):
+            connection.request("GET", "/health")
+            return connection.getresponse().status == 200
+        connection.close()
+        return False
+
+    def last_words(self) -> str:
+        self._errors.seek(0)
+        text = self._errors.read().decode(errors="replace").strip()
+        return "..." + text[-LAST_WORDS:] if len(text) > LAST_WORDS else text or "no words"
+
+
+def _free_port() -> int:
+    with socket.socket() as chosen:
+        chosen.bind(("127.0.0.1", 0))
+        port: int = chosen.getsockname()[1]
+        return port

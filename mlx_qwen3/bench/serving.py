@@ -1,0 +1,134 @@
+"""The measurement of servers: start them, ask them the same, time them in turns."""
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import BenchError, UsageError
+from ..files.checkpoint import Checkpoint
+from ..files.config import Qwen3Config
+from ..files.hub import resolve
+from ..progress import Progress, Stage, silent
+from ..text.tokenizer import Tokenizer
+from . import machine, prompts, servers
+from .clients import Answer, crowd, disturbed
+from .mixes import ARRIVAL, MIXES, Mix, body, clients, filler, longest_prompt, question
+from .options import Contestant, Options, contestants, parse_names, parse_numbers
+from .servers import Server
+from .serving_report import Arrival, Load, Report, Row, Serving
+
+WARM_UP = 8  # tokens of the first reply of each server
+RUNNING = 600  # tokens that the running reply may have at most; it is left when the other has its first
+SETTLED = 8  # tokens that it has before the other prompt is sent
+
+
+def parse_serving(against: str | None, number: str | None, **choices: Any) -> Serving:
+    """Settings from a command line's words. Raises UsageError."""
+    names = ("mlx-lm",) if against is None else parse_names(against)
+    options = Options(against=names, prompt_tokens=(ARRIVAL,), reference=False, **choices)
+    return Serving(options) if number is None else Serving(options, parse_numbers("--clients", number, "1,4,8,16"))
+
+
+def bench_serving(serving: Serving, progress: Progress = silent) -> Report:
+    """Measure. Raises UsageError for what cannot be measured, and BenchError if a server fails."""
+    folder = resolve(serving.options.source)
+    checkpoint = Checkpoint(folder)
+    entries = contestants(serving.options, checkpoint)
+    servers.check(entries)
+    tokenizer = Tokenizer(folder)
+    _check_source(serving, checkpoint.config, tokenizer)
+    rows = [Row(entry.name, entry.dtype_name or "its default", entry.blas) for entry in entries]
+    report = Report(serving, checkpoint.config, machine.describe(), rows)
+    with ExitStack() as stack:
+        running = _start(entries, folder, max(serving.clients), stack, progress)
+        Measurement(report, running, tokenizer, progress).run()
+    return report
+
+
+def _check_source(serving: Serving, config: Qwen3Config, tokenizer: Tokenizer) -> None:
+    if not tokenizer.has_chat_template:
+        raise UsageError(f"{serving.options.source} has no chat template, which --serve needs; give a chat model")
+    needed = longest_prompt() + max(RUNNING, 3 * serving.options.generate)
+    if needed > config.context_length:
+        raise UsageError(
+            f"--serve needs a context of {needed} tokens, and {serving.options.source} has {config.context_length}; "
+            "give another model, or a smaller --generate"
+        )
+
+
+def _start(
+    entries: Sequence[Contestant], folder: Path, rows: int, stack: ExitStack, progress: Progress
+) -> list[Server]:
+    stage = Stage("starting", len(entries), "servers")
+    started = []
+    for entry in entries:
+        started.append(stack.enter_context(Server(entry, folder, rows)))
+        progress(stage, 1)
+    return started
+
+
+class Measurement:
+    def __init__(self, report: Report, running: list[Server], tokenizer: Tokenizer, progress: Progress):
+        self._report, self._progress = report, progress
+        self._options, self._clients = report.serving.options, report.serving.clients
+        self._pairs = list(zip(report.rows, running, strict=True))
+        self._stop_ids = tokenizer.stop_ids
+        self._count = lambda text: len(tokenizer.encode(text))
+
+    def run(self) -> None:
+        """Everything in turns, A B A B. The first runs, which are not counted, warm up every number of rows."""
+        for number in self._clients:
+            self._turn(f"warm-up {number}", MIXES[0], number, WARM_UP, counted=False)
+        for repeat in range(self._options.repeat):
+            for mix in MIXES:
+                for number in self._clients:
+                    self._turn(f"{mix.name} {repeat} {number}", mix, number, self._options.generate)
+            self._arrivals(f"arrival {repeat}")
+
+    def _turn(self, name: str, mix: Mix, number: int, longest: int, counted: bool = True) -> None:
+        stage = Stage(f"{mix.name}, {number} clients", len(self._pairs), "runs")
+        for row, server in self._pairs:
+            prompts.settle()
+            with _named(server):
+                answers = crowd(server.port, clients(mix, name, number, self._count), longest)
+            if counted:
+                row.loads.append(_load(mix.name, number, [answer for client in answers for answer in client]))
+            self._progress(stage, 1)
+
+    def _arrivals(self, name: str) -> None:
+        stage = Stage(f"a prompt of {ARRIVAL} tokens", len(self._pairs), "runs")
+        long = [{"role": "user", "content": filler(name, ARRIVAL, self._count)}]
+        short = [{"role": "user", "content": question(random.Random(name))}]
+        for row, server in self._pairs:
+            prompts.settle()
+            with _named(server):
+                gaps, answer = disturbed(
+                    server.port, body(short, RUNNING, self._stop_ids), body(long, WARM_UP, self._stop_ids), SETTLED
+                )
+            row.arrivals.append(Arrival(gaps, answer.first_s, answer.prompt_tokens))
+            self._progress(stage, 1)
+
+
+def _load(mix: str, number: int, answers: list[Answer]) -> Load:
+    return Load(
+        mix,
+        number,
+        seconds=max(answer.ended for answer in answers) - min(answer.sent for answer in answers),
+        tokens=sum(answer.tokens for answer in answers),
+        prompt_tokens=sum(answer.prompt_tokens for answer in answers),
+        cached_tokens=sum(answer.cached_tokens for answer in answers),
+        first_s=[answer.first_s for answer in answers],
+        # One server sends the line feeds around the thinking, the other does not.
+        texts=[answer.text.strip() for answer in answers],
+    )
+
+
+@contextmanager
+def _named(server: Server) -> Iterator[None]:
+    """Errors of the clients name the server, and quote its last words."""
+    try:
+        yield
+    except BenchError as error:
+        raise BenchError(f"{server.name}: {error}; the server's last words: {server.last_words()}") from None

@@ -1,0 +1,134 @@
+"""What the measurement of servers found, as Markdown and as JSON."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..report import Table, finite, write_file
+from .files import encoded, shape
+from .mixes import ARRIVAL, MIXES, Mix
+from .report import significant
+from .serving_report import Report, Row, arrival_figures, compare, figures
+
+FORMAT = 1
+NONE = "-"
+LOADS = {"tps": "tok/s", "first_p50_ms": "first token, ms", "first_p95_ms": "95th percentile, ms"}
+ARRIVALS = {
+    "longest_ms": "longest gap, ms",
+    "gap_p95_ms": "95th percentile of gaps, ms",
+    "first_ms": "first token of the prompt, ms",
+}
+LEGEND = (
+    "tok/s: tokens of all replies, the median of the repeats. First token: from the request to the first text, the "
+    "median and the 95th percentile over the requests of all repeats. x: ours divided by this row's."
+)
+
+
+def render_serving(report: Report) -> str:
+    """What ran; a table for each mix; one for the prompt that arrives; how the replies compare."""
+    blocks = [_heading(report)]
+    blocks += [_mix_table(report, mix) for mix in MIXES]
+    blocks += [_arrival_table(report), _comparisons(report)]
+    return "\n\n".join(block for block in blocks if block)
+
+
+def write_serving(report: Report, file: Path) -> None:
+    """Write everything as JSON, with every repeat. Raises OutputError."""
+    write_file(file, encoded(serving_json(report)))
+
+
+def serving_json(report: Report) -> dict[str, Any]:
+    plain = {
+        "format": FORMAT,
+        "settings": asdict(report.serving),
+        "shape": shape(report.config),
+        "machine": report.machine,
+        "servers": [{**asdict(row), "summary": _summary(report, row)} for row in report.rows],
+    }
+    return {name: finite(value) for name, value in plain.items()}
+
+
+def _summary(report: Report, row: Row) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for mix in MIXES:
+        for number in report.serving.clients:
+            compared = compare(report.ours, row, mix.name, number)
+            agreement = {**asdict(compared), "agree": compared.agree}
+            place = {"mix": mix.name, "clients": number, "replies": agreement}
+            found.append(
+                {**place, **_with_ratios(figures(report.ours.at(mix.name, number)), figures(row.at(mix.name, number)))}
+            )
+    return [
+        *found,
+        {"mix": "arrival", **_with_ratios(arrival_figures(report.ours.arrivals), arrival_figures(row.arrivals))},
+    ]
+
+
+def _with_ratios(ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, Any]:
+    return {name: {"value": value, "ratio": _ratio(ours[name], value)} for name, value in theirs.items()}
+
+
+def _ratio(ours: float, theirs: float) -> float:
+    return ours / theirs if theirs else float("nan")
+
+
+def _heading(report: Report) -> str:
+    m, o, c = report.machine, report.serving.options, report.config
+    libraries = ", ".join(f"{name} {m[name]}" for name in ("mlx", "mlx-lm", "python"))
+    servers = "; ".join(f"{row.name} in {row.dtype}, BLAS {row.blas or 'its own'}" for row in report.rows)
+    return "\n\n".join(
+        [
+            f"### Servers: {o.source}",
+            f"{c.num_hidden_layers} layers, hidden {c.hidden_size}, vocabulary {c.vocab_size}. Replies of up to "
+            f"{o.generate} tokens, greedy, streamed; {o.repeat} repeats.",
+            f"{m['chip']}; {m['backend']}; {m['os']}; {libraries}.",
+            f"{servers}.",
+            LEGEND,
+        ]
+    )
+
+
+def _mix_table(report: Report, mix: Mix) -> str:
+    shared = f", {mix.prefix:,} tokens of prefix in common" if mix.prefix else ""
+    columns = ["", "clients", *LOADS.values(), "prompt tokens", "of them cached"]
+    rows = []
+    for number in report.serving.clients:
+        ours = figures(report.ours.at(mix.name, number))
+        for row in report.rows:
+            loads = row.at(mix.name, number)
+            counts = [sum(load.prompt_tokens for load in loads), sum(load.cached_tokens for load in loads)]
+            shown = [f"{count / len(loads):,.0f}" for count in counts]
+            if compare(report.ours, row, mix.name, number).agree:
+                cells = _cells(report, row, ours, figures(loads))
+            else:
+                cells = ["replies differ", *[NONE] * (len(LOADS) - 1)]
+            rows.append([row.name, str(number), *cells, *shown])
+    title = f"{mix.name.capitalize()}: {mix.turns} requests of each client{shared}"
+    return Table(title, columns, rows, "lr" + "r" * (len(columns) - 2)).markdown()
+
+
+def _arrival_table(report: Report) -> str:
+    ours = arrival_figures(report.ours.arrivals)
+    rows = [[row.name, *_cells(report, row, ours, arrival_figures(row.arrivals))] for row in report.rows]
+    title = f"A running reply while a prompt of {ARRIVAL:,} tokens arrives"
+    return Table(title, ["", *ARRIVALS.values()], rows, "l" + "r" * len(ARRIVALS)).markdown()
+
+
+def _cells(report: Report, row: Row, ours: Mapping[str, float], theirs: Mapping[str, float]) -> Sequence[str]:
+    if row is report.ours:
+        return [significant(value) for value in theirs.values()]
+    return [f"{significant(value)} x{_ratio(ours[name], value):.2f}" for name, value in theirs.items()]
+
+
+def _comparisons(report: Report) -> str:
+    lines = []
+    for row in report.rows[1:]:
+        for mix in MIXES:
+            for number in report.serving.clients:
+                found = compare(report.ours, row, mix.name, number)
+                lines.append(
+                    f"- {row.name}, {mix.name}, {number} clients: {found.equal} of {found.replies} replies equal, "
+                    f"{found.tokens:,} tokens, {found.ours:,} here"
+                )
+    return "\n".join(["Replies, compared with ours:", "", *lines]) if lines else ""
