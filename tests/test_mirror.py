@@ -16,6 +16,9 @@ ELSEWHERE = {
     # A contestant is imported only in a process of its own, which a whole run starts.
     "bench/workers/on_mlx.py": "bench/test_session.py",
     "bench/workers/ours.py": "bench/test_session.py",
+    "bench/workers/listen.py": "bench/test_serving.py",
+    "bench/workers/our_server.py": "bench/test_serving.py",
+    "bench/workers/peer_mlx_lm_server.py": "bench/test_serving.py",
     "bench/workers/peer_mlx_lm.py": "bench/test_session.py",
     "bench/workers/peer_reference.py": "bench/test_session.py",
     "bench/workers/peer_transformers.py": "bench/test_session.py",

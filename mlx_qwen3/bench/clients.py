@@ -7,7 +7,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +17,7 @@ from .mixes import Client, body
 
 PATIENCE = 600  # seconds that a client waits for the next bytes
 CHUNK = 1 << 16  # bytes of one read
+ATTEMPTS, PAUSE = 20, 0.02  # a connection that is reset before an answer is tried again, after a pause in seconds
 Piece = tuple[float, bytes]  # when it came, and what
 
 
@@ -26,11 +28,12 @@ class Answer:
     sent: float
     ended: float
     pieces: tuple[float, ...]
-    text: str  # the thinking too
+    thought: str
     content: str
     tokens: int
     prompt_tokens: int
     cached_tokens: int
+    retries: int = 0  # connections that the server reset before it answered
 
     @property
     def first_s(self) -> float:
@@ -47,24 +50,37 @@ def ask(
 
     Raises BenchError if the server refuses the request, or if the stream ends early or has no text.
     """
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     pieces: list[Piece] = []
-    data = json.dumps(request).encode()
-    sent = time.perf_counter()
     left = False
+    sent = time.perf_counter()
     try:
-        connection.request("POST", "/v1/chat/completions", data, {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        if response.status != 200:
-            raise BenchError(f"the server answered {response.status}: {response.read(500).decode(errors='replace')}")
-        while not left and (part := response.read1(CHUNK)):
-            pieces.append((time.perf_counter(), part))
-            left = not watch(*pieces[-1])
+        connection, response, retries = _request(port, json.dumps(request).encode())
+        with closing(connection):
+            if response.status != 200:
+                raise BenchError(
+                    f"the server answered {response.status}: {response.read(500).decode(errors='replace')}"
+                )
+            while not left and (part := response.read1(CHUNK)):
+                pieces.append((time.perf_counter(), part))
+                left = not watch(*pieces[-1])
     except (OSError, http.client.HTTPException) as error:
         raise BenchError(f"the server broke the connection: {error!r}") from None
-    finally:
-        connection.close()
-    return _answer(sent, time.perf_counter(), list(events(pieces)), left)
+    return replace(_answer(sent, time.perf_counter(), list(events(pieces)), left), retries=retries)
+
+
+def _request(port: int, data: bytes) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse, int]:
+    """Send it. A server with a short queue of connections resets some of many that come at once, so it tries again."""
+    for attempt in range(ATTEMPTS):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+        try:
+            connection.request("POST", "/v1/chat/completions", data, {"Content-Type": "application/json"})
+            return connection, connection.getresponse(), attempt
+        except OSError:
+            connection.close()
+            if attempt == ATTEMPTS - 1:
+                raise
+            time.sleep(PAUSE)
+    raise AssertionError("not reached")
 
 
 def events(pieces: Iterable[Piece]) -> Iterator[tuple[float, str]]:
@@ -81,7 +97,7 @@ def _answer(sent: float, ended: float, found: Sequence[tuple[float, str]], left:
     if not left and (not found or found[-1][1] != "[DONE]"):
         raise BenchError(f"a stream ended without [DONE]; its last event: {found[-1][1][:300] if found else 'none'}")
     times: list[float] = []
-    text = content = ""
+    thought = content = ""
     usage: dict[str, Any] = {}
     for when, data in found:
         chunk = json.loads(data) if data != "[DONE]" else {}
@@ -93,12 +109,14 @@ def _answer(sent: float, ended: float, found: Sequence[tuple[float, str]], left:
             thinking, said = delta.get("reasoning") or "", delta.get("content") or ""
             if thinking or said:
                 times.append(when)
-            text, content = text + thinking + said, content + said
+            thought, content = thought + thinking, content + said
     if not times:
         raise BenchError("a reply has no text")
     details = usage.get("prompt_tokens_details") or {}
     counts = [usage.get("completion_tokens", 0), usage.get("prompt_tokens", 0), details.get("cached_tokens") or 0]
-    return Answer(sent, ended, tuple(times), text, content, *counts)
+    # One server sends the line feeds around the thinking, the other does not.
+    thought, content = thought.strip(), content.strip()
+    return Answer(sent, ended, tuple(times), thought, content, *counts)
 
 
 def crowd(port: int, clients: Sequence[Client], longest: int) -> list[list[Answer]]:

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from .. import blas
 from ..errors import BenchError, UsageError
 from ..files.checkpoint import Checkpoint
 from ..files.config import Qwen3Config
@@ -15,7 +16,7 @@ from ..text.tokenizer import Tokenizer
 from . import machine, prompts, servers
 from .clients import Answer, crowd, disturbed
 from .mixes import ARRIVAL, MIXES, Mix, body, clients, filler, longest_prompt, question
-from .options import Contestant, Options, contestants, parse_names, parse_numbers
+from .options import OURS, Contestant, Options, contestants, parse_names, parse_numbers
 from .servers import Server
 from .serving_report import Arrival, Load, Report, Row, Serving
 
@@ -39,12 +40,16 @@ def bench_serving(serving: Serving, progress: Progress = silent) -> Report:
     servers.check(entries)
     tokenizer = Tokenizer(folder)
     _check_source(serving, checkpoint.config, tokenizer)
-    rows = [Row(entry.name, entry.dtype_name or "its default", entry.blas) for entry in entries]
+    rows = [Row(entry.name, entry.dtype_name or "its default", _blas(entry)) for entry in entries]
     report = Report(serving, checkpoint.config, machine.describe(), rows)
     with ExitStack() as stack:
         running = _start(entries, folder, max(serving.clients), stack, progress)
         Measurement(report, running, tokenizer, progress).run()
     return report
+
+
+def _blas(entry: Contestant) -> str:
+    return (blas.in_use if servers.base(entry) == OURS else entry.blas) or "of MLX"
 
 
 def _check_source(serving: Serving, config: Qwen3Config, tokenizer: Tokenizer) -> None:
@@ -120,8 +125,8 @@ def _load(mix: str, number: int, answers: list[Answer]) -> Load:
         prompt_tokens=sum(answer.prompt_tokens for answer in answers),
         cached_tokens=sum(answer.cached_tokens for answer in answers),
         first_s=[answer.first_s for answer in answers],
-        # One server sends the line feeds around the thinking, the other does not.
-        texts=[answer.text.strip() for answer in answers],
+        texts=[f"{answer.thought}\n{answer.content}" for answer in answers],
+        retries=sum(answer.retries for answer in answers),
     )
 
 

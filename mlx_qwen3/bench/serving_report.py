@@ -43,6 +43,7 @@ class Load:
     cached_tokens: int
     first_s: list[float]
     texts: list[str]
+    retries: int = 0  # connections that the server reset, after which the client tried again
 
     @property
     def tps(self) -> float:

@@ -29,7 +29,7 @@ def render_serving(report: Report) -> str:
     """What ran; a table for each mix; one for the prompt that arrives; how the replies compare."""
     blocks = [_heading(report)]
     blocks += [_mix_table(report, mix) for mix in MIXES]
-    blocks += [_arrival_table(report), _comparisons(report)]
+    blocks += [_arrival_table(report), _comparisons(report), _resets(report)]
     return "\n\n".join(block for block in blocks if block)
 
 
@@ -76,7 +76,7 @@ def _ratio(ours: float, theirs: float) -> float:
 def _heading(report: Report) -> str:
     m, o, c = report.machine, report.serving.options, report.config
     libraries = ", ".join(f"{name} {m[name]}" for name in ("mlx", "mlx-lm", "python"))
-    servers = "; ".join(f"{row.name} in {row.dtype}, BLAS {row.blas or 'its own'}" for row in report.rows)
+    servers = "; ".join(f"{row.name} in {row.dtype}, BLAS {row.blas}" for row in report.rows)
     return "\n\n".join(
         [
             f"### Servers: {o.source}",
@@ -132,3 +132,12 @@ def _comparisons(report: Report) -> str:
                     f"{found.tokens:,} tokens, {found.ours:,} here"
                 )
     return "\n".join(["Replies, compared with ours:", "", *lines]) if lines else ""
+
+
+def _resets(report: Report) -> str:
+    places = [(row, mix.name, number) for row in report.rows for mix in MIXES for number in report.serving.clients]
+    counts = [(row, mix, number, sum(load.retries for load in row.at(mix, number))) for row, mix, number in places]
+    lines = [f"- {row.name}, {mix}, {number} clients: {count}" for row, mix, number, count in counts if count]
+    return (
+        "\n".join(["Connections that a server reset, after which the client tried again:", "", *lines]) if lines else ""
+    )

@@ -1,0 +1,118 @@
+"""The measurement of servers: as a whole beside stubs, and once with the real ones."""
+
+import json
+import re
+
+import pytest
+from benching import main
+from stub_server import Stub, chunk, echo, usage
+
+from mlx_qwen3 import blas
+from mlx_qwen3.bench import servers, serving, serving_tables
+from mlx_qwen3.bench.mixes import Mix
+
+SMALL = (Mix("chat", turns=2), Mix("agents", turns=2, prefix=60, remembers=True))
+
+
+@pytest.fixture
+def small(monkeypatch):
+    for module in (serving, serving_tables):
+        monkeypatch.setattr(module, "MIXES", SMALL)
+        monkeypatch.setattr(module, "ARRIVAL", 100)
+
+
+def stubs(monkeypatch, *replies):
+    """Servers that stream these replies instead of real ones."""
+    made = iter(replies)
+    monkeypatch.setattr(serving, "Server", lambda entry, folder, rows: Stub(next(made), name=entry.name))
+
+
+def measured(capsys, *options):
+    given = "--against", "mlx-qwen3:fp32", "--dtype", "fp32", "--repeat", 2, "--generate", 4, "--clients", "1,3"
+    code = main("demo", "--serve", *given, *options)
+    return code, capsys.readouterr()
+
+
+def table(out, title):
+    [found] = re.findall(rf"### {title}[^\n]*\n\n((?:\|.*\n)+)", out)
+    return [[cell.strip() for cell in line.strip("|\n").split("|")] for line in found.splitlines()[2:]]
+
+
+def test_the_tables(monkeypatch, capsys, tmp_path, small):
+    stubs(monkeypatch, echo, echo)
+    code, (out, _) = measured(capsys, "--json", tmp_path / "s.json")
+    assert code == 0
+    for title in ("Chat: 2 requests", "Agents: 2 requests of each client, 60 tokens"):
+        rows = table(out, title)
+        assert [row[:2] for row in rows] == [[name, n] for n in "13" for name in ("mlx-qwen3", "mlx-qwen3:fp32")]
+        assert all(re.fullmatch(r"[\d.,]+ x[\d.]+", cell) for row in rows[1::2] for cell in row[2:5])
+    assert len(table(out, "A running reply while a prompt of 100 tokens")) == 2
+    assert "- mlx-qwen3:fp32, chat, 3 clients: 12 of 12 replies equal, 36 tokens, 36 here" in out
+    content = json.loads((tmp_path / "s.json").read_text())
+    assert [len(server["loads"]) for server in content["servers"]] == [8, 8]  # 2 mixes, 2 numbers, 2 repeats
+    assert [len(server["arrivals"]) for server in content["servers"]] == [2, 2]
+    summary = content["servers"][1]["summary"]
+    assert [(entry["mix"], entry.get("clients")) for entry in summary] == [
+        ("chat", 1),
+        ("chat", 3),
+        ("agents", 1),
+        ("agents", 3),
+        ("arrival", None),
+    ]
+    assert all(entry["tps"]["ratio"] > 0 for entry in summary[:4])
+
+
+def test_no_figures_of_a_server_that_says_something_else(monkeypatch, capsys, small):
+    def other(request):
+        yield chunk("something else")
+        yield from echo(request)
+
+    stubs(monkeypatch, echo, other)
+    code, (out, _) = measured(capsys)
+    assert code == 0
+    assert [row[2:5] for row in table(out, "Chat")[1::2]] == [["replies differ", "-", "-"]] * 2
+    assert "0 of 4 replies equal" in out
+
+
+def test_a_failure_names_the_server(monkeypatch, capsys, small):
+    def fails(request):
+        yield '{"error": {"message": "out of memory"}}'
+        yield usage(0, 0)
+        yield "[DONE]"
+
+    stubs(monkeypatch, echo, fails)
+    code, (_, err) = measured(capsys)
+    assert code == 1
+    assert "mlx-qwen3:fp32: the server sent an error" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--serve", "--rows", "1,2"), "--rows has no meaning with --serve"),
+        (("--serve", "--check", "x.json"), "--check has no meaning with --serve"),
+        (("--serve", "--clients", "1,x"), "--clients is '1,x'; expected numbers with commas"),
+        (("--serve", "--against", "transformers"), "--serve measures the servers of mlx-qwen3 and mlx-lm"),
+        (("--serve", "--generate", "5000"), "--serve needs a context of 17200 tokens, and demo has 4096"),
+        (("--clients", "1,2"), "--clients needs --serve"),
+    ],
+)
+def test_options_that_cannot_be_honoured(monkeypatch, capsys, options, message):
+    monkeypatch.setattr(servers.subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
+    assert main("demo", *options) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_real_servers_say_the_same(capsys, small):
+    """Both start, take the demo's chat template, and stream the same replies. About 10 s."""
+    given = "--dtype", "fp32", "--repeat", 1, "--generate", 12, "--clients", "1,3", "--same-blas"
+    code = main("demo", "--serve", *[word for word in given if word != "--same-blas" or blas.in_use])
+    out = capsys.readouterr().out
+    assert code == 0
+    for mix, number, replies in (("chat", 1, 2), ("chat", 3, 6), ("agents", 1, 2), ("agents", 3, 6)):
+        [(equal, total, tokens, ours)] = re.findall(
+            rf"- mlx-lm, {mix}, {number} clients: (\d+) of (\d+) replies equal, (\d+) tokens, (\d+) here", out
+        )
+        assert (equal, total, tokens) == (str(replies), str(replies), ours)
+    assert len(table(out, "A running reply")) == 2
