@@ -45,16 +45,18 @@ def ask(
     port: int,
     request: dict[str, Any],
     watch: Callable[[float, bytes], bool] = lambda when, data: True,
+    opened: http.client.HTTPConnection | None = None,
 ) -> Answer:
-    """Send one request and read its stream. `watch` sees all bytes as they come; false ends the reading at once.
+    """Send one request, on a connection that is `opened` or on a new one, and read its stream.
 
-    Raises BenchError if the server refuses the request, or if the stream ends early or has no text.
+    `watch` sees all bytes as they come; false ends the reading at once. Raises BenchError if the server refuses the
+    request, or if the stream ends early or has no text.
     """
     pieces: list[Piece] = []
     left = False
     sent = time.perf_counter()
     try:
-        connection, response, retries = _request(port, json.dumps(request).encode())
+        connection, response, retries = _request(port, json.dumps(request).encode(), opened or _connection(port))
         with closing(connection):
             if response.status != 200:
                 raise BenchError(
@@ -68,10 +70,15 @@ def ask(
     return replace(_answer(sent, time.perf_counter(), list(events(pieces)), left), retries=retries)
 
 
-def _request(port: int, data: bytes) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse, int]:
+def _connection(port: int) -> http.client.HTTPConnection:
+    return http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+
+
+def _request(
+    port: int, data: bytes, connection: http.client.HTTPConnection
+) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse, int]:
     """Send it. A server with a short queue of connections resets some of many that come at once, so it tries again."""
     for attempt in range(ATTEMPTS):
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
         try:
             connection.request("POST", "/v1/chat/completions", data, {"Content-Type": "application/json"})
             return connection, connection.getresponse(), attempt
@@ -80,6 +87,7 @@ def _request(port: int, data: bytes) -> tuple[http.client.HTTPConnection, http.c
             if attempt == ATTEMPTS - 1:
                 raise
             time.sleep(PAUSE)
+            connection = _connection(port)
     raise AssertionError("not reached")
 
 
@@ -120,14 +128,22 @@ def _answer(sent: float, ended: float, found: Sequence[tuple[float, str]], left:
 
 
 def crowd(port: int, clients: Sequence[Client], longest: int) -> list[list[Answer]]:
-    """All clients at once, each in a thread; a client asks again when it has its reply. The replies by client."""
+    """All clients at once, each in a thread; a client asks again when it has its reply. The replies by client.
+
+    Their connections are opened before, one after the other. A server whose queue of connections holds only 5, as that
+    of mlx_lm.server, would lose some of many that come at once, and the kernel tries again only after a second.
+    """
     together = threading.Barrier(len(clients))
+    opened = {client: [_connection(port) for _ in range(client.turns)] for client in clients}
+    for connections in opened.values():
+        for connection in connections:
+            connection.connect()
 
     def run(client: Client) -> list[Answer]:
         answers = []
         together.wait()
-        for messages, tokens in client.requests(longest):
-            answers.append(ask(port, body(messages, tokens)))
+        for (messages, tokens), connection in zip(client.requests(longest), opened[client], strict=True):
+            answers.append(ask(port, body(messages, tokens), opened=connection))
             client.hear(answers[-1].content)
         return answers
 

@@ -40,6 +40,7 @@ class Client:
     """One client's requests: `next` gives the messages of one, `hear` takes the reply to it."""
 
     def __init__(self, mix: Mix, run: str, number: int, system: str):
+        self.turns = mix.turns
         self._mix, self._number = mix, number
         self._rng = random.Random(f"{run} {number}")
         self._system: Messages = [{"role": "system", "content": system}] if system else []

@@ -36,10 +36,10 @@ def bench_serving(serving: Serving, progress: Progress = silent) -> Report:
     """Measure. Raises UsageError for what cannot be measured, and BenchError if a server fails."""
     folder = resolve(serving.options.source)
     checkpoint = Checkpoint(folder)
-    entries = contestants(serving.options, checkpoint)
-    servers.check(entries)
     tokenizer = Tokenizer(folder)
     _check_source(serving, checkpoint.config, tokenizer)
+    entries = contestants(serving.options, checkpoint)
+    servers.check(entries)
     rows = [Row(entry.name, entry.dtype_name or "its default", _blas(entry)) for entry in entries]
     report = Report(serving, checkpoint.config, machine.describe(), rows)
     with ExitStack() as stack:
