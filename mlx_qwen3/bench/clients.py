@@ -7,9 +7,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 from ..errors import BenchError
@@ -135,9 +135,6 @@ def crowd(port: int, clients: Sequence[Client], longest: int) -> list[list[Answe
     """
     together = threading.Barrier(len(clients))
     opened = {client: [_connection(port) for _ in range(client.turns)] for client in clients}
-    for connections in opened.values():
-        for connection in connections:
-            connection.connect()
 
     def run(client: Client) -> list[Answer]:
         answers = []
@@ -147,8 +144,12 @@ def crowd(port: int, clients: Sequence[Client], longest: int) -> list[list[Answe
             client.hear(answers[-1].content)
         return answers
 
-    with ThreadPoolExecutor(len(clients)) as pool:
-        return list(pool.map(run, clients))
+    with ExitStack() as stack:
+        for connection in chain(*opened.values()):
+            stack.callback(connection.close)
+            connection.connect()
+        with ThreadPoolExecutor(len(clients)) as pool:
+            return list(pool.map(run, clients))
 
 
 def disturbed(port: int, running: dict[str, Any], arriving: dict[str, Any], after: int) -> tuple[list[float], Answer]:
