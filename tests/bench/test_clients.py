@@ -123,7 +123,7 @@ def test_gaps_of_a_running_reply():
         gaps, other = disturbed(server.port, body([], 600), body([], 2), 1)
         left.set()
     assert other.tokens == 2
-    assert len(gaps) >= 2  # from d to e, and from e to f, which may come in one read
+    assert gaps  # from d to e at least: its reader may be late for the next
     assert min(gaps) >= 0
     assert max(gaps) > 0
 
