@@ -80,7 +80,8 @@ class Engine:
             replies = [engine.submit(engine.prepare(text)) for text in texts]
             for chunk in replies[0]: ...
 
-    max_gap: seconds that running replies may have to wait for a long prompt, in addition to one step of their own.
+    max_gap: seconds that running replies may wait for a piece of a long prompt, in addition to one step of their own.
+    A piece has 16 tokens at least, however long these take.
     prefix_bytes: keys and values of earlier prompts and replies to keep, for prompts that begin alike; 0 keeps none.
     cache_dir: a folder for prefixes that do not fit there, and for the others when the engine closes. The next engine
     of the same model uses them.
