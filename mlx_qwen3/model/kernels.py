@@ -156,10 +156,11 @@ def attend(q: mx.array, keys: mx.array, values: mx.array, scale: float, mask: Ma
     # A CPU has no fused kernel. The queries of a key head as the rows of one product read the keys once; MLX's own
     # expansion multiplies one row for every query head.
     scores = (q * scale).reshape(B, keys.shape[1], -1, D) @ mx.swapaxes(keys, 2, 3)
-    if q.dtype != mx.float32:
+    if B == 1 or q.dtype != mx.float32:
         scores = scores if mask is None else mx.where(mask, scores, -mx.inf)
         return (mx.softmax(scores, axis=-1, precise=True) @ values).reshape(B, H, 1, D)
-    # Softmax in parts, for the sake of `exp`. To add -inf takes less time for each score than to choose it.
+    # Softmax in parts, for the sake of `exp`: one row has too few scores to pay for more operations. To add -inf takes
+    # less time for each score than to choose it.
     scores = scores if mask is None else scores + mx.where(mask, 0.0, -mx.inf)
     weights = exp(scores - mx.max(scores, axis=-1, keepdims=True))
     return ((weights @ values) / mx.sum(weights, axis=-1, keepdims=True)).reshape(B, H, 1, D)
@@ -207,7 +208,8 @@ def swiglu(gate_up: mx.array) -> mx.array:
     gate, up = gate_up[:, :inner], gate_up[:, inner:]
     if on_gpu():
         return _fused_swiglu(gate, up)
-    return gate / (1 + exp(-gate)) * up if gate.dtype == mx.float32 else _swiglu(gate, up)
+    one = len(gate) == 1  # token, whose numbers are too few to pay for more operations
+    return _swiglu(gate, up) if one or gate.dtype != mx.float32 else gate / (1 + exp(-gate)) * up
 
 
 def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
