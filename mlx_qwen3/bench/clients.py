@@ -57,7 +57,7 @@ def ask(
     sent = time.perf_counter()
     try:
         connection, response, retries = _request(port, json.dumps(request).encode(), opened or _connection(port))
-        with closing(connection):
+        with closing(connection), closing(response):  # which holds the socket if the server closes it
             if response.status != 200:
                 raise BenchError(
                     f"the server answered {response.status}: {response.read(500).decode(errors='replace')}"

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -120,10 +120,10 @@ class Server:
 
     def _healthy(self) -> bool:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=START)
-        with suppress(OSError, http.client.HTTPException):
+        with closing(connection), suppress(OSError, http.client.HTTPException):
             connection.request("GET", "/health")
-            return connection.getresponse().status == 200
-        connection.close()
+            with closing(connection.getresponse()) as response:  # it holds the socket if the server closes it
+                return response.status == 200
         return False
 
     def last_words(self) -> str:
