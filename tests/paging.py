@@ -196,4 +196,5 @@ def page(browser: Any, demo: Served, script: Script) -> Iterator[Page]:
     script.clear()
     page = Page(browser, demo.url, script)
     yield page
+    script.clear()  # other tests use the same server
     assert page.console() == []

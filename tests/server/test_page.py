@@ -218,12 +218,12 @@ def test_another_tab(page):
     try:
         page.emulate(1400, 900)
         page.driver.get(page.url)
-        assert page.texts("#conversations a") == ["hello"]
+        page.wait(lambda: page.texts("#conversations a") == ["hello"])
         page.ask("from elsewhere")
         page.driver.close()
     finally:
         page.driver.switch_to.window(first)
-    assert page.texts("#conversations a") == ["from elsewhere", "hello"]
+    page.wait(lambda: page.texts("#conversations a") == ["from elsewhere", "hello"])
     assert page.texts(".bubble") == ["hello"]
 
 
