@@ -1,6 +1,5 @@
 """POST /v1/chat/completions"""
 
-from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,15 +14,12 @@ from ..text.tool_calls import ToolCallParser
 from .answers import Body, ChatCompletion, ChatCompletionChunk, Usage
 from .bounds import Bound, bind, has_tools, style
 from .choices import Choice
-from .errors import ApiError, from_exception
-from .generation import Head, Job, answer, unless_left
-from .guard import parse
+from .errors import ApiError
+from .generation import Head, Job, serve
 from .models import Loaded
 from .options import chat_options, check_chat, messages_of
 from .requests import ChatRequest
 from .service import Service
-
-NAMES = ChatRequest.__struct_fields__
 
 
 class ChatWriter:
@@ -50,23 +46,10 @@ class ChatWriter:
 
 
 async def chat_completions(http: HttpRequest) -> Response:
-    service: Service = http.app.state.service
-    http.scope["note"].endpoint = "chat"
-    asked, raw = await parse(http, service.settings, ChatRequest)
-    async with AsyncExitStack() as stack:
-        try:
-            return await unless_left(http, _reply(http, service, asked, raw, stack))
-        except Exception as error:
-            raise from_exception(error, "messages", NAMES) from error
+    return await serve(http, "chat", ChatRequest, "messages", "messages", _job)
 
 
-async def _reply(
-    http: HttpRequest, service: Service, asked: ChatRequest, raw: dict[str, Any], stack: AsyncExitStack
-) -> Response:
-    loaded = await stack.enter_async_context(service.pool.use(asked.model))
-    http.scope["note"].facts["model"] = loaded.name
-    if service.settings.log_prompts:
-        http.scope["note"].facts["messages"] = raw["messages"]
+async def _job(service: Service, loaded: Loaded, asked: ChatRequest, raw: dict[str, Any]) -> Job:
     check_chat(asked)
     bound = await bind(service, asked, raw, loaded.tokenizer)
     template = service.settings.chat_template
@@ -76,8 +59,7 @@ async def _reply(
     choices = [Choice(index, loaded.tokenizer, _parser(loaded, asked, raw, template)) for index in range(count)]
     usage = bool(asked.stream_options and asked.stream_options.include_usage)
     writer = ChatWriter(Head(loaded.name, "chatcmpl"), choices, bool(asked.logprobs), usage)
-    job = Job(service, loaded, requests, [len(request.ids)], writer, bool(asked.stream), usage, "messages")
-    return await answer(http, job, stack)
+    return Job(service, loaded, requests, [len(request.ids)], writer, bool(asked.stream), usage, "messages")
 
 
 def _prepare(

@@ -1,6 +1,5 @@
 """POST /v1/completions: prompts without a chat template. A reply's text is whole, its thinking included."""
 
-from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,15 +13,11 @@ from ..errors import PromptError
 from .answers import Body, Completion, TextChoice, TextLogprobs, Usage
 from .bounds import Bound, bind
 from .choices import entry, visible
-from .errors import from_exception
-from .generation import Head, Job, answer, unless_left
-from .guard import parse
+from .generation import Head, Job, serve
 from .models import Loaded
 from .options import text_options
 from .requests import CompletionRequest
 from .service import Service
-
-NAMES = CompletionRequest.__struct_fields__
 
 
 class TextWriter:
@@ -70,33 +65,19 @@ class TextWriter:
 
 
 async def completions(http: HttpRequest) -> Response:
-    service: Service = http.app.state.service
-    http.scope["note"].endpoint = "completions"
-    asked, raw = await parse(http, service.settings, CompletionRequest)
-    async with AsyncExitStack() as stack:
-        try:
-            return await unless_left(http, _reply(http, service, asked, raw["prompt"], stack))
-        except Exception as error:
-            raise from_exception(error, "prompt", NAMES) from error
+    return await serve(http, "completions", CompletionRequest, "prompt", "prompt_text", _job)
 
 
-async def _reply(
-    http: HttpRequest, service: Service, asked: CompletionRequest, prompt: Any, stack: AsyncExitStack
-) -> Response:
-    loaded = await stack.enter_async_context(service.pool.use(asked.model))
-    http.scope["note"].facts["model"] = loaded.name
-    if service.settings.log_prompts:
-        http.scope["note"].facts["prompt_text"] = prompt
-    bound = await bind(service, asked, {}, loaded.tokenizer)
-    prepared = await service.in_thread(partial(_prepare, loaded, asked, prompt, bound))
+async def _job(service: Service, loaded: Loaded, asked: CompletionRequest, raw: dict[str, Any]) -> Job:
+    bound = await bind(service, asked, raw, loaded.tokenizer)
+    prepared = await service.in_thread(partial(_prepare, loaded, asked, raw["prompt"], bound))
     count = asked.n or 1
     requests = [replace(request, number=number) for request in prepared for number in range(count)]
     echoes = [loaded.tokenizer.decode(request.ids) if asked.echo else "" for request in requests]
     usage = bool(asked.stream_options and asked.stream_options.include_usage)
     writer = TextWriter(loaded, echoes, asked.logprobs is not None, usage)
     lengths = [len(request.ids) for request in prepared]
-    job = Job(service, loaded, requests, lengths, writer, bool(asked.stream), usage, "prompt")
-    return await answer(http, job, stack)
+    return Job(service, loaded, requests, lengths, writer, bool(asked.stream), usage, "prompt")
 
 
 def _prepare(loaded: Loaded, asked: CompletionRequest, prompt: Any, bound: Bound | None) -> list[Request]:

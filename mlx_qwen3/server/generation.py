@@ -4,10 +4,10 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from starlette.requests import Request as HttpRequest
@@ -17,14 +17,16 @@ from ..engine.reply import Chunk
 from ..engine.request import Request
 from .answers import Body, CompletionDetails, PromptDetails, Usage
 from .errors import ApiError, from_exception
-from .guard import Note
+from .guard import Note, parse
 from .models import Loaded
 from .replies import Heard, Replies
+from .requests import Generation
 from .service import Service
 from .sse import DONE, KEEP_ALIVE, EventStream, event, left
 
 LOG = logging.getLogger("mlx_qwen3.server")
 Result = TypeVar("Result")
+Asked = TypeVar("Asked", bound=Generation)
 
 
 class Writer(Protocol):
@@ -122,7 +124,37 @@ class Job:
     prompt_name: str  # the field of the prompt, for errors
 
 
-async def answer(http: HttpRequest, job: Job, stack: AsyncExitStack) -> Response:
+async def serve(
+    http: HttpRequest,
+    endpoint: str,
+    kind: type[Asked],
+    prompt_name: str,
+    logged: str,
+    make_job: Callable[[Service, Loaded, Asked, dict[str, Any]], Awaitable[Job]],
+) -> Response:
+    """Answer a request of `kind`; `prompt_name` is the field of its prompt, and `logged` what the log calls it.
+
+    `make_job` gets the request as it was checked and as it came.
+    """
+    service: Service = http.app.state.service
+    http.scope["note"].endpoint = endpoint
+    asked, raw = await parse(http, service.settings, kind)
+
+    async def reply(stack: AsyncExitStack) -> Response:
+        loaded = await stack.enter_async_context(service.pool.use(asked.model))
+        http.scope["note"].facts["model"] = loaded.name
+        if service.settings.log_prompts:
+            http.scope["note"].facts[logged] = raw[prompt_name]
+        return await _answer(http, await make_job(service, loaded, asked, raw), stack)
+
+    async with AsyncExitStack() as stack:
+        try:
+            return await _unless_left(http, reply(stack))
+        except Exception as error:
+            raise from_exception(error, prompt_name, kind.__struct_fields__) from error
+
+
+async def _answer(http: HttpRequest, job: Job, stack: AsyncExitStack) -> Response:
     """Begin the replies of a job and answer with them; `stack` is closed when the answer is complete.
 
     Raises ApiError if there is no room for them.
@@ -142,7 +174,7 @@ async def answer(http: HttpRequest, job: Job, stack: AsyncExitStack) -> Response
     return Response(msgspec.json.encode(body), media_type="application/json")
 
 
-async def unless_left(http: HttpRequest, work: Awaitable[Result]) -> Result:
+async def _unless_left(http: HttpRequest, work: Awaitable[Result]) -> Result:
     """The result of work that is given up if the client leaves. The body must have been read."""
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(left(http.receive))
