@@ -2,6 +2,8 @@
 
 import re
 
+from serving import wait_until
+
 from mlx_qwen3.server.metrics import FIRST, Histogram
 
 LINE = re.compile(r'mlx_qwen3_\w+(\{\w+="[^"]*"(,\w+="[^"]*")*\})? [\d.e+-]+')
@@ -20,8 +22,10 @@ def values(demo):
 
 
 def test_counts_grow_with_what_is_asked(demo):
+    wait_until(lambda: not demo.busy)  # a row leaves in the step after its last token
     before = values(demo)
     answer = demo.chat("What is 17 + 25?", max_tokens=8)
+    wait_until(lambda: not demo.busy)
     after = values(demo)
 
     def grown(name):
