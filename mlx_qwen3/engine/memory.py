@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
 from ..errors import MemoryBudgetError, warn
 from ..files.checkpoint import Checkpoint
@@ -108,7 +107,7 @@ class Costs:
     def __init__(self, model: Qwen3, kv_bits: int | None = None):
         config, dtype = model.config, model.norm.weight.dtype
         self._config, self._size, self._packed = config, dtype.size, kv_bits is not None
-        self.weights = sum(array.nbytes for array in dict(tree_flatten(model.parameters())).values())
+        self.weights = model.nbytes
         self._slot = _slot_bytes(config, dtype, kv_bits)
 
     def cache(self, slots: int, tokens: int) -> int:

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_reduce
 
 from .. import blas
 from ..errors import UsageError
@@ -208,7 +207,7 @@ def make_drafter(
         raise UsageError(f"{asked} for {len(prompts)} prompts, but drafts are made for a single one; leave it out")
     if draft is not None:
         check_vocabulary(draft.config, vocabulary or 0)
-        return DraftModel(draft, prompts[0], Pace(pass_costs(model), _bytes(draft) / _bytes(model)))
+        return DraftModel(draft, prompts[0], Pace(pass_costs(model), draft.nbytes / model.nbytes))
     costs = (1.0,) * (LONGEST + 1) if lookup else pass_costs(model)
     if len(prompts) > 1 or lookup is False or costs == ROW_BY_ROW:
         return None
@@ -225,8 +224,3 @@ def check_vocabulary(draft: Qwen3Config, vocabulary: int) -> None:
             f"the draft model has a vocabulary of {draft.vocab_size}, the tokenizer {vocabulary} ids; "
             "give a smaller model of the same family"
         )
-
-
-def _bytes(model: Qwen3) -> int:
-    """Decoding reads every weight once per token."""
-    return int(tree_reduce(lambda total, array: total + array.nbytes, model.parameters(), 0))

@@ -14,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_reduce
 
 from ..errors import PromptError
 from ..files.config import Qwen3Config
@@ -191,6 +192,11 @@ class Qwen3(nn.Module):
         if watch is not None:
             watch("logits", logits)
         return logits
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all weights, which decoding reads once for each step."""
+        return int(tree_reduce(lambda total, array: total + array.nbytes, self.parameters(), 0))
 
     @property
     def head(self) -> Callable[[mx.array], mx.array]:
