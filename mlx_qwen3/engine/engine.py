@@ -172,7 +172,7 @@ class Engine:
         limit = self._memory.limit(len(request.ids), request.max_tokens, request.open_ended)
         request = replace(request, max_tokens=limit)
         drafter = None
-        if request.logprobs is None and request.grammar is None:  # several tokens of one pass have neither
+        if request.may_draft:
             drafter = make_drafter(self._model, [request.ids], self._draft, self._lookup, self._tokenizer.size)
         reply = Reply(Speaker(self._tokenizer, request, drafter), self._wake, listener)
         with self._wake:

@@ -173,9 +173,8 @@ def run(
     """
     if request.grammar:
         check_guesses(draft, lookup)
-    drafts = request.logprobs is None and request.grammar is None
     drafter = make_drafter(model, [request.ids], draft, lookup, tokenizer.size)
-    speaker = Speaker(tokenizer, request, drafter if drafts else None)
+    speaker = Speaker(tokenizer, request, drafter if request.may_draft else None)
     scheduler = Scheduler(model, tokenizer.size, prefixes=prefixes, kv_bits=kv_bits, memory=memory)
     scheduler.add(speaker.row)
     try:

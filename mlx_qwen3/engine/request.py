@@ -127,6 +127,11 @@ class Request:
     grammar: Grammar | None = None  # binds the answer
     may_think: bool = True  # the reply may begin with a think block before the bound answer
 
+    @property
+    def may_draft(self) -> bool:
+        """Whether tokens may be guessed: if one pass checks several, they have neither scores nor a mask."""
+        return self.logprobs is None and self.grammar is None
+
 
 def prepare(config: Qwen3Config, tokenizer: Tokenizer, prompt: Prompt, options: ReplyOptions | None = None) -> Request:
     """Render, encode and check a prompt.
