@@ -50,7 +50,8 @@ def watch() -> None:
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # written to by the signal itself, not by Python code
-        threading.Thread(target=_watch, args=(reader,), daemon=True).start()
+        with held():
+            threading.Thread(target=_watch, args=(reader,), daemon=True).start()
 
 
 def register(cleanup: Callable[[], None]) -> None:

@@ -21,10 +21,7 @@ PYTHONS_OWN = warnings.showwarning
 def run(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and end the process. By default `arguments` are those of the process."""
     interrupt.install()
-    with interrupt.held():
-        interrupt.watch()
-        if sys.platform == "linux":  # elsewhere MLX computes on a GPU
-            _look_for_compiler()
+    interrupt.watch()
     code: Any = None
     try:
         cli(arguments, prog_name="mlx-qwen3")
@@ -42,7 +39,8 @@ def _look_for_compiler() -> None:
     """
     import mlx.core as mx
 
-    mx.compile(mx.negative)(mx.zeros(1))  # not evaluated, so nothing is compiled
+    with interrupt.held():
+        mx.compile(mx.negative)(mx.zeros(1))  # not evaluated, so nothing is compiled
 
 
 class Commands(click.Group):
@@ -104,6 +102,8 @@ def cli(context: click.Context) -> None:
         show(context.get_help())
     else:
         blas.check()
+        if sys.platform == "linux":  # elsewhere MLX computes on a GPU
+            _look_for_compiler()
 
 
 def _show_version(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
