@@ -123,26 +123,26 @@ def product(x: mx.array, weight: mx.array, columns: mx.array) -> mx.array:
     # MKL reads the weight once for up to 3 rows, and about twice for more. A block of it that stays in the cache of a
     # core is read from memory once all the same. From 11 rows on MKL is faster with the weight as the left matrix, and
     # from 33 on as it is. dev/LOG.md has the times.
-    T = x.shape[0]
-    if not FEW_ROWS < T <= MORE_ROWS or x.ndim > 2 or weight.size < LARGE or not _mkl(x):
+    if not _few_rows(x, weight):
         return x @ columns
-    outputs, inputs = weight.shape
+    T, (outputs, inputs) = len(x), weight.shape
     if T > SOME_ROWS or outputs % BLOCK:
         return (weight @ x.T).T
     blocks = x @ mx.swapaxes(weight.reshape(-1, BLOCK, inputs), 1, 2)
     return mx.swapaxes(blocks, 0, 1).reshape(T, outputs)
 
 
-def _mkl(x: mx.array) -> bool:
-    """Whether MKL computes the products of x."""
-    return x.dtype == mx.float32 and not on_gpu() and "mkl" in (blas.in_use or "")
-
-
 def add_product(residual: mx.array, x: mx.array, weight: mx.array, columns: mx.array) -> mx.array:
     """residual + product(x, weight, columns), in one call if the product is one."""
-    if FEW_ROWS < x.shape[0] <= MORE_ROWS and _mkl(x):
+    if _few_rows(x, weight):
         return residual + product(x, weight, columns)
     return mx.addmm(residual, x, columns)
+
+
+def _few_rows(x: mx.array, weight: mx.array) -> bool:
+    """Whether MKL multiplies so few rows by so large a matrix that `product` has another form."""
+    few = FEW_ROWS < len(x) <= MORE_ROWS and x.ndim == 2 and weight.size >= LARGE
+    return few and x.dtype == mx.float32 and not on_gpu() and "mkl" in (blas.in_use or "")
 
 
 def attend(q: mx.array, keys: mx.array, values: mx.array, scale: float, mask: Mask) -> mx.array:
