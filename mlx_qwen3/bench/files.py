@@ -45,15 +45,17 @@ def write_files(report: Report, as_json_file: Path | None, plot: Path | None) ->
 
 def as_json(report: Report) -> dict[str, Any]:
     """Everything: settings, machine, every repeat of every row, and the figures computed from them."""
-    plain = {
-        "format": FORMAT,
-        "settings": asdict(report.options),
-        "shape": shape(report.config),
-        "machine": report.machine,
-        "limits": report.limits,
-        "contestants": [{**asdict(row), "summary": _summary(report, row)} for row in report.rows],
-    }
-    return {name: finite(value) for name, value in plain.items()}
+    contestants = [{**asdict(row), "summary": _summary(report, row)} for row in report.rows]
+    return document(
+        FORMAT, report.options, report.config, report.machine, limits=report.limits, contestants=contestants
+    )
+
+
+def document(version: int, settings: Any, config: Qwen3Config, machine: Any, **measured: Any) -> dict[str, Any]:
+    """What a JSON file of `bench` holds: settings, sizes of the model, machine, and what was measured."""
+    known = {"format": version, "settings": asdict(settings), "shape": shape(config), "machine": machine}
+    content: dict[str, Any] = finite({**known, **measured})
+    return content
 
 
 def encoded(content: dict[str, Any]) -> bytes:

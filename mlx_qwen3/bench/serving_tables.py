@@ -5,8 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..report import Table, finite, write_file
-from .files import encoded, shape
+from ..report import Table, write_file
+from .files import document, encoded
 from .mixes import ARRIVAL, MIXES, Mix
 from .report import significant
 from .serving_report import Report, Row, arrival_figures, compare, figures
@@ -39,14 +39,8 @@ def write_serving(report: Report, file: Path) -> None:
 
 
 def serving_json(report: Report) -> dict[str, Any]:
-    plain = {
-        "format": FORMAT,
-        "settings": asdict(report.serving),
-        "shape": shape(report.config),
-        "machine": report.machine,
-        "servers": [{**asdict(row), "summary": _summary(report, row)} for row in report.rows],
-    }
-    return {name: finite(value) for name, value in plain.items()}
+    servers = [{**asdict(row), "summary": _summary(report, row)} for row in report.rows]
+    return document(FORMAT, report.serving, report.config, report.machine, servers=servers)
 
 
 def _summary(report: Report, row: Row) -> list[dict[str, Any]]:
