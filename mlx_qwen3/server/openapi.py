@@ -65,7 +65,7 @@ def document() -> dict[str, Any]:
             ]
         paths.setdefault(path, {})[method] = operation
     return {
-        "openapi": "3.1.0",
+        "openapi": "3.2.0",
         "info": {"title": "mlx-qwen3", "version": __version__, "description": "Qwen3 on MLX, with OpenAI's API."},
         "paths": paths,
         "components": {
@@ -81,8 +81,15 @@ def _success(asked: Any, answered: Any, known: dict[int, Any]) -> dict[str, Any]
         return {"description": "The exposition format.", "content": {"text/plain": {"schema": {"type": "string"}}}}
     content = _json(known[id(answered)])
     if asked in STREAMED:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"itemSchema": _event([known[id(STREAMED[asked])], known[id(answers.Error)]])}
     return {"description": "The answer.", "content": content}
+
+
+def _event(kinds: list[Any]) -> dict[str, Any]:
+    """A server-sent event: JSON of one of these kinds, or the end."""
+    said = {"contentMediaType": "application/json", "contentSchema": {"anyOf": kinds}}
+    data = {"type": "string", "anyOf": [{"const": "[DONE]"}, said]}
+    return {"type": "object", "required": ["data"], "properties": {"data": data}}
 
 
 def _faults(path: str, asked: Any, known: dict[int, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def test_a_narrow_screen(page):
             == 0
         )
     assert page.js("return document.documentElement.clientWidth") == 400
-    assert not page.find("#side").is_displayed()
+    page.wait(lambda: not page.find("#side").is_displayed())
     page.find("#open-side").click()
     page.wait(lambda: page.find("#conversations a").is_displayed())
     page.press(ESCAPE)
