@@ -12,9 +12,19 @@ import click
 
 from .. import interrupt
 from ..errors import Qwen3Error, Qwen3Warning
+from .options import with_option_names
 from .terminal import one_line, open_standard_streams, say, show
 
-COMMANDS = ("generate", "chat", "serve", "convert", "verify", "inspect", "bench")  # each a module of this folder
+# Each is a module of this folder -> an example
+COMMANDS = {
+    "generate": 'mlx-qwen3 generate --prompt "What is 17 + 25?"',
+    "chat": "mlx-qwen3 chat",
+    "serve": "mlx-qwen3 serve --port 8080",
+    "convert": "mlx-qwen3 convert Qwen/Qwen3-0.6B qwen3-4bit --quantize affine4",
+    "verify": "mlx-qwen3 verify qwen3-4bit --source Qwen/Qwen3-0.6B",
+    "inspect": "mlx-qwen3 inspect demo --html demo.html",
+    "bench": "mlx-qwen3 bench demo",
+}
 PYTHONS_OWN = warnings.showwarning
 
 
@@ -53,7 +63,24 @@ class Commands(click.Group):
         command: click.Command | None = None
         if name in COMMANDS:
             command = import_module(f".{name}", __package__).command
+            command.epilog = f"Example: {COMMANDS[name]}"
         return command
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Two lines for each command: what it does, and an example."""
+        found = {name: self.get_command(context, name) for name in COMMANDS}
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, f"\b\n{command.short_help}\n{COMMANDS[name]}") for name, command in found.items() if command]
+            )
+
+    def invoke(self, context: click.Context) -> Any:
+        """Errors name the options of the command, where Python's arguments have other names."""
+        try:
+            return super().invoke(context)
+        except Qwen3Error as error:
+            command = self.get_command(context, context.invoked_subcommand or "")
+            raise type(error)(with_option_names(str(error), command)) from error
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         open_standard_streams()
@@ -136,6 +163,8 @@ def _let_go_of_stdout() -> None:
 def _warn(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
     """Show a warning of ours as one line, and those of libraries as Python does."""
     if issubclass(category, Qwen3Warning):
-        say(f"warning: {one_line(str(message))}")
+        context = click.get_current_context(silent=True)
+        text = with_option_names(str(message), context.command if context else None)
+        say(f"warning: {one_line(text)}")
     else:
         PYTHONS_OWN(message, category, *place, **more)

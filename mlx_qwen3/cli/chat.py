@@ -8,7 +8,7 @@ import click
 
 from .. import interrupt
 from ..errors import Qwen3Error
-from .chat_commands import COMMANDS, Quit, obey
+from .chat_commands import COMMANDS, SETTING_NAMES, Quit, obey
 from .models import Opened
 from .options import (
     DRAFTS,
@@ -21,6 +21,7 @@ from .options import (
     model_options,
     reply_options,
     sampling_options,
+    with_names,
     with_options,
 )
 from .reader import Editor, PlainReader, make_reader
@@ -89,7 +90,7 @@ class Chat:
                 except Quit:
                     return 0
                 except Qwen3Error as error:
-                    say(f"error: {one_line(str(error))}")
+                    say(f"error: {one_line(with_names(str(error), SETTING_NAMES))}")
                 except BrokenPipeError:
                     raise
                 except Exception as error:  # no error ends the conversation

@@ -152,6 +152,7 @@ SETTINGS = {
     "max-tokens": "max_tokens",
     "think-budget": "thinking_budget",
 }
+SETTING_NAMES = {setting: f"/{name}" for name, setting in SETTINGS.items()}  # for messages
 # Name -> function, argument, help text
 OTHERS: dict[str, tuple[Callable[["Chat", str], Any], str, str]] = {
     "help": (_help, "", "List the commands."),

@@ -1,7 +1,8 @@
 """Options that several commands have, and what they ask for."""
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -208,3 +209,26 @@ def with_options(*options: Decorator) -> Decorator:
         return command
 
     return decorate
+
+
+# Arguments of Python that have another name in the commands, besides those that click names itself
+ARGUMENTS = {"continue_final_message": "--prefill", "max_rows": "--rows", "shard_bytes": "--shard-size"}
+
+
+def with_option_names(message: str, command: click.Command | None) -> str:
+    """A message in which arguments of Python, such as max_tokens, are options of the command, such as --max-tokens."""
+    if command is None:
+        return message
+    options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+    return with_names(message, ARGUMENTS | {option.name: option.opts[0] for option in options if option.name})
+
+
+def with_names(message: str, names: Mapping[str, str]) -> str:
+    """A message with other names for arguments. A name that is also an ordinary word counts only where a value is told,
+    as in `seed is -1`.
+    """
+    for name, shown in names.items():
+        pattern = rf"(?<![\w'\"./-]){name}(?![\w'\"])" if "_" in name else rf"(?:^|(?<=but )){name}(?= is )"
+        message = re.sub(pattern, shown.replace("\\", r"\\"), message)
+        message = message.replace(f"{shown} is None", f"{shown} is not given")
+    return message

@@ -3,6 +3,7 @@
 import json
 import re
 import resource
+import shlex
 import sys
 
 import numpy as np
@@ -11,7 +12,8 @@ from checkpoints import VOCABULARY, write_checkpoint, write_tokenizer
 from commands import GENERATE, QUIET, ROOT, here, run
 from safetensors.numpy import load_file, save_file
 
-from mlx_qwen3.cli.app import COMMANDS
+from mlx_qwen3.cli.app import COMMANDS, cli
+from mlx_qwen3.cli.options import with_names
 
 
 def test_module_and_script_are_one_command(chat):
@@ -55,7 +57,7 @@ ERRORS = {
     "no prompt": ([], None, 2, "there is no prompt; give --prompt TEXT, or --prompts FILE"),
     "unknown option": (["--prompt", "x", "--beams", "3"], None, 2, "No such option"),
     "not a number": (["--prompt", "x", "--temp", "hot"], None, 2, "'hot' is not a valid float"),
-    "out of range": (["--prompt", "x", "--top-p", "7"], None, 2, "top_p is 7.0; expected a number in (0, 1]"),
+    "out of range": (["--prompt", "x", "--top-p", "7"], None, 2, "--top-p is 7.0; expected a number in (0, 1]"),
     "raw and system": (["--prompt", "x", "--raw", "--system", "y"], None, 2, "--system belongs to the chat template"),
     "raw and thinking": (["--prompt", "x", "--raw", "--no-think"], None, 2, "--no-think belongs to the chat template"),
     "empty stop": (["--prompt", "x", "--stop", ""], None, 2, "a stop string is empty"),
@@ -104,7 +106,27 @@ def test_a_warning_is_one_line_on_stderr(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [(["--top-p", "7"], "top_p is 7.0"), (["--max-tokens", "0"], "max_tokens is 0")]
+    ("arguments", "message"),
+    [
+        ("generate --model demo --prompt x --kv-bits 3", "--kv-bits is 3; expected"),
+        ("generate --model demo --prompt x --max-tokens 5000", "and --max-tokens 5000 exceed the context of 4096"),
+        ("generate --model demo --prompt x --think-budget 5 --no-think", "--think-budget limits the thinking, which"),
+        ("convert demo OUT --bits 4", "--bits is 4, but --quantize is not given; a budget needs"),
+    ],
+)
+def test_messages_have_the_names_of_options(arguments, message):
+    assert message in here(*arguments.split()).stderr.decode()
+
+
+def test_only_names_of_arguments_become_options():
+    names = {"seed": "--seed", "max_tokens": "--max-tokens"}
+    for text in ("the seed is fine", "'max_tokens' in a.max_tokens", "--max_tokens", "no_max_tokens_here"):
+        assert with_names(text, names) == text
+    assert with_names("seed is -1, but max_tokens is None", names) == "--seed is -1, but --max-tokens is not given"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [(["--top-p", "7"], "--top-p is 7.0"), (["--max-tokens", "0"], "--max-tokens is 0")]
 )
 def test_bad_options_are_refused_before_a_download(arguments, message):
     result = here("generate", "--prompt", "x", "--model", "Qwen/Nonexistent", *arguments)
@@ -152,7 +174,29 @@ def test_help_goes_to_stdout(words):
     lines = result.stdout.decode().splitlines()
     assert lines[0].startswith("Usage: ")
     assert not any(line.endswith("...") for line in lines[1:])  # no summary is cut
-    assert [line.split()[0] for line in lines[lines.index("Commands:") + 1 :]] == list(COMMANDS)
+    shown = lines[lines.index("Commands:") + 1 :]
+    assert [line.split()[0] for line in shown[::2]] == list(COMMANDS)
+    assert [line.strip() for line in shown[1::2]] == list(COMMANDS.values())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_ends_with_an_example(name):
+    lines = here(name, "--help").stdout.decode().splitlines()
+    assert lines[-1] == f"  Example: {COMMANDS[name]}"
+    assert max(map(len, lines)) <= 80
+
+
+def test_help_fits_80_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert max(map(len, here().stdout.decode().splitlines())) <= 80
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_example_has_only_what_its_command_knows(name):
+    """Parsed, not run."""
+    program, command, *words = shlex.split(COMMANDS[name])
+    assert (program, command) == ("mlx-qwen3", name)
+    cli.get_command(None, name).make_context(name, words)
 
 
 def test_an_unknown_command():

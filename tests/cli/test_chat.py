@@ -115,8 +115,8 @@ def test_the_end_of_the_context_is_announced():
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (["--top-p", "7"], 2, "top_p is 7.0; expected a number in (0, 1] (1 is off)"),
-        (["--kv-bits", "5"], 2, "kv_bits is 5; expected 8 or 4, or leave it out for an unquantized cache"),
+        (["--top-p", "7"], 2, "--top-p is 7.0; expected a number in (0, 1] (1 is off)"),
+        (["--kv-bits", "5"], 2, "--kv-bits is 5; expected 8 or 4, or leave it out for an unquantized cache"),
         (["--memory", "12"], 2, "--memory is '12'; expected a number with a unit, such as 5GB, 500M or 2GiB"),
         (["--memory", "1MB"], 1, "the weights take 20.33 MB and the memory budget is 1.00 MB; use fewer bits"),
         (["--template-arg", "mood=1"], 2, "the chat template has no variable 'mood'"),

@@ -62,10 +62,10 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(chat, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--quantize", "int4"], "quantize is 'int4'"),
+        (["--quantize", "int4"], "--quantize is 'int4'"),
         (["--shard-size", "5 potatoes"], "--shard-size is '5 potatoes'; expected a number with a unit"),
-        (["--bits", "4"], "bits is 4, but quantize is None"),
-        (["--max-kl", "1", "--no-divergence"], "max_kl is 1"),
+        (["--bits", "4"], "--bits is 4, but --quantize is not given"),
+        (["--max-kl", "1", "--no-divergence"], "--max-kl is 1"),
         (["--text", "/nowhere"], "--text /nowhere cannot be read"),
     ],
 )

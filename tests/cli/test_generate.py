@@ -199,7 +199,7 @@ REFUSED = {
         2,
         "the chat template has no variable 'stile'; it reads enable_thinking",
     ),
-    "an option": (["--template-arg", "messages=[]"], 2, "template_args may not set messages"),
+    "an option": (["--template-arg", "messages=[]"], 2, "--template-arg may not set messages"),
     "no template": (["--chat-template", "rag"], 2, "there is no chat template 'rag'; give a file or a name: this "),
     "opposites": (["--think", "--template-arg", "enable_thinking=false"], 2, "to different values"),
 }
@@ -253,7 +253,7 @@ def test_bits_of_the_cache():
     assert here(*command, "--kv-bits", "8").stdout == here(*command).stdout
     refused = here(*command, "--kv-bits", "3")
     assert refused.returncode == 2
-    assert refused.stderr == b"error: kv_bits is 3; expected 8 or 4, or leave it out for an unquantized cache\n"
+    assert refused.stderr == b"error: --kv-bits is 3; expected 8 or 4, or leave it out for an unquantized cache\n"
 
 
 # --- memory

@@ -148,7 +148,7 @@ ERRORS = {
         "--seed is for the reply to a prompt; give --prompt and --decode",
     ),
     "temp of random tokens": (["--decode", "1", "--temp", "0"], 2, "--temp is for the reply to a prompt"),
-    "temp": (["--prompt", "x", "--decode", "1", "--temp", "-1"], 2, "temperature is -1.0"),
+    "temp": (["--prompt", "x", "--decode", "1", "--temp", "-1"], 2, "--temp is -1.0"),
     "rules": (["--rules", "/nowhere.json"], 2, "rules /nowhere.json cannot be read"),
     "against": (["--against", "/nowhere"], 1, "there is no folder '/nowhere'"),
     "plot name": (["--plot", "picture.jpg"], 2, "--plot is picture.jpg; expected a name that ends in .png"),

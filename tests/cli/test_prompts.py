@@ -69,7 +69,7 @@ REFUSED = {
     "no file": (["--prompts", "nowhere.txt"], "nowhere.txt cannot be read (No such file or directory)"),
     "a folder": (["--prompts", "."], ". is a folder; give a file with a prompt on each line"),
     "empty": (["--prompts", "-"], "standard input is empty; write the prompt to it, or give --prompts FILE"),
-    "budget": (["--prompt", "a", "--no-think", "--think-budget", "3"], "thinking_budget limits the thinking"),
+    "budget": (["--prompt", "a", "--no-think", "--think-budget", "3"], "--think-budget limits the thinking"),
 }
 
 
