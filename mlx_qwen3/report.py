@@ -1,68 +1,22 @@
-"""What commands produce: tables, pictures, strict JSON, and files that appear whole or not at all."""
+"""What commands produce besides text: pictures, strict JSON, and files that appear whole or not at all."""
 
 import io
 import math
 import os
 import stat
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from textwrap import fill
 from typing import Any
 
 from . import interrupt
 from .errors import OutputError, UsageError
 
-WIDTH = 118  # columns of a terminal that notes fill
 DPI = 110  # of pictures
-Cells = Sequence[str]
 Buffer = bytes | bytearray | memoryview
 PARTIAL = ".partial"  # the end of the name of a file that is being written
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows under columns. `align` has a letter for each column: l for text, r for numbers.
-
-    `marked` holds the indices of rows that need a look. The notes are printed below the rows. Raises ValueError if a
-    row or `align` does not have as many cells as there are columns.
-    """
-
-    title: str
-    columns: Cells
-    rows: Sequence[Cells]
-    align: str
-    marked: frozenset[int] = frozenset()
-    notes: Cells = ()
-
-    def __post_init__(self) -> None:
-        for cells in (self.align, *self.rows):
-            if len(cells) != len(self.columns):
-                raise ValueError(f"{cells!r} has {len(cells)} cells for {len(self.columns)} columns of {self.title!r}")
-
-    def text(self) -> str:
-        """For a terminal: cells below one another, a ! before marked rows, long notes wrapped."""
-        lines = [self.columns, *self.rows]
-        widths = [max(len(cells[column]) for cells in lines) for column in range(len(self.columns))]
-        margin, mark = ("  ", "! ") if self.title or self.marked else ("", "")
-        rows = [
-            (mark if index - 1 in self.marked else margin) + self._padded(cells, widths)
-            for index, cells in enumerate(lines)
-        ]
-        notes = [fill(note, WIDTH, initial_indent=margin, subsequent_indent=margin + "  ") for note in self.notes]
-        return "\n".join([*([self.title] if self.title else []), *rows, *notes])
-
-    def markdown(self) -> str:
-        rule = ["---" if side == "l" else "---:" for side in self.align]
-        table = "\n".join("| " + " | ".join(cells) + " |" for cells in (self.columns, rule, *self.rows))
-        return "\n\n".join([*([f"### {self.title}"] if self.title else []), table, *self.notes])
-
-    def _padded(self, cells: Cells, widths: Sequence[int]) -> str:
-        sides = zip(cells, widths, self.align, strict=True)
-        return "  ".join(c.ljust(width) if side == "l" else c.rjust(width) for c, width, side in sides).rstrip()
 
 
 def figure_class() -> Any:

@@ -1,4 +1,4 @@
-"""Tables as text and as Markdown; output files whole or not at all, and what is not a plain file."""
+"""Strict JSON, pictures; output files whole or not at all, and what is not a plain file."""
 
 import os
 import stat
@@ -10,35 +10,7 @@ import pytest
 
 from mlx_qwen3 import report
 from mlx_qwen3.errors import OutputError, UsageError
-from mlx_qwen3.report import Table, check_picture, check_place, finite, replace_file, write_file
-
-TABLE = Table("Sizes", ("name", "count", "remark"), [["a", "5", "small"], ["long", "1,000", ""]], "lrl", frozenset({1}))
-
-
-def test_a_table_as_text():
-    assert TABLE.text() == "Sizes\n  name  count  remark\n  a         5  small\n! long  1,000"
-
-
-def test_a_table_without_title_and_marks_has_no_margin():
-    assert Table("", ("name", "n"), [["a", "5"]], "ll").text() == "name  n\na     5"
-
-
-def test_long_notes_are_wrapped():
-    lines = Table("T", ("x",), [], "l", notes=("word " * 60,)).text().splitlines()
-    assert [line[:6] for line in lines[2:]] == ["  word", "    wo", "    wo"]
-    assert max(map(len, lines)) <= 118
-
-
-def test_a_table_as_markdown():
-    rows = "| name | count | remark |\n| --- | ---: | --- |\n| a | 5 | small |\n| long | 1,000 |  |"
-    assert TABLE.markdown() == f"### Sizes\n\n{rows}"
-    assert Table("", ("x",), [], "r", notes=("so", "too")).markdown() == "| x |\n| ---: |\n\nso\n\ntoo"
-
-
-@pytest.mark.parametrize(("rows", "align"), [([["a"]], "lr"), ([["a", "b"]], "l"), ([["a", "b", "c"]], "ll")])
-def test_a_table_has_a_cell_and_an_alignment_for_every_column(rows, align):
-    with pytest.raises(ValueError, match="cells for 2 columns of 'T'"):
-        Table("T", ("x", "y"), rows, align)
+from mlx_qwen3.report import check_picture, check_place, finite, replace_file, write_file
 
 
 def test_strict_json_has_no_nan():

@@ -5,7 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..report import Table, write_file
+from ..report import write_file
+from ..table import Table
 from .files import document, encoded
 from .mixes import ARRIVAL, MIXES, Mix
 from .report import significant

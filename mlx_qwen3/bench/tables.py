@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ..report import Table
+from ..table import Table
 from .outputs import sentence
 from .report import (
     PER_LENGTH,

@@ -25,7 +25,8 @@ from .options import (
     with_options,
 )
 from .reader import Editor, PlainReader, make_reader
-from .terminal import Printer, one_line, say, styled, warnings_afterwards
+from .styles import styled
+from .terminal import Printer, one_line, say, warnings_afterwards
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine, Reply

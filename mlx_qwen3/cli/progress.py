@@ -6,7 +6,7 @@ import time
 
 from .. import interrupt
 from ..progress import BYTES, Stage
-from .terminal import dumb
+from .styles import dumb
 
 WIDEST = 100  # columns of a bar with its text
 FEWEST = 10  # columns of the bar itself; a narrower terminal gets the text alone

@@ -4,7 +4,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from .terminal import dumb, say
+from .styles import dumb
+from .terminal import say
 
 PROMPT = "> "
 MORE = ". "  # the prompt of a line that continues the one before

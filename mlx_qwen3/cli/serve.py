@@ -13,9 +13,10 @@ import click
 
 from .. import interrupt
 from ..errors import Qwen3Warning, UsageError
+from ..table import escape
 from .options import DTYPE
 from .source import default_source
-from .terminal import escape, say
+from .terminal import say
 
 NEEDED = ("starlette", "uvicorn", "msgspec", "llguidance")
 LOGS = {"mlx_qwen3.server": logging.INFO, "uvicorn.error": logging.WARNING}

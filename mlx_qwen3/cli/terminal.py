@@ -16,10 +16,9 @@ import click
 from .. import interrupt
 from ..errors import UsageError
 from ..report import finite
+from ..table import escape
+from .styles import Part, rendered, styled
 
-# Control characters change a terminal: colours, cursor, title, clipboard. Text from a checkpoint or a model must not do
-# this. Allowed are line feed, tab and a carriage return before a line feed.
-CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?!\n)")
 # Characters that json.dumps does not escape, but that mean the same when escaped: further control characters, and bytes
 # of a file name that is not UTF-8.
 NOT_IN_JSON = re.compile(r"[\x7f-\x9f\ud800-\udfff]")
@@ -37,26 +36,21 @@ def open_standard_streams() -> None:
             stream.reconfigure(errors="replace")
 
 
-def escape(text: str) -> str:
-    """Text for a terminal: ESC becomes the four characters \\x1b, and so on."""
-    return CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
-
-
 def one_line(text: str) -> str:
     """Text for one line of a message."""
     return DIRECTION.sub(lambda match: f"\\u{ord(match[0]):04x}", escape(" ".join(text.split())))
 
 
-def say(text: str) -> None:
+def say(*parts: Part) -> None:
     """Lines on stderr."""
     with interrupt.postponed():
-        click.echo(escape(text), err=True)
+        click.echo(rendered(parts, sys.stderr, harmless=True), err=True)
 
 
-def show(text: str) -> None:
+def show(*parts: Part) -> None:
     """A result on stdout."""
     with interrupt.postponed():
-        click.echo(escape(text) if sys.stdout.isatty() else text)
+        click.echo(rendered(parts, sys.stdout, harmless=sys.stdout.isatty()))
 
 
 def show_json(content: Any) -> None:
@@ -65,16 +59,6 @@ def show_json(content: Any) -> None:
     text = NOT_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
     with interrupt.postponed():
         click.echo(text)
-
-
-def styled(stream: Any) -> bool:
-    """Whether a stream is a terminal and the user allows colours: https://no-color.org."""
-    return stream.isatty() and not os.environ.get("NO_COLOR") and not dumb()
-
-
-def dumb() -> bool:
-    """Whether the terminal does not support control sequences, by its TERM variable."""
-    return os.environ.get("TERM") == "dumb"
 
 
 def read_stdin(instead: str = "--prompt TEXT") -> str:

@@ -11,7 +11,8 @@ from ..compare.divergence import Divergence
 from ..errors import CheckpointError, VerificationError
 from ..files.members import MEMBERS, is_member
 from ..files.reading import exists, read_json, short
-from ..report import Table, replace_file
+from ..report import replace_file
+from ..table import Table
 from .records import decode
 from .shards import FileRecord, TensorRecord
 

@@ -16,7 +16,7 @@ from ..files.layout import Part, part_shapes
 from ..files.quantization import Quantization
 from ..files.surplus import is_ignored
 from ..progress import Progress, silent
-from ..report import Table
+from ..table import Table
 from .quantize import DEFAULT_BITS, LEVELS, MIXED, NONE, block_columns, fits, mixed, parse
 from .shards import Shard, plan_shards
 from .transform import Recipe, float_dtype, jobs, modules, refuse_packed

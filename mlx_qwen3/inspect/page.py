@@ -4,7 +4,7 @@ from base64 import b64encode
 from collections.abc import Sequence
 from html import escape
 
-from ..report import Table
+from ..table import Table
 from .output import headline
 from .report import Report
 from .tables import tables, verdict_lines

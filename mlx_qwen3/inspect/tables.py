@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from ..compare.cache_cost import CacheCost
 from ..compare.comparison import Difference
 from ..compare.flow import FLOW, NUMBERS
-from ..report import Table
+from ..table import Table
 from .numbers import Key
 from .report import Report, describe, place
 from .rules import ABNORMAL, NORMAL, Verdict

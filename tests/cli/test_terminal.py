@@ -15,7 +15,8 @@ from commands import GENERATE, QUIET, ROOT, here, run
 
 from mlx_qwen3.cli import terminal
 from mlx_qwen3.cli.app import cli
-from mlx_qwen3.cli.terminal import Printer, escape, one_line
+from mlx_qwen3.cli.terminal import Printer, one_line
+from mlx_qwen3.table import escape
 
 TITLE = "\x1b]0;owned\x07"
 ATTACKS = {
@@ -123,7 +124,7 @@ class Terminal(io.StringIO):
 def screen(monkeypatch):
     """A terminal in place of stdout."""
     found = Terminal()
-    monkeypatch.setattr(terminal, "sys", SimpleNamespace(stdout=found))
+    monkeypatch.setattr(terminal, "sys", SimpleNamespace(stdout=found, stderr=found))
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
     return found

@@ -4,7 +4,7 @@ import html.parser
 
 from mlx_qwen3.inspect import Options, inspect
 from mlx_qwen3.inspect.page import _table, page
-from mlx_qwen3.report import Table
+from mlx_qwen3.table import Table
 
 
 def test_cells_are_escaped_too():

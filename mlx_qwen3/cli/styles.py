@@ -1,0 +1,54 @@
+"""The look of all commands: a handful of styles, which are off for NO_COLOR, TERM=dumb and anything but a terminal."""
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import click
+
+from ..table import BAD, DIM, EMPHASIS, GOOD, WARNING, Line, Table, escape
+
+Part = str | Line | Table  # of an output; each begins a line of its own
+LOOKS: dict[str, dict[str, Any]] = {
+    EMPHASIS: {"bold": True},
+    DIM: {"dim": True},
+    GOOD: {"fg": "green"},
+    WARNING: {"fg": "yellow"},
+    BAD: {"fg": "red"},
+}
+FIRST_WORDS = {"error:": BAD, "warning:": WARNING, "note:": DIM}  # of a message -> the style of that word
+
+
+def styled(stream: Any) -> bool:
+    """Whether a stream is a terminal and the user allows colours: https://no-color.org."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and not dumb()
+
+
+def dumb() -> bool:
+    """Whether the terminal does not support control sequences, by its TERM variable."""
+    return os.environ.get("TERM") == "dumb"
+
+
+def rendered(parts: Sequence[Part], stream: Any, harmless: bool) -> str:
+    """What to write to a stream: as wide as its terminal, with its styles. `harmless`: control characters are shown."""
+    width = shutil.get_terminal_size().columns if stream.isatty() else None
+    lines = [line for part in parts for line in _lines(part, width)]
+    lines = [Line(escape(line.text), line.style) for line in lines] if harmless else lines
+    return "\n".join(map(_painted, lines) if styled(stream) else (line.text for line in lines))
+
+
+def _lines(part: Part, width: int | None) -> Iterator[Line]:
+    if isinstance(part, Table):
+        yield from part.lines(width)
+    elif isinstance(part, Line):
+        yield part
+    else:
+        yield from map(Line, part.split("\n"))
+
+
+def _painted(line: Line) -> str:
+    first, space, rest = line.text.partition(" ")
+    if not line.style and first in FIRST_WORDS:
+        return click.style(first, **LOOKS[FIRST_WORDS[first]]) + space + rest
+    return click.style(line.text, **LOOKS[line.style]) if line.style and line.text else line.text

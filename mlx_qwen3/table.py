@@ -1,0 +1,146 @@
+"""Lines and tables of text, with the names of their styles: for a terminal of any width, for a pipe, for Markdown."""
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+from textwrap import wrap
+from typing import NamedTuple
+
+EMPHASIS, DIM, GOOD, WARNING, BAD = STYLES = ("emphasis", "dim", "good", "warning", "bad")
+UNLIMITED = 1 << 30
+WIDTH = 118  # columns that notes fill where no terminal sets a limit
+NARROWEST = 12  # columns to which a cell of text is folded
+GAP = "  "  # between columns
+MOST_DECIMALS = 6
+MOST = 1e7  # larger numbers are faults, and need an exponent
+# Control characters change a terminal: colours, cursor, title, clipboard. Text from a checkpoint or a model must not do
+# this. Allowed are line feed, tab and a carriage return before a line feed.
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?!\n)")
+Cells = Sequence[str]
+
+
+class Line(NamedTuple):
+    """A line of output; `style` is one of STYLES, or empty."""
+
+    text: str
+    style: str = ""
+
+
+def escape(text: str) -> str:
+    """Text for a terminal: ESC becomes the four characters \\x1b, and so on."""
+    return CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+
+
+def in_one_notation(values: Sequence[float | None], digits: int = 3) -> list[str]:
+    """The numbers of a column, all with the same number of decimals: their median has `digits` significant digits."""
+    sizes = [abs(value) for value in values if value and math.isfinite(value)]
+    power = math.floor(math.log10(median(sizes))) if sizes else digits - 1
+    decimals = min(max(digits - 1 - power, 0), MOST_DECIMALS)
+    return [_number(value, decimals) for value in values]
+
+
+def _number(value: float | None, decimals: int) -> str:
+    if value is None:
+        return "-"
+    if value == 0 or not math.isfinite(value):
+        return f"{value + 0.0:g}"  # never -0, which looks like a mistake
+    return f"{value:.{decimals}f}" if abs(value) < MOST else f"{value:.1e}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under columns. `align` has a letter for each column: l for text, r for numbers, . to align their points.
+
+    `marked` holds the indices of rows that need a look, `unusual` of rows that are worth one. The notes are printed
+    below the rows. `drop` names the columns that a narrow terminal does without, the first to go first. Raises
+    ValueError if a row or `align` does not have as many cells as there are columns.
+    """
+
+    title: str
+    columns: Cells
+    rows: Sequence[Cells]
+    align: str
+    marked: frozenset[int] = frozenset()
+    notes: Cells = ()
+    drop: Cells = ()
+    unusual: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        for cells in (self.align, *self.rows):
+            if len(cells) != len(self.columns):
+                raise ValueError(f"{cells!r} has {len(cells)} cells for {len(self.columns)} columns of {self.title!r}")
+
+    def text(self, width: int | None = None) -> str:
+        return "\n".join(line.text for line in self.lines(width))
+
+    def lines(self, width: int | None = None) -> list[Line]:
+        """For a terminal of `width` columns: cells below one another, a ! before marked rows, long notes wrapped.
+
+        If the table is wider, it loses columns; then the cells of text are folded. None: as wide as it is.
+        """
+        margin, mark = ("  ", "! ") if self.title or self.marked else ("", "")
+        columns = [self._column(index) for index in range(len(self.columns))]
+        shown, widths = self._fit(columns, (UNLIMITED if width is None else width) - len(margin))
+        lines = [Line(self.title, EMPHASIS)] if self.title else []
+        for row in range(len(self.rows) + 1):
+            cells = [columns[index][row] for index in shown]
+            before, style = (mark, BAD) if row - 1 in self.marked else (margin, self._style(row - 1))
+            sides = [self.align[index] for index in shown]
+            lines += [Line((before + text).rstrip(), style) for text in _folded(cells, widths, sides)]
+        hidden = [name for index, name in enumerate(self.columns) if index not in shown]
+        notes = [*self.notes, *([f"not shown at this width: {', '.join(hidden)}"] if hidden else [])]
+        room = min(width or WIDTH, WIDTH)
+        for note in map(escape, notes):
+            lines += [
+                Line(text, DIM) for text in wrap(note, room, initial_indent=margin, subsequent_indent=margin + "  ")
+            ]
+        return lines
+
+    def markdown(self) -> str:
+        rule = ["---" if side == "l" else "---:" for side in self.align]
+        table = "\n".join("| " + " | ".join(cells) + " |" for cells in (self.columns, rule, *self.rows))
+        return "\n\n".join([*([f"### {self.title}"] if self.title else []), table, *self.notes])
+
+    def _style(self, row: int) -> str:
+        """The heading is row -1."""
+        return DIM if row < 0 else WARNING if row in self.unusual else ""
+
+    def _column(self, index: int) -> list[str]:
+        """The heading and the cells of a column. Aligned numbers get spaces behind, so that their points agree."""
+        cells = [escape(row[index]) for row in self.rows]
+        if self.align[index] == ".":
+            behind = [len(cell) - len(cell.partition(".")[0]) for cell in cells]
+            cells = [cell + " " * (max(behind) - own) for cell, own in zip(cells, behind, strict=True)]
+        return [escape(self.columns[index]), *cells]
+
+    def _fit(self, columns: Sequence[Cells], room: int) -> tuple[list[int], list[int]]:
+        """(the columns to show, their widths)."""
+        shown = list(range(len(columns)))
+        widths = [max(map(len, column)) for column in columns]
+
+        def excess() -> int:
+            return sum(widths[index] for index in shown) + len(GAP) * (len(shown) - 1) - room
+
+        for name in self.drop:
+            if excess() > 0:
+                shown.remove(self.columns.index(name))
+        texts = [index for index in shown if self.align[index] == "l"]
+        for index in sorted(texts, key=lambda index: -widths[index]):
+            widths[index] = max(widths[index] - max(excess(), 0), min(widths[index], NARROWEST))
+        while excess() > 0 and len(shown) > 1:
+            shown.pop()
+        return shown, [min(widths[index], max(room, 1)) for index in shown]
+
+
+def _folded(cells: Cells, widths: Sequence[int], sides: Sequence[str]) -> Iterator[str]:
+    """The lines of one row: a cell of text that is wider than its column goes on below."""
+    parts = [
+        (wrap(cell, width, break_on_hyphens=False) or [""]) if len(cell) > width else [cell]
+        for cell, width in zip(cells, widths, strict=True)
+    ]
+    for number in range(max(map(len, parts))):
+        line = [part[number] if number < len(part) else "" for part in parts]
+        padded = zip(line, widths, sides, strict=True)
+        yield GAP.join(cell.ljust(width) if side == "l" else cell.rjust(width) for cell, width, side in padded)
