@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .streaming import MarkerScanner
+from .tool_types import refuse_constant, typed, types_of
 
 Style = Literal["json", "xml"]
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
@@ -19,10 +20,13 @@ BEGIN_FUNCTION = "<function="
 BREAKS = {"json": "\n", "xml": "\n\n"}  # what the templates write between a text and a call
 FUNCTION = re.compile(r"<function=([^>\n]+)>")
 END_FUNCTION = "</function>"
-# A value may hold the closing tag; the one that counts stands before the next parameter, or at the end.
-PARAMETER = re.compile(r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>\s*(?=<parameter=|\Z)", re.DOTALL)
+BEGIN_PARAMETER, END_PARAMETER = "<parameter=", "</parameter>"
+PARAMETER = re.compile(r"<parameter=([^>\n]+)>\n?")
+# The end of a value stands at the end or before the next parameter: on a line before it, as the template writes them,
+# or on the same line if the value began on the line of its name too.
+END_OF_LINES = re.compile(r"\n?</parameter>(?:\s*\n\s*(?=<parameter=)|\s*\Z)")
+END_OF_INLINE = re.compile(r"\n?</parameter>\s*(?=<parameter=|\Z)")
 SPACE = re.compile(r"[ \t\n\r]*")
-WORDS = {"true": True, "false": False, "null": None, "none": None}  # as JSON and as Python write them
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ class ToolCallParser:
         self._body: str | None = None  # of the call that is under way
         self._opening = ""  # the tag before the body
         self._searched = 0  # characters of the body in which no end was found
+        self._over = False  # whether the reply is over
         self._calls = 0
         self._bare = True  # whether nothing but white space stands after the beginning or the last call
 
@@ -95,7 +100,8 @@ class ToolCallParser:
 
     def end(self) -> list[Event]:
         """What is left when the reply is over; a call without its closing tag counts if it is complete."""
-        events: list[Event] = []
+        self._over, self._searched = True, 0
+        events = self.feed("")
         while self._body is not None:
             told, again = self._close(self._body, "")
             events += told + self.feed(again)
@@ -120,8 +126,12 @@ class ToolCallParser:
         """Where the closing tag of the body is, if it is there. One inside of the arguments does not count."""
         body = self._body or ""
         while (at := body.find(CLOSE, max(0, self._searched))) >= 0:
-            before = body[:at]
-            if before.rstrip().endswith(END_FUNCTION) if self._style == "xml" else not _inside_text(before):
+            before, after = body[:at], body[at + len(CLOSE) :].lstrip()
+            ends = not _inside_text(before) if self._style == "json" else _ends(before, after, self._over)
+            if ends is None:
+                self._searched = at
+                return None
+            if ends:
                 return at
             self._searched = at + 1
         self._searched = max(self._searched, len(body) - len(CLOSE) + 1)
@@ -167,10 +177,10 @@ def read_json(body: str) -> tuple[str, str] | None:
     try:
         entries = _entries(body)
         name, arguments = json.loads(entries["name"]), entries.get("arguments", "{}")
-        value = json.loads(arguments, parse_constant=_refuse)
+        value = json.loads(arguments, parse_constant=refuse_constant)
         if isinstance(value, str):  # some models quote the whole object
             arguments = value
-            value = json.loads(arguments, parse_constant=_refuse)
+            value = json.loads(arguments, parse_constant=refuse_constant)
     except (ValueError, KeyError, RecursionError):
         return None
     return (name, arguments) if isinstance(name, str) and name and isinstance(value, dict) else None
@@ -187,74 +197,33 @@ def read_xml(body: str, tools: Mapping[str, dict[str, Any]] | None) -> tuple[str
     arguments, at = {}, 0
     try:
         while at < len(rest):
-            part = PARAMETER.match(rest, at)
-            if part is None:
+            begin = PARAMETER.match(rest, at)
+            end = begin and _end_of_value(rest, begin)
+            if begin is None or end is None:
                 return None
-            key, value = part.groups()
-            arguments[key] = _typed(value, _types(schema, key))
-            at = part.end()
+            arguments[begin[1]] = typed(rest[begin.end() : end.start()], types_of(begin[1], schema))
+            at = end.end()
     except ValueError:
         return None
     return name, json.dumps(arguments, ensure_ascii=False)
 
 
-def _typed(text: str, types: frozenset[str]) -> Any:
-    """The value that a text stands for. Raises ValueError if it is of none of the types."""
-    if types == {"string"}:
-        return text
-    try:
-        value = WORDS[text.lower()] if text.lower() in WORDS else json.loads(text, parse_constant=_refuse)
-        json.dumps(value, allow_nan=False)
-        value = text if isinstance(value, str) else value
-    except (ValueError, RecursionError):
-        value = text
-    kind = _kind(value)
-    if not types or kind in types or (kind == "integer" and "number" in types) or _whole(value, types):
-        return value
-    if "string" in types:
-        return text
-    raise ValueError(f"{text!r} is not of type {', '.join(sorted(types))}")
-
-
-def _whole(value: Any, types: frozenset[str]) -> bool:
-    return "integer" in types and isinstance(value, float) and value.is_integer()
-
-
-def _kind(value: Any) -> str:
-    names = {bool: "boolean", int: "integer", float: "number", str: "string", dict: "object", list: "array"}
-    return names.get(type(value), "null")
-
-
-def _types(schema: dict[str, Any], key: str) -> frozenset[str]:
-    """The types that a schema gives a parameter; empty if any or unknown."""
-    properties = schema.get("properties")
-    found = properties.get(key) if isinstance(properties, dict) else None
-    return types_in(found, schema) if isinstance(found, dict) else frozenset()
-
-
-def types_in(schema: dict[str, Any], root: dict[str, Any], depth: int = 0) -> frozenset[str]:
-    """The types that a schema allows, by its references and alternatives too; empty if any or unknown."""
-    if isinstance(reference := schema.get("$ref"), str) and depth < 8:
-        found: Any = root
-        for part in reference.removeprefix("#/").split("/"):
-            found = found.get(part) if isinstance(found, dict) else None
-        return types_in(found, root, depth + 1) if isinstance(found, dict) else frozenset()
-    if isinstance(kind := schema.get("type"), str):
-        kinds = {kind}
-    elif isinstance(kind, list):
-        kinds = set(kind)
-    elif options := schema.get("anyOf") or schema.get("oneOf"):
-        parts = [types_in(option, root, depth + 1) for option in options if isinstance(option, dict)]
-        kinds = set().union(*parts) if all(parts) else set()
-    else:
-        values = [schema["const"]] if "const" in schema else schema.get("enum") or []
-        kinds = {_kind(value) for value in values}
-    return frozenset(kinds | {"null"} if schema.get("nullable") and kinds else kinds)
+def _end_of_value(text: str, begin: re.Match[str]) -> re.Match[str] | None:
+    """The tag that ends a value. A value may hold such tags, and whole parameters: the end is the first tag before
+    which as many parameters have ended as begun, or else the first."""
+    first, at, open_inside = None, begin.end(), 0
+    for end in (END_OF_LINES if begin[0].endswith("\n") else END_OF_INLINE).finditer(text, at):
+        piece = text[at : end.start()]
+        open_inside += piece.count(BEGIN_PARAMETER) - piece.count(END_PARAMETER)
+        if open_inside <= 0:
+            return end
+        first, at, open_inside = first or end, end.end(), open_inside - 1
+    return first
 
 
 def _entries(text: str) -> dict[str, str]:
     """The members of a JSON object, each value as it is written. Raises ValueError."""
-    decoder, at = json.JSONDecoder(parse_constant=_refuse), _skip(text, 0)
+    decoder, at = json.JSONDecoder(parse_constant=refuse_constant), _skip(text, 0)
     found: dict[str, str] = {}
     if text[at : at + 1] != "{":
         raise ValueError("not an object")
@@ -282,6 +251,24 @@ def _skip(text: str, at: int) -> int:
     return found.end() if found else at
 
 
+def _ends(before: str, after: str, over: bool) -> bool | None:
+    """Whether an XML call ends between these texts; None if more text is needed.
+
+    A value may hold a closing tag, and even a whole call, so as many parameters must have ended as begun. A call in
+    which they have not is broken; it ends where another call follows, and wherever it can if the reply is over.
+    """
+    before = before.rstrip()
+    if not before.endswith(END_FUNCTION):
+        return False
+    inner = before.removesuffix(END_FUNCTION).rstrip()
+    begun = inner.count(BEGIN_PARAMETER)
+    if over or begun == 0 or (inner.endswith(END_PARAMETER) and inner.count(END_PARAMETER) >= begun):
+        return True
+    if OPEN in before or not (after.startswith(OPEN) or OPEN.startswith(after)):
+        return False
+    return True if after.startswith(OPEN) else None
+
+
 def _inside_text(text: str) -> bool:
     """Whether a JSON text ends inside quotes."""
     inside = escaped = False
@@ -293,7 +280,3 @@ def _inside_text(text: str) -> bool:
         elif letter == '"':
             inside = not inside
     return inside
-
-
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is not JSON")

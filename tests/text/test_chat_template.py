@@ -4,6 +4,7 @@ import json
 from types import MappingProxyType
 from typing import Any
 
+import coder
 import numpy as np
 import pytest
 from chats import (
@@ -90,6 +91,24 @@ def test_chats_render_as_in_transformers(
         chat["messages"], tools=chat.get("tools"), tokenize=False, add_generation_prompt=prompt, **switch
     )
     assert qwen.apply_chat_template(**chat, add_generation_prompt=prompt, enable_thinking=thinking) == expected
+
+
+@pytest.mark.parametrize("prompt", [True, False])
+@pytest.mark.parametrize("chat", CHATS.values(), ids=CHATS)
+def test_chats_of_qwen3_coder_render_as_in_transformers(reference: Any, chat: dict[str, Any], prompt: bool) -> None:
+    """Arguments are written by their types. transformers fails on arguments that are a string; they are read here."""
+    messages, tools = chat["messages"], chat.get("tools")
+    as_objects = [
+        {**m, "tool_calls": [_with_object(c) for c in m["tool_calls"]]} if "tool_calls" in m else m for m in messages
+    ]
+    expected = reference(coder.TEMPLATE, as_objects, tools=tools, add_generation_prompt=prompt)
+    assert render(coder.TEMPLATE, messages, tools=tools, add_generation_prompt=prompt) == expected
+
+
+def _with_object(tool_call: dict[str, Any]) -> dict[str, Any]:
+    function = tool_call.get("function", tool_call)
+    arguments = function["arguments"]
+    return {"function": {**function, "arguments": json.loads(arguments) if isinstance(arguments, str) else arguments}}
 
 
 tags = st.sampled_from(["<think>", "</think>", "\n", "<tool_response>", "</tool_response>", "<|im_end|>", "{{ x }}"])

@@ -4,28 +4,20 @@ import itertools
 import json
 import random
 
+import coder
 import pytest
 from chats import HI, call, render
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_qwen3.text.tool_calls import CallArguments, CallBegin, CallEnd, Text, ToolCallParser, style_of, types_in
+from mlx_qwen3.text.tool_calls import CallArguments, CallBegin, CallEnd, Text, ToolCallParser, style_of
 
-# The calls of Qwen3's and of Qwen3-Coder's templates, byte for byte.
+# The calls of Qwen3's template, byte for byte.
 QWEN3 = (
     "{%- for m in messages %}{%- if m.role == 'assistant' %}{{- m.content }}{%- for c in m.tool_calls %}"
     "{%- if m.content or not loop.first %}{{- '\\n' }}{%- endif %}"
     '{{- \'<tool_call>\\n{"name": "\' + c.function.name + \'", "arguments": \' }}'
     "{{- c.function.arguments | tojson }}{{- '}\\n</tool_call>' }}{%- endfor %}{%- endif %}{%- endfor %}"
-)
-CODER = (
-    "{%- for m in messages %}{%- if m.role == 'assistant' %}{{- m.content }}{%- for c in m.tool_calls %}"
-    "{%- if not loop.first %}{{- '\\n' }}{%- elif m.content %}{{- '\\n\\n' }}{%- endif %}"
-    "{{- '<tool_call>\\n<function=' + c.function.name + '>\\n' }}"
-    "{%- for key, value in c.function.arguments | items %}{{- '<parameter=' + key + '>\\n' }}"
-    "{%- set value = value | tojson | safe if value is mapping or (value is sequence and value is not string) "
-    "else value | string %}{{- value }}{{- '\\n</parameter>\\n' }}{%- endfor %}"
-    "{{- '</function>\\n</tool_call>' }}{%- endfor %}{%- endif %}{%- endfor %}"
 )
 KINDS = {
     "text": {"type": "string"},
@@ -198,6 +190,7 @@ def test_any_chunking_gives_the_same_parts(data, style):
 
 def random_value(rng, kind):
     words = ["", " ", "a", "北京", "🧮", '"q"', "\\", "\n", "<b>&", "</parameter>", "{}", "5", "true", "'"]
+    words += ["None", "null", "NaN", "[1, 2]", "1e5", "\t", "\r\n", "<think>", "{{ x }}"]
     text = "".join(rng.choices(words, k=rng.randint(0, 6)))
     scalars = [rng.randint(-(10**20), 10**20), rng.uniform(-1e9, 1e9), 1e-7, text, None, True]
     inner = [rng.choice(scalars), {text: [rng.choice(scalars)]}]
@@ -214,10 +207,21 @@ def random_value(rng, kind):
     }[kind]
 
 
-@pytest.mark.parametrize("style", ["json", "xml"])
-def test_a_thousand_calls_come_back_from_the_template(style, reference):
+def written(source, calls, content=""):
+    """What a template writes of a reply with calls, as the model would have written it."""
+    message = {"role": "assistant", "content": content, "tool_calls": [call(*each) for each in calls]}
+    text = render(source, [*HI, message], add_generation_prompt=False)
+    return text.rpartition("<|im_start|>assistant\n")[2].removesuffix("<|im_end|>\n")
+
+
+def read(text, style, **options):
+    """The reply's parts with the arguments as values."""
+    return [p if isinstance(p, str) else (p[0], json.loads(p[1])) for p in parsed(text, style, **options)]
+
+
+@pytest.mark.parametrize(("style", "source"), [("json", QWEN3), ("xml", coder.TEMPLATE)])
+def test_a_thousand_calls_come_back_from_the_template(style, source, reference):
     rng = random.Random(5)
-    source = {"json": QWEN3, "xml": CODER}[style]
     assert style_of(source) == style
     for turn in range(1000):
         calls = []
@@ -225,20 +229,42 @@ def test_a_thousand_calls_come_back_from_the_template(style, reference):
             kinds = rng.sample(list(KINDS), rng.randint(0, 4))
             calls.append(("find", {kind: random_value(rng, kind) for kind in kinds}))
         content = rng.choice(["", "Let me look.", "é <tag>"])
-        message = {"role": "assistant", "content": content, "tool_calls": [call(*each) for each in calls]}
-        text = render(source, [*HI, message], add_generation_prompt=False)
-        if turn < 50:
-            assert text == reference(source, [*HI, message], add_generation_prompt=False)
-        (*said,) = parsed(text, style)
-        said = [part if isinstance(part, str) else (part[0], json.loads(part[1])) for part in said]
+        if turn % 20 == 0:
+            message = {"role": "assistant", "content": content, "tool_calls": [call(*each) for each in calls]}
+            messages = [*HI, message, *HI]
+            assert render(source, messages) == reference(source, messages)
+        text = written(source, calls, content)
+        cuts = [rng.randint(0, len(text)) for _ in range(3)]
+        said = read(text, style, cuts=cuts)
         assert said == [*([content] if content else []), *calls]
+        assert [[*map(type, arguments.values())] for _, arguments in said[-len(calls) :]] == [
+            [*map(type, arguments.values())] for _, arguments in calls
+        ], "True == 1 and 5 == 5.0"
 
 
-def test_types_of_parameters():
-    root = {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"type": ["string", "null"]}, "loop": {"$ref": "#/$defs/loop"}}}
-    assert types_in({"$ref": "#/$defs/a"}, root) == {"string", "null"}
-    assert types_in({"$ref": "#/$defs/none"}, root) == frozenset()
-    assert types_in({"$ref": "#/$defs/loop"}, root) == frozenset()
-    assert types_in({"oneOf": [{"const": 1}, {"enum": ["a", None]}]}, root) == {"integer", "string", "null"}
-    assert types_in({"anyOf": [{"type": "string"}, {}]}, root) == frozenset()
-    assert types_in({"type": "integer", "nullable": True}, root) == {"integer", "null"}
+CALL_AS_TEXT = (
+    "<tool_call>\n<function=find>\n<parameter=text>\n1\n</parameter>\n<parameter=yes>\nTrue\n</parameter>\n"
+    "</function>\n</tool_call>"
+)
+HARD = [
+    *["</tool_call>", "</function>\n</tool_call>", CALL_AS_TEXT, f"{CALL_AS_TEXT}\n{CALL_AS_TEXT}", "<parameter=text>"],
+    *["</parameter></function>", "a</parameter><parameter=yes>b", "<tool_call>\n<function="],
+    *["", "\n\n", "\r\n", " 5", "NONE"],
+]
+
+
+@pytest.mark.parametrize("text", HARD)
+def test_a_value_may_hold_the_tags_of_calls(text):
+    calls = [("find", {"text": text, "yes": True}), ("find", {"list": [text], "text": text}), ("now", {})]
+    source = coder.TEMPLATE
+    for some in (calls[:1], calls[1:]):
+        assert read(written(source, some), "xml") == some
+        assert read(written(source, some, "Hm."), "xml", cuts=range(1000)) == ["Hm.", *some]
+
+
+def test_a_broken_call_ends_where_another_follows():
+    broken = "<tool_call>\n<function=find>\n<parameter=text>\na\n</function>\n</tool_call>"
+    parser = ToolCallParser(TOOLS, "xml")
+    assert parser.feed(broken) == [], "its value may go on"
+    assert parser.feed("\n<tool_call>") == [Text(broken)]
+    assert parsed(f"{broken} and text", "xml") == [f"{broken} and text"]
