@@ -20,7 +20,7 @@ class Kind:
     module: str
     packages: tuple[str, ...] = ()  # as imported
     install: str = ""
-    reads: tuple[str, ...] = ("plain", "packed", "native")
+    reads: tuple[str, ...] = ("plain", "packed", "native", "awq", "release")
     any_dtype: bool = True
     batches: bool = False  # whether its users can run many requests at once, of which --rows measures the speed
     # Without a cache each token costs a pass over all tokens before it. So prompts of up to N tokens get M new ones:
@@ -33,7 +33,14 @@ KINDS = {
     OURS: Kind("ours", batches=True),
     "transformers": Kind("peer_transformers", ("torch", "transformers"), "torch transformers", reads=("plain",)),
     "reference": Kind("peer_reference", ("torch",), "torch", any_dtype=False, limited=((64, 8), (512, 1))),
-    "mlx-lm": Kind("peer_mlx_lm", ("mlx_lm",), "mlx-lm", reads=("plain", "packed"), batches=True),
+    "mlx-lm": Kind("peer_mlx_lm", ("mlx_lm",), "mlx-lm", reads=("plain", "packed", "awq"), batches=True),
+}
+# form of a checkpoint -> what it is, and how others can be measured with it
+FORMS = {
+    "packed": ("quantized", "compare with the checkpoint that is not quantized"),
+    "native": ("in this package's native layout", "convert with --layout hf"),
+    "awq": ("an AWQ release", "compare with the release that is not quantized"),
+    "release": ("an FP8, GPTQ or compressed-tensors release", "convert with --layout hf"),
 }
 
 
@@ -129,11 +136,9 @@ def _check(contestant: Contestant, form: str) -> None:
             "or leave it out"
         )
     if form not in contestant.kind.reads:
-        forms = {"packed": "quantized", "native": "in this package's native layout"}
-        remedy = "compare with the checkpoint that is not quantized" if form == "packed" else "convert with --layout hf"
+        what, remedy = FORMS[form]
         raise UsageError(
-            f"the checkpoint is {forms[form]}, which {contestant.name} cannot read; leave it out of --against, "
-            f"or {remedy}"
+            f"the checkpoint is {what}, which {contestant.name} cannot read; leave it out of --against, or {remedy}"
         )
 
 
@@ -145,6 +150,8 @@ def _form(checkpoint: Checkpoint) -> str:
     config = checkpoint.config
     if (checkpoint.raw_config.get("mlx_qwen3") or {}).get("layout") == "native":
         return "native"
+    if config.form:
+        return "awq" if config.form.method == "awq" else "release"
     return "packed" if config.quantization or any(config.quantization_overrides.values()) else "plain"
 
 

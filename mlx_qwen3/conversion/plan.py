@@ -13,6 +13,7 @@ from ..files.config import Qwen3Config
 from ..files.config_keys import FORMAT
 from ..files.dtypes import FLOATS, NAMES, dtype_name, parse_dtype
 from ..files.layout import Part, part_shapes
+from ..files.packed import why_left_out
 from ..files.quantization import Quantization
 from ..files.surplus import is_ignored
 from ..progress import Progress, silent
@@ -148,7 +149,8 @@ def make_plan(source: Checkpoint, options: Options, progress: Progress = silent)
 
 
 def _why_dropped(name: str) -> str:
-    return "computed from config.json instead" if is_ignored(name) else "repeats the embedding that it is tied to"
+    computed = "computed from config.json instead" if is_ignored(name) else ""
+    return computed or why_left_out(name) or "repeats the embedding that it is tied to"
 
 
 def default_layout(quantize: str | None) -> str:

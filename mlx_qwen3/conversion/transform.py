@@ -103,8 +103,8 @@ def float_dtype(part: Part, dtype: mx.Dtype | None) -> mx.Dtype:
     if dtype is not None:
         return dtype
     if part.quantization is None:
-        return part.leaves["weight"].dtype
-    return part.leaves["scales"].dtype if part.quantization.mode == "affine" else mx.bfloat16
+        return part.leaves["weight"].kept
+    return part.leaves["scales"].kept if part.quantization.mode == "affine" else mx.bfloat16
 
 
 def refuse_packed(parts: Mapping[str, Part], wanted: str) -> None:
@@ -128,23 +128,20 @@ def _jobs(module: Module, name: str, recipe: Recipe) -> list[Job]:
 
 
 def _kept(name: str, runs: tuple[StoredTensor, ...], recipe: Recipe, module: Module) -> Job:
-    dtype = recipe.dtype if recipe.dtype and runs[0].dtype in FLOATS else runs[0].dtype
+    dtype = recipe.dtype if recipe.dtype and runs[0].dtype in FLOATS else runs[0].kept
     shape = _stacked(runs)
-    steps = [_arrangement(module, runs)]
-    if any(run.dtype != dtype for run in runs):
-        steps = [step for step in steps if step != "copied"] + ["cast"]
-    note = ""
+    cast = ["cast"] if any(dtype not in (run.dtype, run.kept) for run in runs) else []
+    made = _steps(module, runs, *cast)
+    note = runs[0].note
     if recipe.asked and len(shape) == 2 and not fits(shape, recipe.asked):
         note = f"not quantized: {shape[1]} columns are not a multiple of {block_columns(recipe.asked)}"
-    return Job((OutputTensor(name, dtype, shape, _names(runs), ", ".join(steps), note),), runs)
+    return Job((OutputTensor(name, dtype, shape, _names(runs), made, note),), runs)
 
 
 def _quantized(module: Module, name: str, packing: Quantization, recipe: Recipe) -> Job:
     ((_, runs),) = module.tensors()
     dtype = float_dtype(module.parts[0], recipe.dtype)
-    step = f"quantized {packing.mode} {packing.bits} bits, groups of {packing.group_size}"
-    arrangement = _arrangement(module, runs)
-    made = step if arrangement == "copied" else f"{arrangement}, {step}"
+    made = _steps(module, runs, f"quantized {packing.mode} {packing.bits} bits, groups of {packing.group_size}")
     leaves = packed_leaves(_stacked(runs), packing)
     tensors = tuple(
         OutputTensor(f"{name}.{leaf}", dtype if dtype in dtypes else dtypes[0], shape, _names(runs), made)
@@ -156,9 +153,8 @@ def _quantized(module: Module, name: str, packing: Quantization, recipe: Recipe)
 def _unpacked(module: Module, name: str, recipe: Recipe) -> Job:
     parts = module.parts
     shape = (sum(part.leaves["weight"].shape[0] for part in parts), _columns(parts[0]))
-    sources = tuple(leaf.name for part in parts for leaf in part.leaves.values())
-    arrangement = _arrangement(module, tuple(part.leaves["weight"] for part in parts))
-    made = "dequantized" if arrangement == "copied" else f"{arrangement}, dequantized"
+    sources = tuple(name for part in parts for leaf in part.leaves.values() for name in leaf.sources)
+    made = _steps(module, tuple(part.leaves["weight"] for part in parts), "dequantized")
     dtype = float_dtype(parts[0], recipe.dtype)
     tensor = OutputTensor(f"{name}.weight", dtype, shape, tuple(dict.fromkeys(sources)), made)
     return Job((tensor,), (), None, parts)
@@ -190,7 +186,15 @@ def _stacked(runs: Sequence[StoredTensor]) -> tuple[int, ...]:
 
 
 def _names(runs: Sequence[StoredTensor]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(run.name for run in runs))
+    return tuple(dict.fromkeys(name for run in runs for name in run.sources))
+
+
+def _steps(module: Module, runs: Sequence[StoredTensor], *last: str) -> str:
+    """How a tensor is made, in words: `copied` only if there is nothing else to say."""
+    origins = dict.fromkeys(run.made for run in runs if run.made)
+    arrangement = _arrangement(module, runs)
+    steps = [*([] if arrangement == "copied" else [arrangement]), *origins, *last]
+    return ", ".join(steps) or arrangement
 
 
 def _kept_blocks(tensor: StoredTensor, dtype: mx.Dtype, tally: Tally) -> Iterator[Buffer]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from .config_keys import check_keys
+from .forms import Form, read_form
 from .quantization import Quantization, read_quantization
 from .rope import Scaling, Yarn, read_rope
 from .settings import count, flag, number, token_ids
@@ -30,6 +31,7 @@ class Qwen3Config:
     eos_token_ids: frozenset[int]
     quantization: Quantization | None  # of every quantized module that `quantization_overrides` does not name
     quantization_overrides: Mapping[str, Quantization | None]  # Hugging Face module name without `model.`
+    form: Form | None = None  # of a release that MLX's modes do not describe: FP8, AWQ, GPTQ, compressed-tensors
 
     @property
     def context_length(self) -> int:
@@ -58,7 +60,8 @@ class Qwen3Config:
         if (head_dim := count(raw, "head_dim")) % 2:
             raise ConfigError(f"head_dim {head_dim} is odd; rotary embeddings need an even number")
         theta, scaling = read_rope(raw)
-        quantization, overrides = read_quantization(raw)
+        form = read_form(raw)
+        quantization, overrides = (None, {}) if form else read_quantization(raw)
         return cls(
             vocab_size=count(raw, "vocab_size"),
             hidden_size=count(raw, "hidden_size"),
@@ -75,4 +78,5 @@ class Qwen3Config:
             eos_token_ids=token_ids(raw, "eos_token_id"),
             quantization=quantization,
             quantization_overrides=overrides,
+            form=form,
         )

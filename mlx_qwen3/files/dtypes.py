@@ -6,6 +6,7 @@ from ..errors import UsageError
 
 DTYPES = {"bf16": mx.bfloat16, "fp16": mx.float16, "fp32": mx.float32}  # what a user may ask for
 STORED = {  # in safetensors
+    "F8_E4M3": mx.uint8,  # its bits: MLX has no such dtype. Before U8, so that NAMES has U8
     "F32": mx.float32,
     "F16": mx.float16,
     "BF16": mx.bfloat16,

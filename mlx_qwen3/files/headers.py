@@ -18,7 +18,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..errors import CheckpointError
-from .dtypes import STORED
+from .dtypes import NAMES, STORED
 from .reading import open_file, short
 
 MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors library
@@ -89,10 +89,40 @@ class StoredTensor:
     shape: tuple[int, ...]
     file: TensorFile
     start: int  # bytes from the beginning of the file
+    code: str = ""  # the name of its dtype in the file if MLX has no such dtype
 
     @property
     def path(self) -> Path:
         return self.file.path
+
+    @property
+    def dtype_name(self) -> str:
+        """As in safetensors: BF16."""
+        return self.code or NAMES[self.dtype]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The names of the tensors in the files that it is made of."""
+        return (self.name,)
+
+    @property
+    def kept(self) -> mx.Dtype:
+        """The dtype that a conversion gives it if none was asked for."""
+        return self.dtype
+
+    @property
+    def kept_bytes(self) -> int:
+        """Its size in the files, or in the dtype that it is kept in."""
+        return self.nbytes
+
+    @property
+    def made(self) -> str:
+        """How its values come from the file, for the certificate; empty if they are stored as they are."""
+        return ""
+
+    @property
+    def note(self) -> str:
+        return ""
 
     @property
     def nbytes(self) -> int:
@@ -120,6 +150,13 @@ class StoredTensor:
         """Its bytes, at most `size` at a time."""
         for first in range(0, self.nbytes, size):
             yield self.file.read(self.start + first, min(size, self.nbytes - first), self.name)
+
+    def pieces(self, target: memoryview) -> list[Piece]:
+        """What to read for all of its bytes to be in `target`; see read_pieces."""
+        return [
+            (self.file, target[first : first + CHUNK], self.start + first, self.name)
+            for first in range(0, self.nbytes, CHUNK)
+        ]
 
 
 def read_pieces(pieces: Sequence[Piece]) -> None:
@@ -170,7 +207,8 @@ def tensors_of(file: TensorFile) -> list[StoredTensor]:
             raise CheckpointError(
                 f"{short(name)} in {short(file.path.name)} has dtype {short(dtype)}; supported: {', '.join(STORED)}"
             )
-        tensors.append(StoredTensor(name, STORED[dtype], shape, file, file.start + first))
+        code = "" if NAMES[STORED[dtype]] == dtype else dtype
+        tensors.append(StoredTensor(name, STORED[dtype], shape, file, file.start + first, code))
     if file.start + end != file.size:
         raise broken(file.path, f"its tensors end at byte {file.start + end}, the file has {file.size}")
     return tensors

@@ -16,6 +16,7 @@ from ..errors import CheckpointError, ConfigError
 from .config import Qwen3Config
 from .dtypes import FLOATS, NAMES
 from .headers import StoredTensor, join
+from .packed import unpacked_names
 from .quantization import Quantization, inferred
 from .reading import short
 from .surplus import is_ignored, refuse_added
@@ -105,6 +106,7 @@ def locate_parts(folder: Path, tensors: Mapping[str, StoredTensor], config: Qwen
     refuse_added(folder, tensors)
     _check_head_dim(tensors, config)
     shapes = part_shapes(config)
+    tensors, packings = unpacked_names(tensors, shapes, config.form)
     located, claimed = _locate(tensors, shapes, fusions(config))
     claimed |= repeated_head(tensors, config).keys()
     if missing := [f"{name}.weight" for name, leaves in located.items() if "weight" not in leaves]:
@@ -116,7 +118,8 @@ def locate_parts(folder: Path, tensors: Mapping[str, StoredTensor], config: Qwen
         )
     parts = {}
     for name, leaves in located.items():
-        parts[name] = Part(name, leaves, _packing(name, leaves, shapes[name][-1], config))
+        packing = packings.get(name) or _packing(name, leaves, shapes[name][-1], config)
+        parts[name] = Part(name, leaves, packing)
         _check_leaves(parts[name], shapes[name])
     return parts
 
@@ -152,7 +155,7 @@ def packed_leaves(
 def checkpoint_dtype(parts: Mapping[str, Part]) -> mx.Dtype:
     """The dtype of the largest floating-point tensor. In a quantized checkpoint it is that of the original weights."""
     floats = [leaf for part in parts.values() for leaf in part.leaves.values() if leaf.dtype in FLOATS]
-    return max(floats, key=lambda leaf: leaf.nbytes).dtype
+    return max(floats, key=lambda leaf: leaf.nbytes).kept
 
 
 def repeated_head(
@@ -248,7 +251,7 @@ def _check_leaves(part: Part, shape: tuple[int, ...]) -> None:
             )
         if tensor.dtype not in dtypes:
             names = ", ".join(NAMES[dtype] for dtype in dtypes)
-            raise CheckpointError(f"{tensor.name} has dtype {NAMES[tensor.dtype]}; expected {names}")
+            raise CheckpointError(f"{tensor.name} has dtype {tensor.dtype_name}; expected {names}")
 
 
 def _check_head_dim(tensors: Mapping[str, StoredTensor], config: Qwen3Config) -> None:
@@ -266,7 +269,7 @@ def _kind(name: str) -> str:
 
 
 def _stacking_key(part: Part, dtype: mx.Dtype | None) -> tuple[object, ...]:
-    dtypes = {leaf: dtype if dtype and tensor.dtype in FLOATS else tensor.dtype for leaf, tensor in part.leaves.items()}
+    dtypes = {leaf: dtype if dtype and tensor.dtype in FLOATS else tensor.kept for leaf, tensor in part.leaves.items()}
     return part.quantization, *sorted((leaf, NAMES[value]) for leaf, value in dtypes.items())
 
 

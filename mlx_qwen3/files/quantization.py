@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError
+from .forms import REMEDY, SETTINGS
 from .reading import short
 from .settings import is_int, mapping, shown
 
@@ -48,8 +49,8 @@ def read_quantization(raw: Mapping[str, Any]) -> Packings:
 def _of_method(method: Any) -> dict[str, Any]:
     """The settings of a `quant_method` that mlx-lm writes or loads as one of MLX's own modes."""
     if method not in ("mxfp4", "mxfp8"):
-        modes = ", ".join(QUANTIZATION_MODES)
-        raise ConfigError(f"quant_method is {shown(method)}; supported are the modes that mlx-lm writes: {modes}")
+        known = ", ".join((*SETTINGS, *QUANTIZATION_MODES))
+        raise ConfigError(f"quant_method is {shown(method)}, which cannot be read; supported: {known}; {REMEDY}")
     return {"mode": method}
 
 

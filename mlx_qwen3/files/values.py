@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import CheckpointError
 from .dtypes import FLOATS
-from .headers import CHUNK, StoredTensor, read_pieces
+from .headers import StoredTensor, read_pieces
 from .quantization import Quantization
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
@@ -56,10 +56,8 @@ def stacked(runs: Sequence[StoredTensor]) -> mx.array:
     target, done = np.array(raw, copy=False).data, 0
     pieces = []
     for run in runs:
-        for first in range(0, run.nbytes, CHUNK):
-            size = min(CHUNK, run.nbytes - first)
-            pieces.append((run.file, target[done : done + size], run.start + first, run.name))
-            done += size
+        pieces += run.pieces(target[done : done + run.nbytes])
+        done += run.nbytes
     read_pieces(pieces)
     rows = sum(run.shape[0] for run in runs) if runs[0].shape else 1
     return raw.view(runs[0].dtype).reshape((rows, *runs[0].shape[1:]) if runs[0].shape else ())

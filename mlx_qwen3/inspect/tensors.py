@@ -10,9 +10,9 @@ import numpy as np
 
 from ..files.checkpoint import Checkpoint
 from ..files.config import Qwen3Config
-from ..files.dtypes import NAMES
 from ..files.headers import StoredTensor
 from ..files.layout import LEAVES, Part
+from ..files.packed import why_left_out
 from ..files.quantization import Quantization
 from ..files.values import unpacked
 from .rules import Rules
@@ -53,7 +53,7 @@ def read_rows(checkpoint: Checkpoint, rules: Rules) -> list[TensorRow]:
 
     Raises CheckpointError or ConfigError if the checkpoint is not complete.
     """
-    tensors = checkpoint.tensors
+    tensors = _known(checkpoint)
     packings = _packings(checkpoint.parts.values())
     rows = [_row(tensor, tensors, packings, checkpoint.config) for tensor in sorted(tensors.values(), key=_order)]
     return with_warnings(rows, rules.settings["outliers"])
@@ -109,6 +109,14 @@ def _far(values: np.ndarray, distance: float, limit: float) -> Iterator[tuple[in
         yield int(index), float(z[index])
 
 
+def _known(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
+    """The tensors of the files by name; those of an FP8, AWQ or GPTQ release as they are loaded."""
+    leaves = [leaf for part in checkpoint.parts.values() for leaf in part.leaves.values() if leaf.made]
+    gone = {name for leaf in leaves for name in leaf.sources} | {n for n in checkpoint.tensors if why_left_out(n)}
+    others = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in gone}
+    return others | {leaf.name: leaf for leaf in leaves}
+
+
 def _packings(parts: Iterable[Part]) -> dict[str, Quantization]:
     """The packing of every packed tensor, by its name in the files."""
     return {part.leaves["weight"].name: part.quantization for part in parts if part.quantization}
@@ -128,8 +136,8 @@ def _row(
     repeats = config.tie_word_embeddings and "lm_head." in tensor.name
     parameters = 0 if repeats or not tensor.name.endswith(".weight") else math.prod(values.shape)
     layers = tuple(int(index) for index in LAYER.findall(tensor.name)[:1])
-    shape, dtype = tensor.shape, NAMES[tensor.dtype]
-    return TensorRow(tensor.name, shape, dtype, parameters, tensor.nbytes, summarize(grouped(values)), layers)
+    shape, dtype = tensor.shape, tensor.dtype_name
+    return TensorRow(tensor.name, shape, dtype, parameters, tensor.kept_bytes, summarize(grouped(values)), layers)
 
 
 def _together(members: Sequence[TensorRow]) -> TensorRow:

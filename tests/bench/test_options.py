@@ -3,6 +3,7 @@
 import pytest
 from benching import chosen, main
 from checkpoints import AFFINE_4, write_packed
+from releases import write_awq, write_gptq
 
 from mlx_qwen3.bench import options
 from mlx_qwen3.conversion.convert import convert
@@ -52,3 +53,13 @@ def test_what_a_contestant_cannot_read(chat, tmp_path):
     assert [c.name for c in chosen(tmp_path / "native")] == ["mlx-qwen3"]
     with pytest.raises(UsageError, match=r"native layout, which mlx-lm cannot read; .* convert with --layout hf"):
         chosen(tmp_path / "native", against=("mlx-lm",))
+
+
+def test_releases_that_others_cannot_read(tmp_path):
+    awq, gptq = write_awq(tmp_path / "awq").folder, write_gptq(tmp_path / "gptq").folder
+    assert [c.name for c in chosen(awq)] == ["mlx-qwen3", "mlx-lm"]
+    with pytest.raises(UsageError, match="the checkpoint is an AWQ release, which transformers cannot read"):
+        chosen(awq, against=("transformers",))
+    assert [c.name for c in chosen(gptq)] == ["mlx-qwen3"]
+    with pytest.raises(UsageError, match=r"an FP8, GPTQ or .* release, which mlx-lm cannot read; .* --layout hf"):
+        chosen(gptq, against=("mlx-lm",))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import write_checkpoint, write_tokenizer
+from releases import write_gptq
 
 from mlx_qwen3.conversion import shards, staging
 from mlx_qwen3.conversion.certificate import Certificate
@@ -24,6 +25,7 @@ POINTS = 50
 PACKABLE = {"hidden_size": 128, "head_dim": 32, "intermediate_size": 128}
 MANY_FILES = {"shard_bytes": 50_000, "divergence": False}  # about ten
 PACKED = {**MANY_FILES, "shard_bytes": 10_000, "quantize": "affine4"}
+REPACKED = {**MANY_FILES, "shard_bytes": 10_000}
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +80,18 @@ def inodes(work: Path) -> dict[str, int]:
     return {name: (work / "new" / name).stat().st_ino for name in json.loads(journal.read_text())["finished"]}
 
 
-@pytest.mark.parametrize("options", [MANY_FILES, PACKED], ids=["copied", "quantized"])
-def test_killed_at_fifty_points_out_is_absent_or_complete_and_the_next_run_resumes(source, options, memory):
+@pytest.fixture(scope="module")
+def release(tmp_path_factory):
+    return write_gptq(tmp_path_factory.mktemp("release")).folder
+
+
+@pytest.mark.parametrize(
+    ("of", "options"),
+    [("source", MANY_FILES), ("source", PACKED), ("release", REPACKED)],
+    ids=["copied", "quantized", "repacked"],
+)
+def test_killed_at_fifty_points_out_is_absent_or_complete_and_the_next_run_resumes(of, options, memory, request):
+    source = request.getfixturevalue(of)
     events = crash(source, memory, options, [-1])
     expected = content(memory / "-1" / "out")
     assert events > 2 * POINTS

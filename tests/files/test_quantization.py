@@ -75,7 +75,6 @@ def test_two_copies_that_mean_the_same(one, other):
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "awq": ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "quant_method is 'awq'"),
     "bits": ({"quantization": {"bits": 7, "group_size": 64}}, "quantization.bits is 7; affine has 2, 3, 4, 5, 6, 8"),
     "mode": ({"quantization": {"mode": "int4", "bits": 4, "group_size": 64}}, "quantization.mode is 'int4'"),
     "mode of another type": ({"quantization": {"mode": ["affine"]}}, r"quantization.mode is \['affine'\]"),

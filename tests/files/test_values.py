@@ -15,7 +15,7 @@ from quantizing import MODES, in_mlx_terms, source_in
 
 from mlx_qwen3.conversion.convert import convert
 from mlx_qwen3.errors import CheckpointError
-from mlx_qwen3.files import headers, values
+from mlx_qwen3.files import headers
 from mlx_qwen3.files.checkpoint import Checkpoint
 from mlx_qwen3.files.quantization import Quantization
 from mlx_qwen3.files.values import E2M1, E4M3, E8M0, dequantize, read_rows, stacked, to_mlx
@@ -75,7 +75,6 @@ def test_any_rows_of_a_stored_matrix_are_read_alone(spec, tmp_path):
 def small_pieces(monkeypatch):
     """Every tensor is read in many pieces, several at a time, as large ones are."""
     monkeypatch.setattr(headers, "CHUNK", 64)
-    monkeypatch.setattr(values, "CHUNK", 64)
 
 
 def test_pieces_that_are_read_together_make_the_whole(tiny, small_pieces):

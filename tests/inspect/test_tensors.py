@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from arrays import as_numpy
 from checkpoints import AFFINE_4, PACKABLE, TINY, random_weights, shapes, write_checkpoint, write_packed
+from releases import write_fp8, write_gptq
 from safetensors.numpy import load_file
 
 from mlx_qwen3.conversion.convert import convert
@@ -149,3 +150,16 @@ def test_a_repeated_lm_head_is_listed_and_not_counted(tmp_path):
 
 def test_runs_of_layers():
     assert [spans(n) for n in ([0, 1, 2], [0, 2, 3, 9], [5])] == ["0-2", "0,2-3,9", "5"]
+
+
+@pytest.mark.parametrize(("write", "dtype"), [(write_fp8, "F8_E4M3"), (write_gptq, "U32")])
+def test_the_weights_of_a_release_have_the_statistics_of_their_values(write, dtype, tmp_path):
+    release = write(tmp_path / "release", **({"scheme": "static"} if write is write_fp8 else {}))
+    rows = {row.name: row for row in rows_of(release.folder)}
+    for name, values in release.weights.items():
+        row = rows[name]
+        np.testing.assert_allclose(numbers(row.statistics), by_numpy(values), rtol=1e-5, atol=1e-7)
+        assert row.parameters == values.size
+    assert rows["model.layers.1.mlp.up_proj.weight"].dtype == dtype
+    assert sum(row.parameters for row in rows.values()) == sum(values.size for values in release.weights.values())
+    assert not [name for name in rows if name.endswith(("activation_scale", "bias"))]

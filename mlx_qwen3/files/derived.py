@@ -1,0 +1,96 @@
+"""Tensors that are computed from stored ones: the matrices of a packed release, in the form that this package uses.
+
+To the rest of the package such a tensor is a stored one: it has a dtype and a shape, and its bytes can be read row by
+row. Only as much is computed as is read.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from .dtypes import NAMES
+from .headers import CHUNK, Piece, StoredTensor
+
+Rows = Callable[[int, int], np.ndarray]  # (first row, number of rows) -> their values
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """How a tensor is computed. `made` and `note` are for the certificate of a conversion."""
+
+    rows: Rows  # gives values of the tensor's dtype
+    sources: tuple[str, ...]  # names in the files
+    kept: mx.Dtype  # the dtype that a conversion gives it if none was asked for
+    made: str
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DerivedTensor(StoredTensor):
+    """`file` is where most of its bytes come from, and `start` counts from the beginning of the tensor."""
+
+    derivation: Derivation
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return self.derivation.sources
+
+    @property
+    def kept(self) -> mx.Dtype:
+        return self.derivation.kept
+
+    @property
+    def dtype_name(self) -> str:
+        return self.code or NAMES[self.kept]
+
+    @property
+    def kept_bytes(self) -> int:
+        return math.prod(self.shape) * (1 if self.code else self.kept.size)
+
+    @property
+    def made(self) -> str:
+        return self.derivation.made
+
+    @property
+    def note(self) -> str:
+        return self.derivation.note
+
+    def read(self) -> bytes:
+        first = self.start // (self.nbytes // self.shape[0])
+        return self.derivation.rows(first, self.shape[0]).tobytes()
+
+    def chunks(self, size: int = CHUNK) -> Iterator[bytes | bytearray]:
+        for block in self.row_blocks(size):
+            yield block.read()
+
+    def pieces(self, target: memoryview) -> list[Piece]:
+        """Fills `target` at once: nothing is left to read."""
+        done = 0
+        for raw in self.chunks():
+            target[done : done + len(raw)] = raw
+            done += len(raw)
+        return []
+
+
+class Latest:
+    """The arrays of the matrix that was used last.
+
+    A matrix that is stored by columns has to be turned as a whole before its rows can be read in blocks.
+    """
+
+    def __init__(self) -> None:
+        self._owner = ""
+        self._arrays: dict[str, Any] = {}
+
+    def get(self, owner: str, key: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """The array `key` of the matrix `owner`. Forgets those of the matrix before."""
+        if owner != self._owner:
+            self._owner, self._arrays = owner, {}
+        if key not in self._arrays:
+            self._arrays[key] = make()
+        found: np.ndarray = self._arrays[key]
+        return found
