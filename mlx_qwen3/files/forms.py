@@ -175,7 +175,9 @@ def _checked(
 
 
 def _refused(method: str, key: str, value: Any, expected: str) -> ConfigError:
-    return ConfigError(f"{key} of {method} is {shown(value)} in {KEY}; supported: {expected}; else {REMEDY}")
+    return ConfigError(
+        f"{key} of {method} is {shown(value)} in quantization_config; supported: {expected}; else {REMEDY}"
+    )
 
 
 READERS = {FP8: _fp8, AWQ: _awq, GPTQ: _gptq, COMPRESSED: _compressed}
