@@ -57,8 +57,8 @@ DENSE = (
     Shape("32B", 64, 5120, 64, 8, 25600, False),
 )
 EXPERTS = (
-    Shape("30B-A3B (not yet)", 48, 2048, 32, 4, 768, False, experts=128),
-    Shape("235B-A22B (not yet)", 94, 4096, 64, 4, 1536, False, experts=128),
+    Shape("30B-A3B", 48, 2048, 32, 4, 768, False, experts=128),
+    Shape("235B-A22B", 94, 4096, 64, 4, 1536, False, experts=128),
 )
 
 

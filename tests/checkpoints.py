@@ -31,6 +31,19 @@ TINY: dict[str, Any] = {
     "torch_dtype": "float32",
     "eos_token_id": 3,
 }
+# A dense layer between two sparse ones; no two sizes alike, and no size of TINY that they could be taken for
+TINY_MOE: dict[str, Any] = {
+    **TINY,
+    "model_type": "qwen3_moe",
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "num_hidden_layers": 3,
+    "num_experts": 7,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 28,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [1],
+}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 10240}
 
 
@@ -49,14 +62,31 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
             f"model.layers.{i}.self_attn.k_norm.weight": (D,),
             f"model.layers.{i}.self_attn.o_proj.weight": (hidden, H * D),
             f"model.layers.{i}.post_attention_layernorm.weight": (hidden,),
-            f"model.layers.{i}.mlp.gate_proj.weight": (inner, hidden),
-            f"model.layers.{i}.mlp.up_proj.weight": (inner, hidden),
-            f"model.layers.{i}.mlp.down_proj.weight": (hidden, inner),
         }
+        if is_sparse(config, i):
+            result[f"model.layers.{i}.mlp.gate.weight"] = (config["num_experts"], hidden)
+            for expert in range(config["num_experts"]):
+                result |= mlp_shapes(f"model.layers.{i}.mlp.experts.{expert}", hidden, config["moe_intermediate_size"])
+        else:
+            result |= mlp_shapes(f"model.layers.{i}.mlp", hidden, inner)
     result["model.norm.weight"] = (hidden,)
     if not config["tie_word_embeddings"]:
         result["lm_head.weight"] = (config["vocab_size"], hidden)
     return result
+
+
+def mlp_shapes(prefix: str, hidden: int, inner: int) -> dict[str, tuple[int, ...]]:
+    return {
+        f"{prefix}.gate_proj.weight": (inner, hidden),
+        f"{prefix}.up_proj.weight": (inner, hidden),
+        f"{prefix}.down_proj.weight": (hidden, inner),
+    }
+
+
+def is_sparse(config: dict[str, Any], layer: int) -> bool:
+    """Whether a layer has experts, as transformers decides it."""
+    sparse = config["model_type"] == "qwen3_moe" and (layer + 1) % config.get("decoder_sparse_step", 1) == 0
+    return sparse and layer not in config.get("mlp_only_layers", [])
 
 
 def random_weights(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from benching import at_once, bench_chat, bench_report, nothing_runs  # noqa: F401 - fixtures
-from checkpoints import TINY, write_checkpoint
+from checkpoints import TINY, TINY_MOE, write_checkpoint
 from inspecting import four_layers, sick  # noqa: F401
 
 from mlx_qwen3.compare import divergence
@@ -40,6 +40,12 @@ def untied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_moe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A float32 checkpoint of three layers, the first and the last with experts."""
+    return write_checkpoint(tmp_path_factory.mktemp("tiny_moe"), TINY_MOE)
+
+
+@pytest.fixture(scope="session")
 def ids() -> np.ndarray:
     """Token ids (2, 37)."""
     return np.random.default_rng(1).integers(0, TINY["vocab_size"], (2, 37))
@@ -47,13 +53,13 @@ def ids() -> np.ndarray:
 
 @pytest.fixture
 def transformers_model() -> Callable[..., Any]:
-    """transformers' Qwen3ForCausalLM of a folder; skips if torch or transformers is not installed."""
+    """transformers' model of a folder; skips if torch or transformers is not installed."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     transformers.utils.logging.disable_progress_bar()
 
     def load(folder: Path, dtype: str = "float32") -> Any:
-        return transformers.Qwen3ForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+        return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
 
     return load
 

@@ -23,8 +23,7 @@ def hidden_states(
         layer = {n.removeprefix(f"layers.{i}."): v for n, v in w.items() if n.startswith(f"layers.{i}.")}
         x = x + attention(config, layer, rms_norm(x, layer["input_layernorm.weight"], config), cos, sin)
         y = rms_norm(x, layer["post_attention_layernorm.weight"], config)
-        gate, up = y @ layer["mlp.gate_proj.weight"].T, y @ layer["mlp.up_proj.weight"].T
-        x = x + (gate / (1 + np.exp(-gate)) * up) @ layer["mlp.down_proj.weight"].T
+        x = x + (experts(config, layer, y) if "mlp.gate.weight" in layer else mlp(layer, "mlp", y))
         states.append(x)
     return states
 
@@ -34,6 +33,24 @@ def logits(config: dict[str, Any], weights: Weights, ids: np.ndarray) -> np.ndar
     x = hidden_states(config, weights, ids)[-1]
     head = weights["model.embed_tokens.weight" if config["tie_word_embeddings"] else "lm_head.weight"]
     return rms_norm(x, weights["model.norm.weight"], config) @ head.astype(np.float64).T
+
+
+def mlp(w: Weights, name: str, x: np.ndarray) -> np.ndarray:
+    gate, up = x @ w[f"{name}.gate_proj.weight"].T, x @ w[f"{name}.up_proj.weight"].T
+    return (gate / (1 + np.exp(-gate)) * up) @ w[f"{name}.down_proj.weight"].T
+
+
+def experts(config: dict[str, Any], w: Weights, x: np.ndarray) -> np.ndarray:
+    """Every expert for every token, x (B, L, hidden); the weights of those that are not chosen are 0."""
+    scores = x @ w["mlp.gate.weight"].T  # (B, L, E)
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    least = np.sort(p, axis=-1)[..., -config["num_experts_per_tok"], None]
+    p = np.where(p >= least, p, 0)
+    if config.get("norm_topk_prob", False):
+        p /= p.sum(-1, keepdims=True)
+    outputs = [mlp(w, f"mlp.experts.{number}", x) for number in range(config["num_experts"])]
+    return np.einsum("ble,eblh->blh", p, np.array(outputs))
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, config: dict[str, Any]) -> np.ndarray:

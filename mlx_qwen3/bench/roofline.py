@@ -1,6 +1,6 @@
 """The speed limits that memory bandwidth and arithmetic set for every program.
 
-L prompt tokens, N weights of the layers' matrices, H query heads, D head_dim
+L prompt tokens, N weights of the layers' matrices for one token, H query heads, D head_dim
 """
 
 from ..files.config import Qwen3Config
@@ -24,6 +24,8 @@ def prefill_operations(config: Qwen3Config, L: int) -> int:
 
 
 def layer_weights(config: Qwen3Config) -> int:
+    """Of all layers, without the experts that a token does not go through."""
     c = config
     heads = (2 * c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim  # q, o; k, v
-    return c.num_hidden_layers * c.hidden_size * (heads + 3 * c.intermediate_size)
+    routers = len(c.moe.layers) * c.moe.num_experts if c.moe else 0
+    return c.hidden_size * (c.num_hidden_layers * heads + 3 * sum(c.active_widths) + routers)

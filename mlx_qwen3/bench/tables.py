@@ -68,7 +68,7 @@ def _heading(report: Report) -> str:
         [
             f"### {o.source}",
             f"{c.num_hidden_layers} layers, hidden {c.hidden_size}, {c.num_attention_heads} query heads on "
-            f"{c.num_key_value_heads} of {c.head_dim}, MLP {c.intermediate_size}, vocabulary {c.vocab_size}. "
+            f"{c.num_key_value_heads} of {c.head_dim}, {c.mlp_in_words}, vocabulary {c.vocab_size}. "
             f"{o.generate} tokens generated, {o.repeat} repeats.",
             f"{m['chip']}; {m['backend']}; {m['os']}; {libraries}. Copies at "
             f"{report.limits['copy_bytes_per_s'] / 1e9:.1f} GB/s.",

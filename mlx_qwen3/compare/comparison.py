@@ -26,6 +26,7 @@ SHAPE = (
     "num_key_value_heads",
     "head_dim",
     "vocab_size",
+    "moe",
 )
 
 

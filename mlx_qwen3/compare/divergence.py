@@ -1,31 +1,25 @@
 """Two checkpoints side by side: what both compute in float32 for the same tokens, and how far they are apart.
 
-The forward pass is that of model/, with one layer in memory at a time and the output matrix in blocks of rows. So
-neither the model nor its logits need to fit in memory. Weights are unpacked to float32 and multiplied by NumPy: this is
-true float32 on every device, and on a CPU much faster than the BLAS in MLX's Linux wheel.
+Neither a model nor its logits need to fit in memory: layers are read one at a time (streamed.py), and the output matrix
+in blocks of rows.
 
-T tokens of all sequences together, V vocabulary, L tokens of one sequence
+T tokens of all sequences together, V vocabulary
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
 from ..errors import CheckpointError, UsageError
 from ..files.checkpoint import Checkpoint
 from ..files.config import Qwen3Config
-from ..files.layout import NAME_MAP
-from ..files.values import Floats, read_rows, to_mlx
-from ..model.cache import NoCache
-from ..model.qwen3 import Block
-from ..model.rope import RoPE
+from ..files.values import Floats
 from ..progress import Progress, Stage, silent
 from ..text.tokenizer import Tokenizer
+from .streamed import Streamed
 
 FIXED_IDS = 64
 WINDOW = 512  # tokens of a text in one sequence
@@ -46,7 +40,6 @@ def mean(values):
 
 水往低处流，人往高处走。Le train de sept heures est parti à l'heure. Der Kaffee ist kalt, aber das Gespräch war gut.
 """
-Tick = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -67,70 +60,6 @@ class Divergence:
     @property
     def perplexity_ratio(self) -> float | None:
         return self.perplexity / self.source_perplexity if self.perplexity and self.source_perplexity else None
-
-
-class Streamed:
-    """The forward pass of a checkpoint. It reads each weight when it needs it."""
-
-    def __init__(self, checkpoint: Checkpoint):
-        self.config, self.parts = checkpoint.config, checkpoint.parts
-        self._rope = RoPE(self.config)
-
-    def hidden(self, sequences: Sequence[Sequence[int]], tick: Tick = lambda: None) -> Floats:
-        """The normalised last states (T, hidden) of all sequences; `tick` is called after every layer."""
-        states = [to_mlx(self._embed(ids)) for ids in sequences]  # each (L, hidden)
-        for layer in range(self.config.num_hidden_layers):
-            states = self._layer(layer, states)
-            tick()
-        norm = nn.RMSNorm(self.config.hidden_size, eps=self.config.rms_norm_eps)
-        norm.weight = to_mlx(self._weight("norm"))
-        return np.concatenate([np.array(norm(state)) for state in states])
-
-    def head(self, first: int, count: int) -> Floats:
-        """Rows of the output matrix, (count, hidden)."""
-        part = self.parts["embed_tokens" if self.config.tie_word_embeddings else "lm_head"]
-        return read_rows(part.leaves, part.quantization, first, count)
-
-    def _layer(self, layer: int, states: list[mx.array]) -> list[mx.array]:
-        block = Block(self.config, 0)
-        prefix = f"layers.{layer}"
-        for name in ("input_layernorm", "self_attn.q_norm", "self_attn.k_norm", "post_attention_layernorm"):
-            _submodule(block, name).weight = to_mlx(self._weight(f"{prefix}.{name}"))
-        plain = {name: (name,) for name in ("self_attn.o_proj", "mlp.down_proj")}
-        for name, parts in {**NAME_MAP, **plain}.items():
-            weight = np.concatenate([self._weight(f"{prefix}.{part}") for part in parts])
-            owner, leaf = name.split(".")
-            setattr(block[owner], leaf, _Product(weight))
-        results = []
-        for state in states:
-            view = NoCache(1, state.shape[0])
-            results.append(block(state, self._rope(view.positions), view))
-        mx.eval(results)
-        return results
-
-    def _weight(self, name: str) -> Floats:
-        part = self.parts[name]
-        return read_rows(part.leaves, part.quantization, 0, part.leaves["weight"].shape[0])
-
-    def _embed(self, ids: Sequence[int]) -> Floats:
-        part = self.parts["embed_tokens"]
-        tokens, places = np.unique(ids, return_inverse=True)
-        rows = [read_rows(part.leaves, part.quantization, int(token), 1) for token in tokens]
-        return np.concatenate(rows)[places]
-
-
-class _Product(nn.Module):
-    """A projection (T, inputs) -> (T, outputs) as in model/linear.py, but by NumPy; the weight is (outputs, inputs)."""
-
-    def __init__(self, weight: Floats):
-        super().__init__()
-        self._weight = weight
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return to_mlx(np.array(x) @ self._weight.T)
-
-    def add(self, residual: mx.array, x: mx.array) -> mx.array:
-        return residual + self(x)
 
 
 def sequences_for(checkpoint: Checkpoint, text: Path | None) -> tuple[list[list[int]], str | None]:
@@ -263,9 +192,3 @@ def _read_text(path: Path) -> str:
         raise UsageError(f"--text {path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
     except OSError as error:
         raise UsageError(f"--text {path} cannot be read ({error.strerror})") from None
-
-
-def _submodule(module: nn.Module, path: str) -> nn.Module:
-    for name in path.split("."):
-        module = module[name]
-    return module

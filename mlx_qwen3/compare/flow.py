@@ -1,6 +1,7 @@
 """The steps of the forward pass as data, in order: names, axes, and what happens.
 
-B batch, L new tokens, S cached + new, H query heads, K key/value heads, D head_dim, V vocabulary
+B batch, L new tokens, S cached + new, H query heads, K key/value heads, D head_dim, V vocabulary, E experts, k of them
+for each token
 """
 
 from dataclasses import dataclass
@@ -8,7 +9,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Step:
-    """One tensor of the forward pass. A `view` has the same numbers as the step before it, in another shape."""
+    """One tensor of the forward pass.
+
+    A `view` has no statistics: it has the same numbers as the step before it, in another shape, or it has names.
+    """
 
     name: str  # the name in JSON, in the rules and in comparisons
     axes: str
@@ -66,7 +70,15 @@ EVENTS: dict[str, tuple[Step, ...]] = {
     "post_norm": (Step("post_norm", "B L hidden", "RMSNorm, times post_attention_layernorm.weight"),),
     "gate_up": (Step("gate_up", "B L 2inner", "one fused projection makes gate and up"),),
     "activation": (Step("activation", "B L inner", "SwiGLU: silu(gate) * up"),),
-    "down": (Step("down", "B L hidden", "back to the width of the stream"),),
+    "router": (Step("router_logits", "B L E", "a score for every expert"),),
+    "experts": (
+        Step("chosen_experts", "B L k", "the k experts with the highest scores, by number", view=True),
+        Step("expert_weights", "B L k", "softmax over all experts, at the chosen; with norm_topk_prob made to sum 1"),
+    ),
+    "expert_gate_up": (Step("expert_gate_up", "B L k 2inner", "gate and up of each chosen expert"),),
+    "expert_activation": (Step("expert_activation", "B L k inner", "SwiGLU in each"),),
+    "expert_down": (Step("expert_down", "B L k hidden", "the output of each"),),
+    "down": (Step("down", "B L hidden", "back to the width of the stream; of experts the weighted sum"),),
     "output": (Step("output", "B L hidden", "residual + down: the input of the next layer"),),
     "final_norm": (Step("final_norm", "B L hidden", "RMSNorm after the last layer, times norm.weight"),),
     "logits": (Step("logits", "B L V", "hidden @ lm_head.T: a score for every token of the vocabulary"),),
@@ -82,6 +94,9 @@ FIRST_TOKEN = Step("first_token", "B H L", "the weight that each query gives to 
 HIDDEN: tuple[Step, ...] = (K_SHARED, V_SHARED, SCORES, SOFTMAX)
 
 AFTER_LAYERS = ("final_norm", "logits")  # events outside the layers
+# events of layers with a dense MLP, and of layers with experts
+DENSE = ("gate_up", "activation")
+SPARSE = ("router", "experts", "expert_gate_up", "expert_activation", "expert_down")
 FLOW: tuple[Step, ...] = tuple(
     step for event, steps in EVENTS.items() for step in (*steps, *(HIDDEN if event == "cache" else ()))
 )

@@ -12,16 +12,27 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 from transformers.utils import logging
 
 from ..files.checkpoint import Checkpoint
-from ..files.layout import part_shapes
+from ..files.names import part_shapes
 from ..files.values import read_rows
 from .layer_steps import LayerSteps, score_maker
 
 OURS = ("mlx_qwen3", "quantization", "quantization_config")  # in config.json, but not for transformers
 WATCHED = "mlx_qwen3_watched"  # our attention function's name in transformers' registry
+MODELS: dict[str, tuple[Any, Any]] = {
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "qwen3_moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM),
+}
 # step -> (submodule of a layer, whether the step is its input or its output)
 HOOKS = {
     "input_norm": ("input_layernorm", "output"),
@@ -36,21 +47,24 @@ HOOKS = {
     "o_proj": ("self_attn.o_proj", "output"),
     "residual": ("post_attention_layernorm", "input"),
     "post_norm": ("post_attention_layernorm", "output"),
+    "down": ("mlp", "output"),
+}
+DENSE = {
     "gate": ("mlp.gate_proj", "output"),
     "up": ("mlp.up_proj", "output"),
     "activation": ("mlp.down_proj", "input"),
-    "down": ("mlp.down_proj", "output"),
 }
+SPARSE = {"router": ("mlp.gate", "output")}
 
 
 def load(checkpoint: Checkpoint) -> Any:
-    """transformers' Qwen3ForCausalLM of a checkpoint in any layout, in float32; packed weights are unpacked."""
+    """transformers' model of a checkpoint in any layout, in float32; packed weights are unpacked."""
     logging.disable_progress_bar()
     settings = {key: value for key, value in checkpoint.raw_config.items() if key not in OURS}
     weights = {name: torch.tensor(values) for name, values in _float_weights(checkpoint)}
-    config = Qwen3Config(**settings)
-    options: dict[str, Any] = {"config": config, "state_dict": weights, "dtype": torch.float32}
-    return Qwen3ForCausalLM.from_pretrained(None, **options, attn_implementation=WATCHED).eval()
+    config, model = MODELS[settings["model_type"]]
+    options = {"config": config(**settings), "state_dict": weights, "dtype": torch.float32}
+    return model.from_pretrained(None, **options, attn_implementation=WATCHED).eval()
 
 
 @torch.no_grad()
@@ -80,7 +94,13 @@ def _named(found: dict[str, Any], x: Any, y: Any, factor: float, config: Any) ->
     """
     B, L = x.shape[:2]
     q, k, v, scale = (found.pop(name) for name in ("query", "key", "value", "scaling"))
-    gate_up = torch.cat([found.pop("gate"), found.pop("up")], dim=-1)
+    if "router" in found:
+        logits, weights, chosen = (array.unflatten(0, (B, L)) for array in found.pop("router"))
+        order = chosen.argsort()  # transformers has the expert with the largest weight first
+        mlp = {"router_logits": logits, "chosen_experts": chosen.gather(-1, order)}
+        mlp["expert_weights"] = weights.gather(-1, order)
+    else:
+        mlp = {"gate_up": torch.cat([found.pop("gate"), found.pop("up")], dim=-1)}
     heads = found["v_split"].reshape(B, L, config.num_key_value_heads, config.head_dim)
     arrays = {
         "input": x,
@@ -94,7 +114,7 @@ def _named(found: dict[str, Any], x: Any, y: Any, factor: float, config: Any) ->
         "k_rope": k / factor,
         "k_cache": k / factor,
         "v_cache": v,
-        "gate_up": gate_up,
+        **mlp,
         "output": y,
     }
     return LayerSteps(arrays, score_maker(arrays["q_rope"], arrays["k_cache"], scale * factor**2))
@@ -111,7 +131,8 @@ def _watched(layer: Any) -> Iterator[dict[str, Any]]:
 
         return hook
 
-    hooks = [layer.get_submodule(path).register_forward_hook(keep(name, side)) for name, (path, side) in HOOKS.items()]
+    places = HOOKS | (SPARSE if hasattr(layer.mlp, "experts") else DENSE)
+    hooks = [layer.get_submodule(path).register_forward_hook(keep(name, side)) for name, (path, side) in places.items()]
     layer.self_attn.found = found  # for `_attention`
     try:
         yield found

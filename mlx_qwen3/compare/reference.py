@@ -1,6 +1,6 @@
 """Qwen3 in plain torch, written to be read and to compare with: float32 on the CPU, no cache, no fused projection.
 
-B batch, L tokens, H query heads, K key/value heads, D head_dim, V vocabulary
+B batch, L tokens, H query heads, K key/value heads, D head_dim, V vocabulary, E experts, k of them for each token
 """
 
 import math
@@ -44,7 +44,8 @@ class Reference:
             prefix = f"layers.{layer}."
             w = {name.removeprefix(prefix): value for name, value in self.weights.items() if name.startswith(prefix)}
             steps = {"input": x} | attention(self.config, w, x, cos, sin)
-            steps |= mlp(self.config, w, steps["residual"])
+            sparse = self.config.moe is not None and layer in self.config.moe.layers
+            steps |= (moe if sparse else mlp)(self.config, w, steps["residual"])
             yield steps
             x = steps["output"]
         hidden = rms_norm(x, self.weights["norm"], self.config.rms_norm_eps)
@@ -102,6 +103,31 @@ def mlp(config: Qwen3Config, w: dict[str, torch.Tensor], x: torch.Tensor) -> Ste
     s["gate_up"] = torch.cat([gate, up], dim=-1)
     s["activation"] = F.silu(gate) * up
     s["down"] = s["activation"] @ w["mlp.down_proj"].T
+    s["output"] = x + s["down"]
+    return s
+
+
+def moe(config: Qwen3Config, w: dict[str, torch.Tensor], x: torch.Tensor) -> Steps:
+    """The other half with experts: each token goes through the few that the router chooses."""
+    assert config.moe is not None
+    s: Steps = {}
+    s["post_norm"] = rms_norm(x, w["post_attention_layernorm"], config.rms_norm_eps)
+    s["router_logits"] = s["post_norm"] @ w["mlp.gate"].T  # (B, L, E)
+    weights = torch.softmax(s["router_logits"], dim=-1)
+    s["chosen_experts"] = weights.topk(config.moe.num_experts_per_tok).indices.sort().values  # (B, L, k)
+    s["expert_weights"] = weights.gather(-1, s["chosen_experts"])
+    if config.moe.norm_topk_prob:
+        s["expert_weights"] = s["expert_weights"] / s["expert_weights"].sum(-1, keepdim=True)
+    gate_up, activation, down = [], [], []
+    for token, experts in zip(s["post_norm"].flatten(0, 1), s["chosen_experts"].flatten(0, 1).tolist(), strict=True):
+        for prefix in (f"mlp.experts.{expert}." for expert in experts):
+            gate, up = token @ w[prefix + "gate_proj"].T, token @ w[prefix + "up_proj"].T
+            gate_up.append(torch.cat([gate, up]))
+            activation.append(F.silu(gate) * up)
+            down.append(activation[-1] @ w[prefix + "down_proj"].T)
+    each = {"expert_gate_up": gate_up, "expert_activation": activation, "expert_down": down}
+    s |= {name: torch.stack(rows).reshape(*s["chosen_experts"].shape, -1) for name, rows in each.items()}
+    s["down"] = (s["expert_weights"][..., None] * s["expert_down"]).sum(-2)
     s["output"] = x + s["down"]
     return s
 

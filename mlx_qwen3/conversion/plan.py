@@ -1,6 +1,6 @@
 """A conversion before it is run: every tensor, every file, and the sizes before and after."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isfinite, prod
 from typing import Any
@@ -12,7 +12,8 @@ from ..files.checkpoint import Checkpoint
 from ..files.config import Qwen3Config
 from ..files.config_keys import FORMAT
 from ..files.dtypes import FLOATS, NAMES, dtype_name, parse_dtype
-from ..files.layout import Part, part_shapes
+from ..files.layout import Module, Part
+from ..files.names import part_shapes
 from ..files.packed import why_left_out
 from ..files.quantization import Quantization
 from ..files.surplus import is_ignored
@@ -20,7 +21,7 @@ from ..progress import Progress, silent
 from ..table import Table
 from .quantize import DEFAULT_BITS, LEVELS, MIXED, NONE, block_columns, fits, mixed, parse
 from .shards import Shard, plan_shards
-from .transform import Recipe, float_dtype, jobs, modules, refuse_packed
+from .transform import Recipe, float_dtype, jobs, layout_modules, modules, packing_of, refuse_packed
 
 LAYOUTS = ("native", "hf")
 SHARD_BYTES = 5 * 10**9
@@ -129,10 +130,10 @@ def make_plan(source: Checkpoint, options: Options, progress: Progress = silent)
     repeats_head = _repeats_head(stored, raw, config)
     recipe = _recipe(parts, options, repeats_head)
     recipe = replace(recipe, packings=_packings(parts, config, options, recipe, progress))
-    made = jobs(parts, config, recipe)
+    result = layout_modules(parts, config, recipe)
+    made = jobs(result, parts, recipe)
     tensors = [tensor for job in made for tensor in job.tensors]
     dtype = max((tensor for tensor in tensors if tensor.dtype in FLOATS), key=lambda tensor: tensor.nbytes).dtype
-    kept = {name: part.quantization for name, part in parts.items() if part.quantization and not recipe.unpack}
     used = {name for tensor in tensors for name in tensor.sources}
     if recipe.repeats_head:
         used |= {name for name in stored if name.startswith("lm_head.")}
@@ -140,7 +141,7 @@ def make_plan(source: Checkpoint, options: Options, progress: Progress = silent)
         source=source,
         options=options,
         config=config,
-        config_json=_config(raw, options.layout, dtype, {**kept, **recipe.packings}, repeats_head),
+        config_json=_config(raw, options.layout, dtype, _packings_by_name(result, recipe), repeats_head),
         dtype=dtype_name(dtype),
         shards=tuple(plan_shards(made, options.shard_bytes)),
         dropped={name: _why_dropped(name) for name in sorted(stored.keys() - used)},
@@ -201,6 +202,16 @@ def _packings(
         DEFAULT_BITS if options.bits is None else options.bits,
         progress,
     )
+
+
+def _packings_by_name(result: Sequence[Module], recipe: Recipe) -> dict[str, Quantization]:
+    """The packings of the result as config.json names them: by part, or by the name of a stack of experts."""
+    return {
+        name: packing
+        for module in result
+        if (packing := packing_of(module.parts[0], recipe))
+        for name in ([module.name] if module.experts else [part.name for part in module.parts])
+    }
 
 
 def _repeats_head(stored: Mapping[str, Any], raw: Mapping[str, Any], config: Qwen3Config) -> bool:

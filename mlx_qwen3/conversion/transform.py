@@ -1,7 +1,7 @@
 """How each tensor of a conversion is made from the tensors of the source: as data, and as a stream of bytes."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import mlx.core as mx
@@ -10,7 +10,8 @@ from ..errors import UsageError
 from ..files.config import Qwen3Config
 from ..files.dtypes import FLOATS
 from ..files.headers import StoredTensor
-from ..files.layout import Module, Part, native_modules, packed_leaves
+from ..files.layout import Module, Part, packed_leaves, stacked_modules
+from ..files.names import NATIVE, SWITCH, Fusion, bare, fusions, hf_name
 from ..files.quantization import Quantization
 from ..files.values import Buffer, bits_of, cast, float32_of, stored
 from .quantize import NONE, block_columns, fits, packed_blocks, unpacked_blocks
@@ -79,23 +80,42 @@ class Recipe:
     asked: Quantization | None  # the packing that was asked for, to note the matrices that it does not fit
 
 
-def jobs(parts: Mapping[str, Part], config: Qwen3Config, recipe: Recipe) -> list[Job]:
-    """Every module of the result in the order of the forward pass."""
-    if recipe.layout == "native":
-        return [job for module in modules(parts, config, recipe) for job in _jobs(module, module.name, recipe)]
-    named = [(f"model.{name}" if name != "lm_head" else name, part) for name, part in parts.items()]
+def jobs(made: Sequence[Module], parts: Mapping[str, Part], recipe: Recipe) -> list[Job]:
+    """How the modules `layout_modules` are made, in the order of the forward pass."""
+    if recipe.layout != "native":
+        made = [replace(module, name=hf_name(module.name)) for module in made]
     if recipe.repeats_head:
-        named.append(("lm_head", parts["embed_tokens"]))
-    return [job for name, part in named for job in _jobs(Module(name, (part,)), name, recipe)]
+        made = [*made, Module("lm_head", (parts["embed_tokens"],))]
+    return [job for module in made for job in _jobs(module, recipe)]
+
+
+def layout_modules(parts: Mapping[str, Part], config: Qwen3Config, recipe: Recipe) -> list[Module]:
+    """Every module of the result: the parts as its layout stacks them."""
+    if recipe.layout == "native":
+        return modules(parts, config, recipe)
+    # The parts of Hugging Face, but packed experts in the stacks of mlx-lm, which reads them in no other form.
+    packed = {name for name in parts if packing_of(parts[name], recipe)}
+    switch = {name: fusion for name, fusion in fusions(config, SWITCH).items() if packed.issuperset(fusion.parts)}
+    return _stacked_parts(parts, recipe, switch)
+
+
+def packing_of(part: Part, recipe: Recipe) -> Quantization | None:
+    """The packing of a part of the result."""
+    return recipe.packings.get(part.name) or (None if recipe.unpack else part.quantization)
 
 
 def modules(parts: Mapping[str, Part], config: Qwen3Config, recipe: Recipe) -> list[Module]:
     """The parts as the native layout stacks them in this recipe."""
+    return _stacked_parts(parts, recipe, fusions(config, *NATIVE))
+
+
+def _stacked_parts(parts: Mapping[str, Part], recipe: Recipe, fused: Mapping[str, Fusion]) -> list[Module]:
+    """The parts, stacked by the form that they have in the result."""
     if not recipe.unpack:
-        return native_modules(parts, config, recipe.dtype)
+        return stacked_modules(parts, fused, recipe.dtype)
     unpacked = {name: _as_unpacked(part, recipe) for name, part in parts.items()}
-    stacked = native_modules(unpacked, config, recipe.dtype)
-    return [Module(module.name, tuple(parts[part.name] for part in module.parts)) for module in stacked]
+    found = stacked_modules(unpacked, fused, recipe.dtype)
+    return [replace(module, parts=tuple(parts[part.name] for part in module.parts)) for module in found]
 
 
 def float_dtype(part: Part, dtype: mx.Dtype | None) -> mx.Dtype:
@@ -118,45 +138,45 @@ def refuse_packed(parts: Mapping[str, Part], wanted: str) -> None:
             )
 
 
-def _jobs(module: Module, name: str, recipe: Recipe) -> list[Job]:
+def _jobs(module: Module, recipe: Recipe) -> list[Job]:
     part = module.parts[0]
     if recipe.unpack and any(member.quantization for member in module.parts):
-        return [_unpacked(module, name, recipe)]
+        return [_unpacked(module, recipe)]
     if part.quantization is None and (packing := recipe.packings.get(part.name)):
-        return [_quantized(module, name, packing, recipe)]
+        return [_quantized(module, packing, recipe)]
     return [_kept(leaf, runs, recipe, module) for leaf, runs in module.tensors()]
 
 
 def _kept(name: str, runs: tuple[StoredTensor, ...], recipe: Recipe, module: Module) -> Job:
     dtype = recipe.dtype if recipe.dtype and runs[0].dtype in FLOATS else runs[0].kept
-    shape = _stacked(runs)
+    rows = _stacked(runs)
     cast = ["cast"] if any(dtype not in (run.dtype, run.kept) for run in runs) else []
     made = _steps(module, runs, *cast)
     note = runs[0].note
-    if recipe.asked and len(shape) == 2 and not fits(shape, recipe.asked):
-        note = f"not quantized: {shape[1]} columns are not a multiple of {block_columns(recipe.asked)}"
-    return Job((OutputTensor(name, dtype, shape, _names(runs), made, note),), runs)
+    if recipe.asked and len(rows) == 2 and not fits(rows, recipe.asked):
+        note = f"not quantized: {rows[1]} columns are not a multiple of {block_columns(recipe.asked)}"
+    return Job((OutputTensor(name, dtype, module.shape(rows), _names(runs), made, note),), runs)
 
 
-def _quantized(module: Module, name: str, packing: Quantization, recipe: Recipe) -> Job:
+def _quantized(module: Module, packing: Quantization, recipe: Recipe) -> Job:
     ((_, runs),) = module.tensors()
     dtype = float_dtype(module.parts[0], recipe.dtype)
     made = _steps(module, runs, f"quantized {packing.mode} {packing.bits} bits, groups of {packing.group_size}")
-    leaves = packed_leaves(_stacked(runs), packing)
+    leaves = packed_leaves(module.shape(_stacked(runs)), packing)
     tensors = tuple(
-        OutputTensor(f"{name}.{leaf}", dtype if dtype in dtypes else dtypes[0], shape, _names(runs), made)
+        OutputTensor(f"{module.name}.{leaf}", dtype if dtype in dtypes else dtypes[0], shape, _names(runs), made)
         for leaf, (shape, dtypes) in leaves.items()
     )
     return Job(tensors, runs, packing, dtype=dtype)
 
 
-def _unpacked(module: Module, name: str, recipe: Recipe) -> Job:
+def _unpacked(module: Module, recipe: Recipe) -> Job:
     parts = module.parts
     shape = (sum(part.leaves["weight"].shape[0] for part in parts), _columns(parts[0]))
     sources = tuple(name for part in parts for leaf in part.leaves.values() for name in leaf.sources)
     made = _steps(module, tuple(part.leaves["weight"] for part in parts), "dequantized")
     dtype = float_dtype(parts[0], recipe.dtype)
-    tensor = OutputTensor(f"{name}.weight", dtype, shape, tuple(dict.fromkeys(sources)), made)
+    tensor = OutputTensor(f"{module.name}.weight", dtype, module.shape(shape), tuple(dict.fromkeys(sources)), made)
     return Job((tensor,), (), None, parts)
 
 
@@ -177,7 +197,7 @@ def _arrangement(module: Module, runs: Sequence[StoredTensor]) -> str:
     """fused: stacked from several tensors; split: rows of a fused one; copied: all of one."""
     if len(runs) > 1:
         return "fused"
-    stored = runs[0].name.removeprefix("model.").rsplit(".", 1)[0]
+    stored = bare(runs[0].name).rsplit(".", 1)[0]
     return "split" if len(module.parts) == 1 and stored != module.parts[0].name else "copied"
 
 

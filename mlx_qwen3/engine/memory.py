@@ -122,7 +122,10 @@ class Costs:
         """Of one pass over `tokens` of each of the rows, at its peak. `keys` are those that a token sees."""
         config = self._config
         heads = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
-        values = 4 * config.hidden_size + max(7 * heads, 4 * config.intermediate_size)
+        mlp = 4 * max(config.active_widths)
+        if config.moe:  # scores of all experts, and the input and output of the chosen, sorted and not
+            mlp += 4 * config.moe.num_experts + 4 * config.moe.num_experts_per_tok * config.hidden_size
+        values = 4 * config.hidden_size + max(7 * heads, mlp)
         # A GPU's fused attention keeps no scores; a CPU has them before and after the softmax.
         scores = 0 if kernels.on_gpu() else 2 * 4 * config.num_attention_heads * tokens * keys
         # For many queries, the packed keys and values of a layer are unpacked.

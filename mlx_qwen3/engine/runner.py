@@ -47,7 +47,7 @@ class DecodeStep:
     def __init__(self, model: Qwen3):
         self._model = weakref.ref(model)  # the model holds this step
         self._weights = _weights(model)
-        self.weight_bytes = model.nbytes
+        self.weight_bytes = model.step_bytes
         self._steps: dict[KVFormat, kernels.Replayed] = {}
 
     def __call__(self, tokens: mx.array, cache: KVCache, watch: Listener | None = None) -> mx.array:

@@ -207,7 +207,7 @@ def make_drafter(
         raise UsageError(f"{asked} for {len(prompts)} prompts, but drafts are made for a single one; leave it out")
     if draft is not None:
         check_vocabulary(draft.config, vocabulary or 0)
-        return DraftModel(draft, prompts[0], Pace(pass_costs(model), draft.nbytes / model.nbytes))
+        return DraftModel(draft, prompts[0], Pace(pass_costs(model), draft.step_bytes / model.step_bytes))
     costs = (1.0,) * (LONGEST + 1) if lookup else pass_costs(model)
     if len(prompts) > 1 or lookup is False or costs == ROW_BY_ROW:
         return None

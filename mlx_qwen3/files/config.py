@@ -7,6 +7,7 @@ from typing import Any
 from ..errors import ConfigError
 from .config_keys import check_keys
 from .forms import Form, read_form
+from .moe import MoE, read_moe
 from .quantization import Quantization, read_quantization
 from .rope import Scaling, Yarn, read_rope
 from .settings import count, flag, number, token_ids
@@ -23,6 +24,7 @@ class Qwen3Config:
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
+    moe: MoE | None  # None: every layer has a dense MLP
     rms_norm_eps: float
     max_position_embeddings: int
     tie_word_embeddings: bool
@@ -32,6 +34,23 @@ class Qwen3Config:
     quantization: Quantization | None  # of every quantized module that `quantization_overrides` does not name
     quantization_overrides: Mapping[str, Quantization | None]  # Hugging Face module name without `model.`
     form: Form | None = None  # of a release that MLX's modes do not describe: FP8, AWQ, GPTQ, compressed-tensors
+
+    @property
+    def active_widths(self) -> list[int]:
+        """Of each layer, the columns of its MLP that one token goes through, in all its experts together."""
+        dense, moe = self.intermediate_size, self.moe
+        active = moe.num_experts_per_tok * moe.moe_intermediate_size if moe else 0
+        return [active if moe and layer in moe.layers else dense for layer in range(self.num_hidden_layers)]
+
+    @property
+    def mlp_in_words(self) -> str:
+        """What the MLPs are, for a line that describes the model."""
+        if not (moe := self.moe):
+            return f"MLP {self.intermediate_size}"
+        experts = f"{moe.num_experts} experts of {moe.moe_intermediate_size}, {moe.num_experts_per_tok} for each token"
+        layers = self.num_hidden_layers
+        dense = layers - len(moe.layers)
+        return f"{experts}, MLP {self.intermediate_size} in {dense} of {layers} layers" if dense else experts
 
     @property
     def context_length(self) -> int:
@@ -59,6 +78,7 @@ class Qwen3Config:
             raise ConfigError(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
         if (head_dim := count(raw, "head_dim")) % 2:
             raise ConfigError(f"head_dim {head_dim} is odd; rotary embeddings need an even number")
+        layers = count(raw, "num_hidden_layers", MOST_LAYERS)
         theta, scaling = read_rope(raw)
         form = read_form(raw)
         quantization, overrides = (None, {}) if form else read_quantization(raw)
@@ -66,10 +86,11 @@ class Qwen3Config:
             vocab_size=count(raw, "vocab_size"),
             hidden_size=count(raw, "hidden_size"),
             intermediate_size=count(raw, "intermediate_size"),
-            num_hidden_layers=count(raw, "num_hidden_layers", MOST_LAYERS),
+            num_hidden_layers=layers,
             num_attention_heads=heads,
             num_key_value_heads=kv_heads,
             head_dim=head_dim,
+            moe=read_moe(raw, layers),
             rms_norm_eps=number(raw, "rms_norm_eps"),
             max_position_embeddings=count(raw, "max_position_embeddings"),
             tie_word_embeddings=flag(raw, "tie_word_embeddings"),

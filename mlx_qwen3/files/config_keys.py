@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ConfigError, warn
+from .moe import MODEL_TYPE as MOE
 from .reading import short
 from .settings import mapping, shown
 
@@ -17,6 +18,10 @@ READ = frozenset(
     """model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads
     head_dim rms_norm_eps max_position_embeddings original_max_position_embeddings tie_word_embeddings rope_theta
     rope_scaling rope_parameters layer_types eos_token_id quantization quantization_config mlx_qwen3""".split()
+)
+READ_OF_MOE = frozenset(
+    """num_experts num_local_experts num_experts_per_tok moe_intermediate_size norm_topk_prob decoder_sparse_step
+    mlp_only_layers""".split()
 )
 # Settings that change what is computed, with the values that are supported. null or a missing key means the first
 # value.
@@ -37,11 +42,12 @@ TRANSFORMERS = frozenset(
     _experts_implementation _experts_implementation_internal _flash_attn_2_enabled _name_or_path add_cross_attention
     architectures attention_dropout attn_implementation auto_map base_model_pp_plan base_model_tp_plan bos_token_id
     chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id dtype experts_implementation
-    finetuning_task gradient_checkpointing id2label initializer_range is_decoder keys_to_ignore_at_inference label2id
-    loss_type max_window_layers name_or_path num_labels output_attentions output_hidden_states pad_token_id prefix
-    pretraining_tp problem_type return_dict sep_token_id sliding_window task_specific_params tf_legacy_loss
-    tie_encoder_decoder tie_last_hidden_states tokenizer_class torch_dtype torchscript transformers_version
-    use_bfloat16 use_cache use_flash_attention_2 use_return_dict""".split()
+    finetuning_task gradient_checkpointing id2label initializer_range is_decoder keys_to_ignore_at_inference
+    label2id loss_type max_window_layers name_or_path num_labels output_attentions output_hidden_states
+    output_router_logits pad_token_id prefix pretraining_tp problem_type return_dict router_aux_loss_coef
+    sep_token_id sliding_window task_specific_params tf_legacy_loss tie_encoder_decoder tie_last_hidden_states
+    tokenizer_class torch_dtype torchscript transformers_version use_bfloat16 use_cache use_flash_attention_2
+    use_return_dict""".split()
 )
 # Settings of generation, which belong in generation_config.json: transformers drops them from config.json.
 GENERATION = frozenset(
@@ -72,9 +78,9 @@ SILENT_PREFIXES = ("unsloth_",)
 
 def check_keys(raw: Mapping[str, Any]) -> None:
     """Raises ConfigError for a setting that cannot be honoured, and warns about an unknown one."""
-    if (model_type := raw.get("model_type")) != "qwen3":
+    if (model_type := raw.get("model_type")) not in ("qwen3", MOE):
         raise ConfigError(
-            f"model_type is {shown(model_type)}; this package runs 'qwen3' (dense Qwen3) and nothing else"
+            f"model_type is {shown(model_type)}; this package runs 'qwen3' and {MOE!r} (mixture of experts)"
         )
     for key, supported in FIXED.items():
         if raw.get(key) is not None and raw[key] not in supported:
@@ -85,7 +91,8 @@ def check_keys(raw: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"mlx_qwen3.format is {shown(ours.get('format'))}; this version reads {FORMAT}; convert again"
         )
-    for key in sorted(raw.keys() - READ - FIXED.keys() - SILENT):
+    known = READ | (READ_OF_MOE if model_type == MOE else set()) | FIXED.keys() | SILENT
+    for key in sorted(raw.keys() - known):
         if raw[key] not in (None, False, "", {}, []) and not key.startswith(SILENT_PREFIXES):
             warn(f"{short(key)} in config.json is a setting that neither transformers nor this package knows for Qwen3")
 

@@ -1,12 +1,11 @@
 """Which tensor of a checkpoint is which parameter: names and shapes as data, every tensor accounted for.
 
-The parts of this file are those of Hugging Face without `model.`: `layers.0.self_attn.q_proj`. A checkpoint holds a
-part by itself (Hugging Face, mlx-lm) or as rows of a fused matrix (native); `locate_parts` finds it either way.
+A checkpoint holds a part (see names.py) by itself, or as rows of a fused matrix or of a stack of experts' matrices.
+`locate_parts` finds it either way.
 """
 
-import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -16,35 +15,11 @@ from ..errors import CheckpointError, ConfigError
 from .config import Qwen3Config
 from .dtypes import FLOATS, NAMES
 from .headers import StoredTensor, join
+from .names import LEAVES, NATIVE, SHAPES, SWITCH, Fusion, bare, fusions, kind_of, part_shapes
 from .packed import unpacked_names
 from .quantization import Quantization, inferred
 from .reading import short
 from .surplus import is_ignored, refuse_added
-
-# fused module -> the Hugging Face modules whose rows it stacks, in this order
-NAME_MAP = {
-    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
-}
-# part -> shape of its weight, in the settings of config.json
-SHAPES: dict[str, tuple[str, ...]] = {
-    "embed_tokens": ("vocab_size", "hidden_size"),
-    "input_layernorm": ("hidden_size",),
-    "self_attn.q_proj": ("num_attention_heads * head_dim", "hidden_size"),
-    "self_attn.k_proj": ("num_key_value_heads * head_dim", "hidden_size"),
-    "self_attn.v_proj": ("num_key_value_heads * head_dim", "hidden_size"),
-    "self_attn.q_norm": ("head_dim",),
-    "self_attn.k_norm": ("head_dim",),
-    "self_attn.o_proj": ("hidden_size", "num_attention_heads * head_dim"),
-    "post_attention_layernorm": ("hidden_size",),
-    "mlp.gate_proj": ("intermediate_size", "hidden_size"),
-    "mlp.up_proj": ("intermediate_size", "hidden_size"),
-    "mlp.down_proj": ("hidden_size", "intermediate_size"),
-    "norm": ("hidden_size",),
-    "lm_head": ("vocab_size", "hidden_size"),
-}
-OUTSIDE = ("embed_tokens", "norm", "lm_head")  # of the layers
-LEAVES = ("weight", "scales", "biases")
 
 
 @dataclass(frozen=True)
@@ -58,10 +33,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Module:
-    """One module of a layout: a single part, or the parts whose rows it stacks."""
+    """One module of a layout: a single part, or the parts whose rows it stacks; `experts` as in Fusion."""
 
     name: str
     parts: tuple[Part, ...]
+    experts: int | None = None
 
     @property
     def quantization(self) -> Quantization | None:
@@ -72,28 +48,9 @@ class Module:
         for leaf in self.parts[0].leaves:
             yield f"{self.name}.{leaf}", join([part.leaves[leaf] for part in self.parts])
 
-
-def fusions(config: Qwen3Config) -> dict[str, tuple[str, ...]]:
-    """NAME_MAP for every layer, in full names."""
-    return {
-        f"layers.{layer}.{fused}": tuple(f"layers.{layer}.{name}" for name in names)
-        for layer in range(config.num_hidden_layers)
-        for fused, names in NAME_MAP.items()
-    }
-
-
-def part_shapes(config: Qwen3Config) -> dict[str, tuple[int, ...]]:
-    """Weight shape of every part, in the order of the forward pass."""
-
-    def shape(name: str) -> tuple[int, ...]:
-        return tuple(math.prod(getattr(config, key) for key in size.split(" * ")) for size in SHAPES[name])
-
-    block = [name for name in SHAPES if name not in OUTSIDE]
-    shapes = {"embed_tokens": shape("embed_tokens")}
-    for layer in range(config.num_hidden_layers):
-        shapes |= {f"layers.{layer}.{name}": shape(name) for name in block}
-    shapes["norm"] = shape("norm")
-    return shapes if config.tie_word_embeddings else {**shapes, "lm_head": shape("lm_head")}
+    def shape(self, rows: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a tensor of this module, from its shape with the rows of all experts in one matrix."""
+        return rows if self.experts is None else (self.experts, rows[0] // self.experts, *rows[1:])
 
 
 def locate_parts(folder: Path, tensors: Mapping[str, StoredTensor], config: Qwen3Config) -> dict[str, Part]:
@@ -107,7 +64,7 @@ def locate_parts(folder: Path, tensors: Mapping[str, StoredTensor], config: Qwen
     _check_head_dim(tensors, config)
     shapes = part_shapes(config)
     tensors, packings = unpacked_names(tensors, shapes, config.form)
-    located, claimed = _locate(tensors, shapes, fusions(config))
+    located, claimed = _locate(tensors, shapes, fusions(config, *NATIVE, SWITCH))
     claimed |= repeated_head(tensors, config).keys()
     if missing := [f"{name}.weight" for name, leaves in located.items() if "weight" not in leaves]:
         raise CheckpointError(f"{folder} lacks {_some(missing)}; {_remedy(missing, config)}")
@@ -129,15 +86,29 @@ def native_modules(parts: Mapping[str, Part], config: Qwen3Config, dtype: mx.Dty
 
     Parts that cannot share one matrix, because packing or dtype differ, stay by themselves.
     """
-    whole = {names[0]: Module(fused, tuple(parts[name] for name in names)) for fused, names in fusions(config).items()}
+    return stacked_modules(parts, fusions(config, *NATIVE), dtype)
+
+
+def stacked_modules(
+    parts: Mapping[str, Part], fused: Mapping[str, Fusion], dtype: mx.Dtype | None = None
+) -> list[Module]:
+    """The parts, those of each fused module stacked if they can share one matrix; the first that is possible."""
+    by_part: dict[str, list[Fusion]] = {}
+    for fusion in fused.values():
+        by_part.setdefault(fusion.parts[0], []).append(fusion)
     modules: list[Module] = []
-    stacked: set[str] = set()
+    done: set[str] = set()
     for name, part in parts.items():
-        if name in whole and len({_stacking_key(member, dtype) for member in whole[name].parts}) == 1:
-            modules.append(whole[name])
-            stacked |= {member.name for member in whole[name].parts}
-        elif name not in stacked:
-            modules.append(Module(name, (part,)))
+        if name in done:
+            continue
+        module = Module(name, (part,))
+        for fusion in by_part.get(name, ()):
+            members = tuple(parts[member] for member in fusion.parts)
+            if len({_stacking_key(member, dtype) for member in members}) == 1:
+                module = Module(fusion.name, members, fusion.experts)
+                break
+        modules.append(module)
+        done |= {member.name for member in module.parts}
     return modules
 
 
@@ -190,46 +161,58 @@ def head_differs(name: str) -> CheckpointError:
 def _without_prefix(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     plain: dict[str, StoredTensor] = {}
     for name, tensor in tensors.items():
-        bare = name.removeprefix("model.")
-        if bare in plain:
-            raise CheckpointError(f"{short(bare)} is stored with and without the prefix 'model.'; remove one of them")
-        plain[bare] = tensor
+        if (known := bare(name)) in plain:
+            raise CheckpointError(f"{short(known)} is stored with and without the prefix 'model.'; remove one of them")
+        plain[known] = tensor
     return plain
 
 
 def _locate(
-    tensors: Mapping[str, StoredTensor], shapes: Mapping[str, tuple[int, ...]], fused: Mapping[str, tuple[str, ...]]
+    tensors: Mapping[str, StoredTensor], shapes: Mapping[str, tuple[int, ...]], fused: Mapping[str, Fusion]
 ) -> tuple[dict[str, dict[str, StoredTensor]], set[str]]:
     """(the leaves found for every part, the names of the tensors they lie in)."""
     located: dict[str, dict[str, StoredTensor]] = {
         name: {leaf: tensors[f"{name}.{leaf}"] for leaf in LEAVES if f"{name}.{leaf}" in tensors} for name in shapes
     }
     claimed = {f"{name}.{leaf}" for name, leaves in located.items() for leaf in leaves}
-    for whole, names in fused.items():
-        if any(located[name] for name in names):
+    for whole, fusion in fused.items():
+        if not any(f"{whole}.{leaf}" in tensors for leaf in LEAVES) or any(located[name] for name in fusion.parts):
             continue
-        heights = [shapes[name][0] for name in names]
+        heights = [shapes[name][0] for name in fusion.parts]
         for leaf in LEAVES:
             if (tensor := tensors.get(f"{whole}.{leaf}")) is None:
                 continue
-            if tensor.shape[:1] != (sum(heights),):
-                raise CheckpointError(
-                    f"{tensor.name} has shape {list(tensor.shape)}, but config.json gives {sum(heights)} rows"
-                )
+            rows = _as_rows(tensor, sum(heights), fusion.experts)
             claimed.add(f"{whole}.{leaf}")
-            for name, first, height in zip(names, accumulate(heights, initial=0), heights, strict=False):
-                located[name][leaf] = tensor.rows(first, height)
+            for name, first, height in zip(fusion.parts, accumulate(heights, initial=0), heights, strict=False):
+                located[name][leaf] = rows.rows(first, height)
     return located, claimed
 
 
+def _as_rows(tensor: StoredTensor, rows: int, experts: int | None) -> StoredTensor:
+    """A fused tensor with all its rows in one matrix. Raises CheckpointError if it has another number of them."""
+    if experts is None:
+        if tensor.shape[:1] != (rows,):
+            raise CheckpointError(f"{tensor.name} has shape {list(tensor.shape)}, but config.json gives {rows} rows")
+        return tensor
+    if len(tensor.shape) != 3 or tensor.shape[:2] != (experts, rows // experts):
+        raise CheckpointError(
+            f"{tensor.name} has shape {list(tensor.shape)}, but config.json gives {experts} experts of "
+            f"{rows // experts} rows"
+        )
+    return replace(tensor, shape=(rows, tensor.shape[2]))
+
+
 def _packing(name: str, leaves: Mapping[str, StoredTensor], columns: int, config: Qwen3Config) -> Quantization | None:
-    """The packing of a part: from config.json if it names the part, else from the shapes, as in mlx-lm."""
+    """The packing of a part: from config.json if it names the part or what it is stored in, else from the shapes."""
     if "scales" not in leaves:
         return None
-    packing = config.quantization_overrides.get(name, config.quantization)
+    stored = bare(leaves["scales"].name).removesuffix(".scales")
+    named = next((known for known in (name, stored) if known in config.quantization_overrides), None)
+    packing = config.quantization if named is None else config.quantization_overrides[named]
     if packing is None:
         raise ConfigError(f"{name}.scales is stored, but config.json has no quantization for {name}")
-    if name in config.quantization_overrides:
+    if named is not None:
         return packing
     weight, scales = leaves["weight"], leaves["scales"]
     if not weight.shape or not scales.shape:  # scalars, which _check_leaves refuses
@@ -247,7 +230,7 @@ def _check_leaves(part: Part, shape: tuple[int, ...]) -> None:
         if tensor.shape != wanted:
             raise CheckpointError(
                 f"{tensor.name} has shape {list(tensor.shape)}, but config.json gives {list(wanted)} "
-                f"by [{', '.join(SHAPES[_kind(part.name)])}]; config.json and weights are of different models"
+                f"by [{', '.join(SHAPES[kind_of(part.name)])}]; config.json and weights are of different models"
             )
         if tensor.dtype not in dtypes:
             names = ", ".join(NAMES[dtype] for dtype in dtypes)
@@ -261,11 +244,6 @@ def _check_head_dim(tensors: Mapping[str, StoredTensor], config: Qwen3Config) ->
                 f"head_dim is {config.head_dim} in config.json, but {short(tensor.name)} has shape "
                 f"{list(tensor.shape)}; set head_dim to what the weights say"
             )
-
-
-def _kind(name: str) -> str:
-    """layers.3.mlp.up_proj -> mlp.up_proj"""
-    return name.split(".", 2)[-1] if name.startswith("layers.") else name
 
 
 def _stacking_key(part: Part, dtype: mx.Dtype | None) -> tuple[object, ...]:

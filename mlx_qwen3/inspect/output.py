@@ -21,7 +21,7 @@ def headline(report: Report) -> str:
     c = report.config
     return (
         f"{report.source}: {c.num_hidden_layers} layers, hidden {c.hidden_size}, {c.num_attention_heads} query heads "
-        f"on {c.num_key_value_heads} key/value heads of {c.head_dim}, MLP {c.intermediate_size}, "
+        f"on {c.num_key_value_heads} key/value heads of {c.head_dim}, {c.mlp_in_words}, "
         f"vocabulary {c.vocab_size}\nran {report.tokens}, in {report.dtype} on the {report.device}"
     )
 

@@ -11,7 +11,8 @@ import numpy as np
 from ..files.checkpoint import Checkpoint
 from ..files.config import Qwen3Config
 from ..files.headers import StoredTensor
-from ..files.layout import LEAVES, Part
+from ..files.layout import Part
+from ..files.names import LEAVES
 from ..files.packed import why_left_out
 from ..files.quantization import Quantization
 from ..files.values import unpacked

@@ -24,6 +24,8 @@ class View:
     `positions` (B, L) are those of the new tokens within their rows.
     """
 
+    traced = False  # whether the graph of the pass may be compiled, so that no value can be read while it is built
+
     def __init__(self, positions: mx.array, length: int, watch: Listener | None = None, kv_format: KVFormat = PLAIN):
         self.positions = positions
         self.kv_format = kv_format
@@ -88,6 +90,8 @@ class ReplayView(View):
     `end` is the number of slots filled before the pass, `start` (B,) the first slot of each row. The pass attends to
     the whole capacity of the buffers; the mask hides the slots that are not filled.
     """
+
+    traced = True
 
     def __init__(
         self,

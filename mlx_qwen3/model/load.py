@@ -8,15 +8,17 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
+from ..errors import CheckpointError
 from ..files.checkpoint import Checkpoint
 from ..files.config import Qwen3Config
 from ..files.dtypes import parse_dtype
 from ..files.fingerprint import fingerprint
 from ..files.headers import StoredTensor
-from ..files.layout import Module, checkpoint_dtype, fusions, native_modules, part_shapes
+from ..files.layout import Module, checkpoint_dtype, native_modules
+from ..files.names import APART, EXPERT_MAP, NAME_MAP, Fusion, fusions, part_shapes
 from ..files.values import cast, stacked
 from . import kernels
-from .linear import ConcatLinear, Linear
+from .linear import ConcatLinear, ExpertLinear, Linear
 from .qwen3 import Qwen3
 
 
@@ -37,7 +39,8 @@ def load_model(checkpoint: Checkpoint | str | Path, dtype: str | mx.Dtype | None
     for module in modules:
         for name, tensors in module.tensors():
             path = name.replace(module.name, places.get(module.name, module.name), 1)
-            parameters.append((path, _read(tensors, compute)))
+            array = _read(tensors, compute)
+            parameters.append((path, array.reshape(module.shape(array.shape))))
     model.load_weights(parameters, strict=True)
     model.fingerprint = fingerprint(checkpoint, compute)
     return model
@@ -52,15 +55,30 @@ def _shape_modules(model: Qwen3, modules: list[Module], config: Qwen3Config) -> 
     """Give every module of the model the form of its weights. Returns the model paths of parts that are not stacked."""
     packings = {module.name: module.quantization for module in modules}
     places: dict[str, str] = {}
-    for fused, names in fusions(config).items():
-        if fused not in packings:
-            shapes = part_shapes(config)
-            parts = ConcatLinear([Linear(shapes[name][1], shapes[name][0]) for name in names])
-            model.update_modules(tree_unflatten([(fused, parts)]))
-            places |= {name: f"{fused}.parts.{index}" for index, name in enumerate(names)}
+    for fusion in fusions(config, NAME_MAP, EXPERT_MAP).values():
+        if fusion.name in packings:
+            continue
+        names = list(fusion.parts)
+        if fusion.experts is not None:
+            names = [apart.name for apart in fusions(config, APART).values() if set(apart.parts) <= set(names)]
+            if not names or not packings.keys() >= set(names):
+                raise CheckpointError(
+                    f"{fusion.name}: its experts are packed in different ways, which cannot be computed together; "
+                    "unpack them with convert --quantize none"
+                )
+        model.update_modules(tree_unflatten([(fusion.name, ConcatLinear(_projections(fusion, names, config)))]))
+        places |= {name: f"{fusion.name}.parts.{index}" for index, name in enumerate(names)}
     by_path = {places.get(name, name): packing for name, packing in packings.items()}
     nn.quantize(model, class_predicate=lambda path, _: asdict(packing) if (packing := by_path.get(path)) else False)
     return places
+
+
+def _projections(fusion: Fusion, names: list[str], config: Qwen3Config) -> list[nn.Module]:
+    """A projection for each of these parts, or stacks of parts, of a fused module."""
+    shapes = [part_shapes(config)[part] for part in fusion.parts[: len(names)]]  # of one expert
+    if fusion.experts is None:
+        return [Linear(columns, rows) for rows, columns in shapes]
+    return [ExpertLinear(fusion.experts, columns, rows) for rows, columns in shapes]
 
 
 def _read(tensors: Sequence[StoredTensor], dtype: mx.Dtype) -> mx.array:

@@ -24,6 +24,7 @@ from . import kernels
 from .cache import KVCache, Listener, NoCache, View
 from .kv_format import kv_format
 from .linear import Embedding, Linear
+from .moe import MoE
 from .rope import RoPE
 
 Ids = mx.array | np.ndarray | Sequence[Sequence[int]]  # of tokens
@@ -106,7 +107,8 @@ class Block(nn.Module):
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.self_attn = Attention(config, layer)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.mlp = MLP(config)
+        sparse = config.moe and layer in config.moe.layers
+        self.mlp = MoE(config.moe, config.hidden_size) if config.moe and sparse else MLP(config)
 
     def __call__(self, x: mx.array, turn: Turn, view: View) -> mx.array:
         """The residual stream (T, hidden) after this layer, from the one before it."""
@@ -195,13 +197,24 @@ class Qwen3(nn.Module):
 
     @property
     def nbytes(self) -> int:
-        """The bytes of all weights, which decoding reads once for each step."""
-        return int(tree_reduce(lambda total, array: total + array.nbytes, self.parameters(), 0))
+        """The bytes of all weights."""
+        return _bytes(self)
+
+    @property
+    def step_bytes(self) -> int:
+        """The bytes of the weights that a decode step of one row reads: all, but of the experts the chosen ones."""
+        stacks = sum(_bytes(layer.mlp.experts) for layer in self.layers if isinstance(layer.mlp, MoE))
+        moe = self.config.moe
+        return self.nbytes - (stacks - stacks * moe.num_experts_per_tok // moe.num_experts if moe else 0)
 
     @property
     def head(self) -> Callable[[mx.array], mx.array]:
         """(..., hidden) -> (..., V)"""
         return self.embed_tokens.as_linear if self.config.tie_word_embeddings else self.lm_head
+
+
+def _bytes(module: nn.Module) -> int:
+    return int(tree_reduce(lambda total, array: total + array.nbytes, module.parameters(), 0))
 
 
 def _token_ids(ids: Any) -> mx.array:

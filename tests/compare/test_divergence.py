@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_qwen3.compare import divergence
-from mlx_qwen3.compare.divergence import Streamed, compare, fixed_ids, sequences_for
+from mlx_qwen3.compare.divergence import compare, fixed_ids, sequences_for
+from mlx_qwen3.compare.streamed import Streamed
 from mlx_qwen3.conversion.convert import convert
 from mlx_qwen3.errors import UsageError
 from mlx_qwen3.files.checkpoint import Checkpoint

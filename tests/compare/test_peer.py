@@ -3,13 +3,13 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-from checkpoints import YARN, write_checkpoint
+from checkpoints import TINY_MOE, YARN, write_checkpoint
 
 from mlx_qwen3.compare.steps import transformers_steps
 from mlx_qwen3.files.checkpoint import Checkpoint
 
 
-@pytest.mark.parametrize("changes", [{}, {"rope_scaling": YARN}, {"tie_word_embeddings": False}], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"rope_scaling": YARN}, {"tie_word_embeddings": False}, TINY_MOE], ids=str)
 def test_the_steps_of_transformers_are_those_of_its_own_pass(changes, ids, tmp_path, transformers_model):
     """The pass is made layer by layer; its logits are the bits of transformers' pass in one piece."""
     folder = write_checkpoint(tmp_path, **changes)

@@ -6,11 +6,12 @@ import pytest
 from arrays import as_numpy
 from checkpoints import AFFINE_4, write_checkpoint, write_packed
 
-from mlx_qwen3.compare.flow import EVENTS
+from mlx_qwen3.compare.flow import AFTER_LAYERS, DENSE, EVENTS, SPARSE
 from mlx_qwen3.compare.probe import Probe
 from mlx_qwen3.engine.runner import decode_step, prefill
 from mlx_qwen3.model.linear import ConcatLinear
 from mlx_qwen3.model.load import load_model
+from mlx_qwen3.model.moe import MoE
 
 SIX_BITS = {"mode": "affine", "bits": 6, "group_size": 64}
 
@@ -68,9 +69,10 @@ def test_logits_with_and_without_the_probe_are_identical_bits(name, dtype, paddi
 
 
 @pytest.mark.parametrize("replayed", [False, True], ids=["prompt", "decode step"])
-def test_every_step_of_every_layer_is_seen(tiny, ids, replayed):
+@pytest.mark.parametrize("source", ["tiny", "tiny_moe"])
+def test_every_step_of_every_layer_is_seen(source, ids, replayed, request):
     collector = Everything()
-    model = load_model(tiny)
+    model = load_model(request.getfixturevalue(source))
     cache = model.make_cache(2)
     probe = Probe(model, cache, collector)
     if replayed:
@@ -78,8 +80,11 @@ def test_every_step_of_every_layer_is_seen(tiny, ids, replayed):
         decode_step(model)(mx.array([5, 77]), cache, probe)
     else:
         model(mx.array(ids), cache, probe)
-    inside = [step.name for steps in EVENTS.values() for step in steps][:-2]
-    wanted = {(layer, name) for layer in range(2) for name in inside} | {(None, "final_norm"), (None, "logits")}
-    assert collector.arrays.keys() - wanted == {(i, name) for i in range(2) for name in ("scores", "softmax")}
+    wanted = {(None, "final_norm"), (None, "logits")}
+    for layer, block in enumerate(model.layers):
+        absent = {*AFTER_LAYERS, *(DENSE if isinstance(block.mlp, MoE) else SPARSE)}
+        wanted |= {(layer, step.name) for event in EVENTS.keys() - absent for step in EVENTS[event]}
+    hidden = {(layer, name) for layer in range(len(model.layers)) for name in ("scores", "softmax")}
+    assert collector.arrays.keys() - wanted == hidden
     assert wanted <= collector.arrays.keys()
     assert collector.arrays[(1, "k_cache")][0].shape == (2, 2, 37 + replayed, 20)

@@ -7,7 +7,7 @@ import numpy as np
 import oracle
 import pytest
 from arrays import as_numpy, relative
-from checkpoints import AFFINE_4, PACKABLE, TINY, YARN, random_weights, write_checkpoint, write_packed
+from checkpoints import AFFINE_4, PACKABLE, TINY, TINY_MOE, YARN, random_weights, write_checkpoint, write_packed
 
 from mlx_qwen3.conversion.convert import convert
 from mlx_qwen3.errors import CheckpointError
@@ -30,6 +30,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "one kv head": {"num_key_value_heads": 1},
     "as many kv heads as heads": {"num_key_value_heads": 6},
     "large epsilon": {"rms_norm_eps": 1e-2},
+    "experts": TINY_MOE,
+    "experts as they come": {**TINY_MOE, "norm_topk_prob": False},
 }
 # Measured: 2.1e-6 from both at |logit| up to 8; the bound is the one of the mlx model.
 TOLERANCE = 2e-5
@@ -50,7 +52,7 @@ def test_it_equals_transformers(changes, ids, tmp_path, transformers_model, tran
         assert relative(a.numpy(), b) < 1e-6, f"after {place} layers"
 
 
-@pytest.mark.parametrize("name", ["tied", "untied", "yarn", "one kv head", "large epsilon"])
+@pytest.mark.parametrize("name", ["tied", "untied", "yarn", "one kv head", "large epsilon", "experts"])
 def test_it_equals_the_oracle(name, ids, tmp_path):
     changes = VARIANTS[name]
     config = {**TINY, **changes}

@@ -14,7 +14,7 @@ from arrays import as_numpy
 from checkpoints import TINY, VOCABULARY, random_weights, write_checkpoint, write_tokenizer
 from safetensors import safe_open
 
-from mlx_qwen3.compare.divergence import Streamed
+from mlx_qwen3.compare.streamed import Streamed
 from mlx_qwen3.conversion.certificate import Certificate, table
 from mlx_qwen3.conversion.convert import convert
 from mlx_qwen3.conversion.verify import verify

@@ -17,7 +17,7 @@ from mlx_qwen3.conversion.convert import convert
 from mlx_qwen3.conversion.quantize import parse
 from mlx_qwen3.errors import CheckpointError, UsageError
 from mlx_qwen3.files.checkpoint import Checkpoint
-from mlx_qwen3.files.layout import NAME_MAP
+from mlx_qwen3.files.names import NAME_MAP
 from mlx_qwen3.files.quantization import Quantization
 from mlx_qwen3.model.load import load_model
 

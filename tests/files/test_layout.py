@@ -15,7 +15,8 @@ from mlx_qwen3.conversion.convert import convert
 from mlx_qwen3.errors import CheckpointError, ConfigError, Qwen3Error
 from mlx_qwen3.files.checkpoint import Checkpoint
 from mlx_qwen3.files.dtypes import STORED
-from mlx_qwen3.files.layout import NAME_MAP, locate_parts
+from mlx_qwen3.files.layout import locate_parts
+from mlx_qwen3.files.names import NAME_MAP
 from mlx_qwen3.model.load import load_model
 
 

@@ -8,14 +8,16 @@ import oracle
 import pytest
 from checkpoints import TINY, random_weights, write_checkpoint
 
-from mlx_qwen3.compare.flow import FLOW
+from mlx_qwen3.compare.flow import EVENTS, FLOW, SPARSE
 from mlx_qwen3.inspect.numbers import measure
 from mlx_qwen3.model.load import load_model
 
 
 def test_shapes_are_those_of_the_pass(tiny, ids):
     shapes = measure(load_model(tiny), mx.array(ids), layer=1).shapes
-    found = {step.name: shapes.get((1, step.name), shapes.get((None, step.name))) for step in FLOW}
+    sparse = {step.name for event in SPARSE for step in EVENTS[event]}
+    names = [step.name for step in FLOW if step.name not in sparse]
+    found = {name: shapes.get((1, name), shapes.get((None, name))) for name in names}
     assert found == {
         "input": (2, 37, 48),
         "input_norm": (2, 37, 48),
@@ -51,8 +53,28 @@ def test_shapes_are_those_of_the_pass(tiny, ids):
         "final_norm": (2, 37, 48),
         "logits": (2, 37, 151),
     }
+    check_axes(found)
+
+
+def test_shapes_of_experts(tiny_moe, ids):
+    shapes = measure(load_model(tiny_moe), mx.array(ids), layer=2).shapes
+    found = {step.name: shapes[2, step.name] for event in SPARSE for step in EVENTS[event]}
+    assert found == {
+        "router_logits": (2, 37, 7),
+        "chosen_experts": (2, 37, 3),
+        "expert_weights": (2, 37, 3),
+        "expert_gate_up": (2, 37, 3, 56),
+        "expert_activation": (2, 37, 3, 28),
+        "expert_down": (2, 37, 3, 48),
+    }
+    assert not {(2, "gate_up"), (1, "router_logits")} & shapes.keys()
+    check_axes(found)
+
+
+def check_axes(found):
     for step in FLOW:
-        assert len(step.axes.split()) == len(found[step.name]), step.name
+        if step.name in found:
+            assert len(step.axes.split()) == len(found[step.name]), step.name
 
 
 def test_shapes_of_qwen3_0_6b(tmp_path):
