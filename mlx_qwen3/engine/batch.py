@@ -104,11 +104,11 @@ class Batch:
         """The tokens of a row whose keys and values are in the cache."""
         return np.array([*row.prompt, *row.tokens[:-1]], np.int32)
 
-    def copy_of(self, row: Row, length: int) -> KVCache:
-        """A cache with the first `length` tokens of a row."""
+    def copy_of(self, row: Row, length: int, room: int) -> KVCache:
+        """A cache with the first `length` tokens of a row, and room for more."""
         self._settle()
         self._sampler = self._new_sampler()  # the old one may count tokens of a step that was dropped
-        return self._cache.extract(self.slots.index(row), length)
+        return self._cache.extract(self.slots.index(row), length, room)
 
     def _resize(self, size: int) -> None:
         """Change the number of slots; the rows move to the first of them."""

@@ -15,7 +15,7 @@ from ..files.config import Qwen3Config
 from ..files.dtypes import FLOATS
 from ..files.sizes import bytes_of
 from ..model import kernels
-from ..model.cache import rounded
+from ..model.cache import AT_ONCE, rounded
 from ..model.kv_format import kv_format
 from ..model.load import compute_dtype
 from ..model.qwen3 import Qwen3
@@ -115,8 +115,12 @@ class Costs:
         return slots * rounded(tokens, slots) * self._slot
 
     def grown(self, cache: int) -> int:
-        """The bytes of a cache while its buffers are replaced by larger ones: one layer is in memory twice."""
+        """The bytes of a cache while a pass replaces its buffers by larger ones: one layer is in memory twice."""
         return cache + cache // self._config.num_hidden_layers
+
+    def moved(self, cache: int) -> int:
+        """The bytes of a batch's cache while a row that joins moves it: some layers are in memory twice."""
+        return cache + min(cache, max(cache // self._config.num_hidden_layers, AT_ONCE))
 
     def activations(self, tokens: int, keys: int, rows: int = 1) -> int:
         """Of one pass over `tokens` of each of the rows, at its peak. `keys` are those that a token sees."""
@@ -203,7 +207,7 @@ class Memory:
             slots = next((size for size in SIZES if size > slots), slots)
         length = max(batch.end, prompt) + max(tokens, _left(batch, soon))
         before = model.cache(len(batch.slots), batch.end + _left(batch, soon))
-        return model.grown(model.cache(slots, length)) - before + model.cache(1, prompt) + self._step(slots, length, 1)
+        return model.moved(model.cache(slots, length)) - before + model.cache(1, prompt) + self._step(slots, length, 1)
 
     def _steps(self, batches: Sequence[Batch]) -> int:
         """The activations of one step of the batches, which run one after the other."""

@@ -1,5 +1,6 @@
 """Prefixes: keys and values of earlier prompts and replies, which a new prompt may begin with."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +13,9 @@ from ..files.reading import exists
 from ..model.cache import KVCache
 from ..model.qwen3 import Qwen3
 from ..report import check_place, write_file
+from .beginnings import Beginnings, shared_length
 from .prefix_file import PrefixFile, UnusablePrefix, pieces
-from .prefix_folder import PrefixFolder, shared_length
+from .prefix_folder import PrefixFolder
 from .threads import shared_stream
 
 PREFIX_BYTES = 1 << 30  # of keys and values that are kept for later prompts
@@ -33,20 +35,17 @@ class PrefixStore:
 
     def __init__(self, limit: int, folder: PrefixFolder | None = None):
         self._limit, self._folder = limit, folder
-        self._prefixes: list[Prefix] = []  # the one used last at the end
-
-    @property
-    def nbytes(self) -> int:
-        return sum(prefix.nbytes for prefix in self._prefixes)
+        self._prefixes: Beginnings[Prefix] = Beginnings()  # the one used last at the end
+        self.nbytes = 0  # of them
 
     @property
     def last(self) -> Prefix | None:
         """The prefix used last."""
-        return self._prefixes[-1] if self._prefixes else None
+        return deque(self._prefixes, maxlen=1)[0] if len(self._prefixes) else None
 
     def longest(self, ids: np.ndarray) -> int:
         """How many tokens of `ids` the best prefix has."""
-        kept = max((shared_length(ids, prefix.ids) for prefix in self._prefixes), default=0)
+        kept, _ = self._prefixes.best(ids)
         on_disk = self._folder.longest(ids) if self._folder else 0
         return on_disk if on_disk >= kept + WORTH_READING else kept
 
@@ -55,19 +54,18 @@ class PrefixStore:
 
         Prefixes keep at most `room` bytes beside it: other prefixes are dropped first, then the one that it comes from.
         """
-        best = max(self._prefixes, key=lambda prefix: shared_length(ids, prefix.ids), default=None)
-        if self.longest(ids) > (shared_length(ids, best.ids) if best else 0):
-            best = self._read(ids, room) or best
-        kept = shared_length(ids, best.ids) if best else 0
+        kept, best = self._prefixes.best(ids)
+        if self.longest(ids) > kept and (read := self._read(ids, room)):
+            kept, best = shared_length(ids, read.ids), read
         limit = self._limit if room is None else min(room, self._limit)
-        if best is None or not kept:
+        if best is None:
             self.shrink(limit)
             return None
         if best.nbytes <= limit:
             self._keep(best)
             self.shrink(limit)
-            return best.cache.copy(kept)
-        self._prefixes = [prefix for prefix in self._prefixes if prefix is not best]
+            return best.cache.copy(kept, len(ids) + 1 - kept)
+        self._drop(best)
         self.shrink(limit)
         self._let_go(best)
         best.cache.trim(best.cache.end - kept)
@@ -77,8 +75,8 @@ class PrefixStore:
     def put(self, ids: Sequence[int] | np.ndarray, cache: KVCache) -> None:
         """Keep a cache of one row that holds `ids`. The store owns it from now on."""
         ids = np.array(ids, np.int32)
-        if longer := [prefix for prefix in self._prefixes if shared_length(ids, prefix.ids) == len(ids)]:
-            self._keep(longer[0])
+        if longer := self._prefixes.longer(ids):
+            self._keep(longer)
             return
         if cache.capacity > UNUSED * cache.end:
             cache.fit()
@@ -86,8 +84,9 @@ class PrefixStore:
 
     def shrink(self, limit: int) -> None:
         """Drop the least recently used prefixes until at most `limit` bytes are left."""
-        while self._prefixes and self.nbytes > limit:
-            self._let_go(self._prefixes.pop(0))
+        while len(self._prefixes) and self.nbytes > limit:
+            self._drop(oldest := next(iter(self._prefixes)))
+            self._let_go(oldest)
 
     def close(self) -> None:
         """Write the prefixes to the folder, and drop them. Call it in any thread, but not during a step."""
@@ -110,10 +109,16 @@ class PrefixStore:
         return Prefix(*found) if found else None
 
     def _keep(self, prefix: Prefix) -> None:
-        """Add a prefix as the one used last. Drop those that are a beginning of it."""
-        self._prefixes = [p for p in self._prefixes if shared_length(prefix.ids, p.ids) < len(p.ids)]
-        self._prefixes.append(prefix)
+        """Add a prefix as the one used last. It replaces one that is a beginning of it."""
+        self._drop(prefix)
+        replaced = self._prefixes.add(prefix.ids, prefix)
+        self.nbytes += prefix.nbytes - (replaced.nbytes if replaced else 0)
         self.shrink(self._limit)
+
+    def _drop(self, prefix: Prefix) -> None:
+        if self._prefixes.longer(prefix.ids) is prefix:
+            self._prefixes.remove(prefix.ids)
+            self.nbytes -= prefix.nbytes
 
     def _let_go(self, prefix: Prefix) -> None:
         if self._folder:

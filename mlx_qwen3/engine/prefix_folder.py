@@ -16,6 +16,7 @@ import numpy as np
 from ..errors import OutputError, Qwen3Error, UsageError, warn
 from ..model.cache import KVCache
 from ..report import PARTIAL, replace_file
+from .beginnings import Beginnings
 from .prefix_file import OtherModel, PrefixFile, UnusablePrefix, pieces
 
 FOLDER_BYTES = 10 * 10**9  # of the files in a folder
@@ -50,10 +51,10 @@ class PrefixFolder:
         if not os.access(self.folder, os.W_OK):
             raise OutputError(f"{folder} cannot be written to; give another folder")
         self._clean()
-        self._known: dict[Path, Known] = {}
+        self._known: Beginnings[Known] = Beginnings()
         for path in self._files():
-            if file := self._open(path):
-                self._known[path] = Known(path, file.ids, file.size)
+            if (file := self._open(path)) and not self._known.longer(file.ids):
+                self._known.add(file.ids, Known(path, file.ids, file.size))
 
     def close(self) -> None:
         """Release the folder. Its files stay."""
@@ -63,11 +64,11 @@ class PrefixFolder:
 
     def longest(self, ids: np.ndarray) -> int:
         """How many tokens of `ids` the best file has."""
-        return max((shared_length(ids, known.ids) for known in self._known.values()), default=0)
+        return self._known.best(ids)[0]
 
     def best(self, ids: np.ndarray) -> Known | None:
         """The file that has most of `ids`."""
-        return max(self._known.values(), key=lambda known: shared_length(ids, known.ids), default=None)
+        return self._known.best(ids)[1]
 
     def read(self, known: Known) -> tuple[np.ndarray, KVCache] | None:
         """The ids and the cache of a file, if it is in order."""
@@ -85,8 +86,7 @@ class PrefixFolder:
     def write(self, ids: np.ndarray, cache: KVCache) -> None:
         """Keep a prefix, unless a file has it already. If the disk is full, says so once and writes no more."""
         path = self.folder / f"{_name(self._model, ids)}{SUFFIX}"
-        longer = [known for known in self._known.values() if shared_length(ids, known.ids) == len(ids)]
-        if longer or not self._writes or not cache.end:
+        if self._known.longer(ids) or not self._writes or not cache.end:
             return
         try:
             replace_file(path, pieces(self._model, ids, cache))
@@ -94,10 +94,8 @@ class PrefixFolder:
             self._writes = False
             warn(f"{self.folder} cannot be written to ({error.strerror}); prefixes are kept in memory only")
             return
-        for known in list(self._known.values()):
-            if shared_length(ids, known.ids) == len(known.ids):  # the new one begins with it
-                self._remove(known.path)
-        self._known[path] = Known(path, np.array(ids, np.int32), cache.nbytes)
+        if shorter := self._known.add(ids, Known(path, np.array(ids, np.int32), cache.nbytes)):
+            self._remove(shorter.path)
         self._shrink()
 
     def _files(self) -> list[Path]:
@@ -121,9 +119,15 @@ class PrefixFolder:
             total -= size
 
     def _remove(self, path: Path) -> None:
-        self._known.pop(path, None)
+        self._forget(path)
         with suppress(OSError):
             path.unlink()
+
+    def _forget(self, path: Path) -> None:
+        for known in self._known:
+            if known.path == path:
+                self._known.remove(known.ids)
+                return
 
     def _open(self, path: Path) -> PrefixFile | None:
         try:
@@ -135,7 +139,7 @@ class PrefixFolder:
             return None
 
     def _ignore(self, path: Path, reason: Exception) -> None:
-        self._known.pop(path, None)
+        self._forget(path)
         if os.path.lexists(path):  # else another process has removed it
             warn(f"the prefix in {path} is not used: {reason}")
 
@@ -151,10 +155,3 @@ class PrefixFolder:
 
 def _name(model: str, ids: np.ndarray) -> str:
     return hashlib.sha256(model.encode() + np.array(ids, np.int32).tobytes()).hexdigest()[:40]
-
-
-def shared_length(a: np.ndarray, b: np.ndarray) -> int:
-    """The length of the common beginning of two sequences of ids."""
-    n = min(len(a), len(b))
-    different = np.flatnonzero(a[:n] != b[:n])
-    return int(different[0]) if len(different) else n

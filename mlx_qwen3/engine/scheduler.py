@@ -16,11 +16,11 @@ from ..files.values import to_mlx
 from ..model.cache import KVCache
 from ..model.qwen3 import Qwen3
 from .batch import Batch
+from .beginnings import shared_length
 from .filters import BROKEN
 from .logprobs import Scores
 from .memory import Memory
 from .prefix import PrefixStore
-from .prefix_folder import shared_length
 from .rows import Row
 from .runner import Prefill, prefill_chunk
 from .sampling import Sampler
@@ -199,7 +199,7 @@ class Scheduler:
         if self.prefixes and kept and not runs:
             return self.prefixes.take(ids, self._room(new))
         self._make_room(new)
-        return batch.copy_of(row, length) if runs and row and batch else None
+        return batch.copy_of(row, length, len(prompt) - length) if runs and row and batch else None
 
     def _run(self, prompt: Prefill) -> None:
         tokens, start = min(self._chunk(), prompt.left), time.perf_counter()

@@ -13,6 +13,9 @@ from .kv_format import FORMATS, PLAIN, KVFormat
 # Tokens by which a buffer grows; a write inside the buffer is in place, and a step is traced anew for each new size. It
 # attends to the whole buffer. On a CPU the empty slots of several rows take longer to read than a trace.
 STEP, STEP_OF_ROWS = 256, 64
+# Bytes of new buffers that are made before the old ones are freed. Each wait for the device costs a fraction of a
+# millisecond, as much as a small layer takes.
+AT_ONCE = 4 << 20
 
 # Called with the name of a step of the forward pass and its arrays. It must not change them.
 Listener = Callable[..., None]
@@ -197,7 +200,7 @@ class KVCache:
     def admit(self, slot: int, row: "KVCache") -> None:
         """Copy a cache of one row without padding to a free slot, so that its end is the end of the other rows.
 
-        Only one layer at a time is in memory twice, and only if the new row is the longest.
+        Only some layers at a time are in memory twice, and only if the new row is the longest.
         """
         if row.end > self.end:
             self._copy(list(range(self.batch)), self.batch, 0, row.end - self.end)
@@ -206,31 +209,30 @@ class KVCache:
             # An earlier row may have left NaN in the padding. A mask does not help: 0 times NaN is NaN.
             self.buffers[layer][:, slot : slot + 1, :, :first] = 0
             self.buffers[layer][:, slot : slot + 1, :, first : self.end] = source[:, :, :, : row.end]
-            mx.eval(self.buffers[layer])
+        mx.eval(self.buffers)  # written in place
         self._set_starts([first if row_ == slot else start for row_, start in enumerate(self.starts)])
 
     def retire(self, slot: int) -> None:
         """Empty a slot. In later steps its row sees only tokens from then on."""
         self._set_starts([self.end if row == slot else start for row, start in enumerate(self.starts)])
 
-    def extract(self, slot: int, length: int | None = None) -> "KVCache":
-        """A copy of one row without padding: of all its tokens, or of the first `length`."""
+    def extract(self, slot: int, length: int | None = None, room: int = 0) -> "KVCache":
+        """A copy of one row without padding: of all its tokens, or of the first `length`. It has `room` for more."""
         row, start = KVCache(kv_format=self.kv_format), self.starts[slot]
         row.end = self.end - start if length is None else length
         for buffer in self.buffers:
-            row.buffers.append(mx.contiguous(buffer[:, slot : slot + 1, :, start : start + row.end]))
-            mx.eval(row.buffers[-1])
+            part = buffer[:, slot : slot + 1, :, start : start + row.end]
+            row.buffers.append(_with_capacity(part, row.end + room) if room else mx.contiguous(part))
+        mx.eval(row.buffers)
         return row
 
-    def copy(self, length: int) -> "KVCache":
+    def copy(self, length: int, room: int = 0) -> "KVCache":
         """A copy of this cache, which has one row, with the first `length` tokens. This cache does not change."""
-        return self.extract(0, length)
+        return self.extract(0, length, room)
 
     def fit(self) -> None:
         """Drop the unused slots of the only row."""
-        for index in range(len(self.buffers)):
-            self.buffers[index] = mx.contiguous(self.buffers[index][:, :, :, : self.end])
-            mx.eval(self.buffers[index])  # one layer at a time, or all would be in memory twice
+        self._replace(lambda buffer: mx.contiguous(buffer[:, :, :, : self.end]))
 
     def stored(self) -> dict[str, mx.array]:
         """The keys and values of the only row by name, without unused slots; `restored` makes a cache from them.
@@ -268,16 +270,29 @@ class KVCache:
     def _copy(self, rows: Sequence[int], size: int, first: int, lead: int) -> None:
         """Move the slots from `first` on of these rows to new buffers of `size` rows, after `lead` empty slots."""
         end = lead + self.end - first
-        for layer, buffer in enumerate(self.buffers):
+        same = list(rows) == list(range(self.batch))
+
+        def moved(buffer: mx.array) -> mx.array:
             _, _, K, _, D = buffer.shape
-            moved = mx.zeros((2, size, K, rounded(end + 1, size), D), buffer.dtype)
-            kept = buffer if list(rows) == list(range(self.batch)) else buffer[:, mx.array(list(rows))]
-            moved[:, : len(rows), :, lead:end] = kept[:, :, :, first : self.end]
-            mx.eval(moved)  # one layer at a time, or all would be in memory twice
-            self.buffers[layer] = moved
+            made = mx.zeros((2, size, K, rounded(end + 1, size), D), buffer.dtype)
+            kept = buffer if same else buffer[:, mx.array(list(rows))]
+            made[:, : len(rows), :, lead:end] = kept[:, :, :, first : self.end]
+            return made
+
+        self._replace(moved)
         starts = [min(max(self.starts[row] - first, 0) + lead, end) for row in rows]
         self.end = end
         self._set_starts([*starts, *[end] * (size - len(rows))])
+
+    def _replace(self, make: Callable[[mx.array], mx.array]) -> None:
+        """Make new buffers from the old ones, some at a time, or all would be in memory twice."""
+        waiting = 0
+        for index in range(len(self.buffers)):
+            self.buffers[index] = make(self.buffers[index])
+            waiting += self.buffers[index].nbytes
+            if waiting >= AT_ONCE or index == len(self.buffers) - 1:
+                mx.eval(self.buffers)
+                waiting = 0
 
     def _set_starts(self, starts: list[int]) -> None:
         self.starts, self.start = starts, mx.array(starts)

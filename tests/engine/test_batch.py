@@ -94,7 +94,7 @@ def test_a_copy_of_a_beginning_leaves_the_row_as_it_is(model):
     batch = Batch(model, row, cache, SIZE)
     batch.join(*prefilled(model, 5, 2))
     batch.step()
-    copy = batch.copy_of(row, 9)
+    copy = batch.copy_of(row, 9, 3)
     assert copy.end == 9
     logits = as_numpy(model(mx.array([row.prompt[9:]]), copy))[0, -1]
     assert np.abs(logits - as_numpy(model(mx.array([row.prompt])))[0, -1]).max() < 2e-5

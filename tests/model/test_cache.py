@@ -167,3 +167,32 @@ def test_the_buffers_of_several_rows_on_a_cpu_grow_in_small_steps(rows, gpu, ste
     """A step attends to every slot, so empty ones cost time."""
     monkeypatch.setattr(kernels, "on_gpu", lambda: gpu)
     assert [rounded(tokens, rows) for tokens in (1, step, step + 1)] == [step, step, 2 * step]
+
+
+@pytest.mark.parametrize(("at_once", "evaluations"), [(1, 2), (1 << 30, 1)], ids=["layer by layer", "together"])
+def test_small_buffers_are_moved_together(model, ids, at_once, evaluations, monkeypatch):
+    cache = model.make_cache()
+    feed(model, ids[:1], [37], cache)
+    assert len(cache.buffers) == 2
+    expected = [as_numpy(buffer[:, :, :, :37]) for buffer in cache.buffers]
+    evaluated = []
+    monkeypatch.setattr("mlx_qwen3.model.cache.AT_ONCE", at_once)
+    monkeypatch.setattr(mx, "eval", lambda *arrays, do=mx.eval: (evaluated.append(arrays), do(*arrays)))
+    cache.resize(2, [0])
+    assert len(evaluated) == evaluations
+    assert [buffer.shape[1] for buffer in cache.buffers] == [2, 2]
+    assert all(
+        np.array_equal(as_numpy(buffer[:, :1, :, :37]), old)
+        for buffer, old in zip(cache.buffers, expected, strict=True)
+    )
+
+
+def test_a_copy_has_room(model, ids):
+    cache = model.make_cache()
+    feed(model, ids[:1], [37], cache)
+    copy = cache.copy(20, STEP)
+    assert copy.end == 20
+    assert copy.capacity == 2 * STEP
+    assert cache.copy(20).capacity == 20
+    whole = as_numpy(model(mx.array(ids[:1])))
+    assert np.abs(feed(model, ids[:1, 20:], [17], copy) - whole[:, 20:]).max() < TOLERANCE
