@@ -18,7 +18,7 @@ Command = Callable[[str], list[str]]
 SAME = ["--prompt", PROMPT, "--max-tokens", str(TOKENS), "--temp", "0", "--model"]
 # kind -> (arguments of the interpreter, a pattern that finds the number of tokens in its output)
 COMMANDS: dict[str, tuple[list[str], str]] = {
-    OURS: (["-m", "mlx_qwen3", "generate", "--raw", *SAME], r"\| (\d+) generated"),
+    OURS: (["-m", "mlx_qwen3", "generate", "--raw", *SAME], r"(?m)^(\d+) tokens, "),
     "mlx-lm": (["-m", "mlx_lm", "generate", "--ignore-chat-template", *SAME], r"Generation: (\d+) tokens"),
 }
 

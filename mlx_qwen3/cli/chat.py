@@ -8,6 +8,7 @@ import click
 
 from .. import interrupt
 from ..errors import Qwen3Error
+from ..table import DIM, Line
 from .chat_commands import COMMANDS, SETTING_NAMES, Quit, obey
 from .models import Opened
 from .options import (
@@ -25,7 +26,6 @@ from .options import (
     with_options,
 )
 from .reader import Editor, PlainReader, make_reader
-from .styles import styled
 from .terminal import Printer, one_line, say, warnings_afterwards
 
 if TYPE_CHECKING:
@@ -121,6 +121,7 @@ class Chat:
                 for chunk in reply:
                     collector.add(chunk)
                     printer.step(chunk.text, folded.step(chunk.thinking, chunk.text))
+                    printer.end(chunk.finish_reason)
         finally:
             self._reply = None
         result = collector.result()
@@ -139,7 +140,7 @@ class Chat:
             say("the reply was interrupted; /undo drops it, /retry asks again")
         if sys.stdin.isatty() and sys.stderr.isatty():
             line = f"[{used:,} of {context:,} tokens, {used / context:.0%} | {result.decode_tps:.1f} tok/s]"
-            click.echo(f"\x1b[2m{line}\x1b[0m" if styled(sys.stderr) else line, err=True)
+            say(Line(line, DIM))
 
     def _read(self) -> str:
         self._reading = True

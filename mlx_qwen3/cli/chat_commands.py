@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from ..files.reading import short
-from .terminal import say, statistics
+from .terminal import all_statistics, say
 
 if TYPE_CHECKING:
     from .chat import Chat
@@ -127,7 +127,7 @@ def _stats(chat: "Chat", _: str) -> None:
     session = chat.session
     say(f"{_turns(chat)}, {session.used:,} of {session.context:,} tokens ({session.used / session.context:.0%})")
     if chat.last:
-        say(f"last reply: {statistics(chat.last)}")
+        say(f"last reply: {all_statistics(chat.last)}")
 
 
 def _turns(chat: "Chat") -> str:

@@ -1,5 +1,6 @@
 """`mlx-qwen3 generate`"""
 
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -9,6 +10,7 @@ import click
 
 from .. import interrupt
 from ..errors import UsageError
+from ..table import DIM, Line
 from .models import Opened
 from .options import (
     DRAFTS,
@@ -26,7 +28,7 @@ from .options import (
     with_options,
 )
 from .prompts import check_choice, run_prompts
-from .terminal import Printer, read_stdin, say, show_json, statistics, warnings_afterwards
+from .terminal import Printer, all_statistics, read_stdin, say, show_json, statistics, warnings_afterwards
 
 if TYPE_CHECKING:
     from ..engine.reply import Result
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     help="Keep keys and values of this prompt and its reply in one file, for the next prompt.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of streamed text.")
+@click.option("--verbose", is_flag=True, help="More statistics: prefill, cache, drafts, memory, dtype.")
 def command(
     prompt: str | None,
     prompts: str | None,
@@ -67,6 +70,7 @@ def command(
     raw: bool,
     prompt_cache: str | None,
     as_json: bool,
+    verbose: bool,
     **options: Any,
 ) -> int | None:
     """Reply to a prompt; the text streams to stdout."""
@@ -81,8 +85,10 @@ def command(
     if of_reply.grammar:
         check_guesses(of_model.draft, of_model.lookup)
     drafts = {"--draft": of_model.draft, "--lookup": of_model.lookup}
-    flags = {"--raw": raw or None, "--json": as_json or None, "--prompt-cache": prompt_cache}
-    check_choice(prompt, prompts, rows, {"--prefill": prefill, **drafts, **flags})
+    flags = {"--raw": raw or None, "--json": as_json or None, "--verbose": verbose or None}
+    check_choice(prompt, prompts, rows, {"--prefill": prefill, **drafts, **flags, "--prompt-cache": prompt_cache})
+    if as_json and verbose:
+        raise UsageError("--json has all statistics already; drop --verbose")
     if prompts is not None:
         return run_prompts(prompts, rows, of_model, of_reply, sampling, system)
     text = read_stdin() if prompt == "-" else prompt
@@ -97,8 +103,29 @@ def command(
             content = {name: value for name, value in asdict(result).items() if name != "logprobs"}
             show_json({**content, "model": opened.source})
         else:
-            say(statistics(result))
+            _tell(result, opened, verbose)
     return None
+
+
+def _tell(result: "Result", opened: Opened, verbose: bool) -> None:
+    """How the reply ended if it was cut, and its statistics, below the reply and apart from it."""
+    apart = [""] if sys.stdout.isatty() and sys.stderr.isatty() else []
+    told = all_statistics(result) if verbose else statistics(result)
+    say(*apart, *_cut(result, opened.config.context_length), Line(told, DIM))
+
+
+def _cut(result: "Result", context: int) -> list[str]:
+    """Why the reply is not complete."""
+    if result.finish_reason == "interrupted":
+        return ["note: the reply was interrupted"]
+    if result.finish_reason != "length":
+        return []
+    full = result.prompt_tokens + result.generation_tokens >= context
+    where = "at the end of the context" if full else f"at its limit of {result.generation_tokens} tokens"
+    if result.thinking and not result.text:
+        remedy = "" if full else "raise --max-tokens, or "
+        return [f"note: the reply was cut {where}, inside its thinking; {remedy}give --think-budget or --no-think"]
+    return [f"note: the reply was cut {where}{'' if full else '; raise --max-tokens'}"]
 
 
 def _check_raw(options: "ReplyOptions", system: str | None) -> None:
@@ -157,6 +184,7 @@ def _reply(
             collector.add(step)
             if printer:
                 printer.step(step.text, step.thinking)
+                printer.end(step.finish_reason)
             if interrupted() and not step.finish_reason:
                 collector.interrupt()
                 break

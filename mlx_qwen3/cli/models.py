@@ -34,17 +34,16 @@ class Opened:
 
     def load(self) -> "tuple[Qwen3, Qwen3 | None]":
         """The model and the draft model. If the weights do not fit, raises MemoryBudgetError before it reads them."""
-        from .. import blas
         from ..engine.memory import budget_bytes, check_checkpoint, set_limits
         from ..model import load as loading
 
-        if advice := blas.advice():
-            say(f"note: {advice}")
         dtype, budget = self.options.dtype, budget_bytes(self.options.memory)
         check_checkpoint(self.checkpoint, dtype, budget, self._draft)
         set_limits(budget)
         model = loading.load_model(self.checkpoint, dtype)
-        return model, loading.load_model(self._draft, dtype) if self._draft else None
+        draft = loading.load_model(self._draft, dtype) if self._draft else None
+        _advise(model, draft)
+        return model, draft
 
     def engine(self, **limits: Any) -> "Engine":
         """Load the model into an engine. `limits` are further options of Engine."""
@@ -57,3 +56,16 @@ class Opened:
         options = self.options
         names = ("memory", "cache_dir", "kv_bits", "lookup")
         return {name: getattr(options, name) for name in names}
+
+
+def _advise(model: "Qwen3", draft: "Qwen3 | None") -> None:
+    """Notes on what makes this model slow here."""
+    import mlx.core as mx
+
+    from .. import blas
+    from ..engine.speculative import why_no_drafts
+
+    if advice := blas.advice(model.nbytes if model.norm.weight.dtype == mx.float32 else 0):
+        say(f"note: {advice}")
+    if draft is not None and (reason := why_no_drafts(model, draft)):
+        say(f"note: --draft makes no guesses: {reason}")

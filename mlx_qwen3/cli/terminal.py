@@ -4,7 +4,9 @@ import io
 import json
 import os
 import re
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,6 +98,7 @@ class Printer:
         self._open, self._close = ("\x1b[2m", "\x1b[0m\n") if self._styled else ("<think>\n", "</think>\n\n")
         self._thinking = False
         self._last = "\n"
+        self._suspended: Any = None  # what Ctrl-Z did before
 
     def __enter__(self) -> "Printer":
         interrupt.register(self._reset)
@@ -103,15 +106,22 @@ class Printer:
 
     def __exit__(self, *_: object) -> None:
         interrupt.unregister(self._reset)
-        self._close_thinking()
+        if self._styled:
+            self._close_thinking()
         if not self._last.endswith("\n"):
             self._write("\n")
+
+    def end(self, finish_reason: str | None) -> None:
+        """The reply is over. Thinking that was cut has no closing tag in a pipe, since it is not complete."""
+        if finish_reason == "stop":
+            self._close_thinking()
 
     def step(self, text: str, thinking: str) -> None:
         write = partial(self._write, untrusted=True)
         if thinking:
             if not self._thinking:
                 self._thinking = True
+                self._watch_suspension()
                 self._write(self._open)
             write(thinking)
         if text:
@@ -122,6 +132,8 @@ class Printer:
         if self._thinking:
             self._write(self._close if self._last.endswith("\n") else "\n" + self._close)
             self._thinking = False
+            if self._suspended is not None:
+                signal.signal(signal.SIGTSTP, self._suspended)
 
     def _write(self, text: str, untrusted: bool = False) -> None:
         sys.stdout.write(escape(text) if untrusted and self._terminal else text)
@@ -132,8 +144,23 @@ class Printer:
         if self._styled and self._thinking:
             os.write(sys.stdout.fileno(), b"\x1b[0m\n")
 
+    def _watch_suspension(self) -> None:
+        """Ctrl-Z in dimmed text must not leave the shell's prompt dimmed."""
+        if self._styled and threading.current_thread() is threading.main_thread():
+            self._suspended = signal.signal(signal.SIGTSTP, self._suspend)
+
+    def _suspend(self, *_: object) -> None:
+        self._reset()
+        os.kill(os.getpid(), signal.SIGSTOP)  # not SIGTSTP, which a process without a shell ignores
+        os.write(sys.stdout.fileno(), self._open.encode())  # `fg` goes on here
+
 
 def statistics(result: Any) -> str:
+    """What most people want to know, in a few words."""
+    return f"{result.generation_tokens} tokens, {result.decode_tps:.1f} tok/s, first after {result.ttft_s:.2f} s"
+
+
+def all_statistics(result: Any) -> str:
     drafts = f" | drafts {result.accepted_tokens} of {result.drafted_tokens} right" if result.drafted_tokens else ""
     cached = f", {result.cached_tokens} of them cached" if result.cached_tokens else ""
     return (

@@ -214,6 +214,16 @@ def make_drafter(
     return Lookup(prompts[0], Pace(costs))
 
 
+def why_no_drafts(model: Qwen3, draft: Qwen3) -> str | None:
+    """Why no guess of the model `draft` saves time; None if some do."""
+    costs, share = pass_costs(model), draft.nbytes / model.nbytes
+    if Pace(costs, share).length():
+        return None
+    if costs == ROW_BY_ROW:
+        return "here a pass over several tokens takes as long as several passes, so they would save no time"
+    return f"a guess would cost {share:.0%} of the model's own token, too much to save time; give a smaller draft model"
+
+
 def check_vocabulary(draft: Qwen3Config, vocabulary: int) -> None:
     """Raises UsageError for a draft model without an embedding for each of the tokenizer's ids.
 

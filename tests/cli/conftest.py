@@ -9,7 +9,7 @@ from mlx_qwen3 import blas
 @pytest.fixture(autouse=True)
 def no_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     """No command in this process prints the advice to install a BLAS, which appears on some machines only."""
-    monkeypatch.setattr(blas, "advice", lambda: None)
+    monkeypatch.setattr(blas, "advice", lambda _=None: None)
 
 
 @pytest.fixture(scope="session")

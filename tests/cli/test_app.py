@@ -101,7 +101,7 @@ def test_a_warning_is_one_line_on_stderr(tmp_path):
     result = run(*GENERATE, "--prompt", "x", "--model", folder, "--max-tokens", "2")
     assert result.returncode == 0
     lines = result.stderr.decode().splitlines()
-    assert len(lines) == 2, "and the statistics"
+    assert len(lines) == 3, "and how the reply ended, and the statistics"
     assert lines[0].startswith("warning: dry_multiplier in generation_config.json is a setting that neither")
 
 

@@ -1,6 +1,7 @@
 """`generate`: what it prints, its options, drafts, chat templates, Ctrl-C."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import pytest
 from checkpoints import TEMPLATE, VOCABULARY, write_checkpoint, write_tokenizer
 from commands import GENERATE, ROOT, here, run
+from terminals import Terminal
 
 from mlx_qwen3.text.tokenizer import Tokenizer
 
@@ -19,8 +21,18 @@ def test_text_goes_to_stdout_and_the_rest_to_stderr(chat):
     result = run(*GENERATE, "--prompt", "hi", "--model", chat, "--max-tokens", "8", "--seed", "1")
     assert result.returncode == 0
     assert result.stdout.endswith(b"\n")
-    assert b"8 generated" in result.stderr
-    assert result.stderr.count(b"\n") == 1
+    note, statistics = result.stderr.decode().splitlines()
+    assert note.startswith("note: the reply was cut at its limit of 8 tokens")
+    assert re.fullmatch(r"8 tokens, [\d.]+ tok/s, first after \d\.\d\d s", statistics)
+
+
+def test_verbose_adds_the_rest(chat):
+    result = here("generate", "--prompt", "hi", "--model", chat, "--max-tokens", "8", "--seed", "1", "--verbose")
+    line = result.stderr.decode().splitlines()[-1]
+    assert re.match(r"\d+ prompt tokens, [\d.]+ tok/s \| 8 generated, ", line)
+    assert line.endswith("| float32 | length")
+    refused = here("generate", "--prompt", "hi", "--model", chat, "--verbose", "--json")
+    assert refused.stderr == b"error: --json has all statistics already; drop --verbose\n"
 
 
 def test_json_is_one_object(chat):
@@ -47,7 +59,9 @@ def test_options_reach_the_sampler(chat):
 
 def test_drafts_change_no_text_and_are_counted(chat):
     command = ["generate", "--prompt", "abcabcabc", "--model", chat, "--max-tokens", "30", "--temp", "0"]
-    plain, lookup, draft = (here(*command, *options) for options in (["--no-lookup"], ["--lookup"], ["--draft", chat]))
+    plain, lookup, draft = (
+        here(*command, "--verbose", *options) for options in (["--no-lookup"], ["--lookup"], ["--draft", chat])
+    )
     assert plain.stdout == lookup.stdout == draft.stdout != b""
     assert re.search(rb"drafts [1-9]\d* of \d+ right", lookup.stderr)
     assert b"drafts" not in plain.stderr
@@ -225,7 +239,7 @@ def test_a_second_prompt_computes_only_what_is_new(chat, tmp_path, option):
     assert plain["tokens"] == first["tokens"] == second["tokens"]
     cached = plain["prompt_tokens"] - 1
     assert [reply["cached_tokens"] for reply in (plain, first, second)] == [0, 0, cached]
-    result = here(*command[:-1], option, tmp_path / "kept")
+    result = here(*command[:-1], "--verbose", option, tmp_path / "kept")
     assert f"prompt tokens, {cached} of them cached".encode() in result.stderr
     assert result.stdout == here(*command[:-1]).stdout
 
@@ -234,7 +248,7 @@ def test_a_second_prompt_computes_only_what_is_new(chat, tmp_path, option):
 def test_a_prompt_cache_of_another_model_is_replaced(chat, tmp_path):
     command = ["generate", "--prompt", "hi", "--model", chat, "--max-tokens", "2", "--prompt-cache", tmp_path / "kept"]
     for dtype, notes, cached in (("fp32", 0, b""), ("bf16", 1, b""), ("bf16", 0, b"of them cached")):
-        result = here(*command, "--dtype", dtype)
+        result = here(*command, "--verbose", "--dtype", dtype)
         assert result.returncode == 0
         assert result.stderr.count(b"is not used: it is of another model") == notes
         assert cached in result.stderr
@@ -303,3 +317,70 @@ def test_a_grammar_that_cannot_be_is_an_error_of_one_line(tmp_path, options, mes
     assert result.returncode == 2
     assert re.search(message, result.stderr)
     assert result.stderr.count(b"\n") == 1
+
+
+# --- how a reply ended
+
+
+def cut(*options):
+    """stdout and stderr of the demo, which thinks first."""
+    result = here("generate", "--prompt", "What is 17 + 25?", "--model", "demo", "--temp", "0", *options)
+    return result.stdout.decode(), result.stderr.decode().splitlines()
+
+
+def test_a_reply_that_was_cut_in_its_thinking_does_not_look_finished():
+    stdout, (note, _) = cut("--max-tokens", "5")
+    assert stdout.startswith("<think>\n")
+    assert "</think>" not in stdout
+    assert note == (
+        "note: the reply was cut at its limit of 5 tokens, inside its thinking; "
+        "raise --max-tokens, or give --think-budget or --no-think"
+    )
+
+
+def test_a_reply_that_was_cut_later_says_so():
+    stdout, (note, _) = cut("--max-tokens", "4", "--no-think")
+    assert "<think>" not in stdout
+    assert note == "note: the reply was cut at its limit of 4 tokens; raise --max-tokens"
+
+
+def test_a_whole_reply_has_both_tags_and_no_note():
+    stdout, (statistics,) = cut()
+    assert stdout.startswith("<think>\n")
+    assert "\n</think>\n\n17 + 25 = 42." in stdout
+    assert "tok/s" in statistics
+
+
+def test_a_draft_that_saves_no_time_says_why(chat):
+    result = here("generate", "--prompt", "hi", "--model", chat, "--max-tokens", "2", "--draft", chat)
+    assert b"note: --draft makes no guesses: a guess would cost 100% of the model's own token" in result.stderr
+
+
+def test_the_notes_fit_a_terminal():
+    with Terminal("generate", "--prompt", "hi", "--model", "demo", "--temp", "0", COLUMNS="80") as terminal:
+        assert terminal.end() == 0
+    _, empty, statistics, end = terminal.shown.split("\r\n")[-4:]
+    assert (empty, end) == ("", "")
+    assert re.fullmatch(r"\x1b\[2m\d+ tokens, [\d.]+ tok/s, first after \d\.\d\d s\x1b\[0m", statistics)
+    assert len(statistics) < 80
+
+
+def test_ctrl_z_leaves_the_terminal_clean():
+    """Stopped in dimmed text, the shell's prompt must not be dimmed; after `fg` the text is dimmed again."""
+    words = ["generate", "--prompt", "What is 17 + 25?", "--model", "demo", "--temp", "0"]
+    with Terminal(*words) as terminal:
+        terminal.expect("17 + ")
+        terminal.type("\x1a")
+        _, status = os.waitpid(terminal.process.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
+        terminal.expect("^Z")
+        terminal.expect("\n")
+        shown = terminal.shown
+        os.kill(terminal.process.pid, signal.SIGCONT)
+        assert terminal.end() == 0
+    assert styles(shown)[-1] == "\x1b[0m"
+    assert styles(terminal.shown[len(shown) :])[0] == "\x1b[2m"
+
+
+def styles(shown):
+    return re.findall(r"\x1b\[[02]m", shown)
