@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
-from textwrap import wrap
+from textwrap import TextWrapper, wrap
 from typing import NamedTuple
 
 EMPHASIS, DIM, GOOD, WARNING, BAD = STYLES = ("emphasis", "dim", "good", "warning", "bad")
@@ -39,6 +39,17 @@ def in_one_notation(values: Sequence[float | None], digits: int = 3) -> list[str
     power = math.floor(math.log10(median(sizes))) if sizes else digits - 1
     decimals = min(max(digits - 1 - power, 0), MOST_DECIMALS)
     return [_number(value, decimals) for value in values]
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """Sorted numbers as ranges: 0-6,8-27."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
 def _number(value: float | None, decimals: int) -> str:
@@ -127,17 +138,23 @@ class Table:
             if excess() > 0:
                 shown.remove(self.columns.index(name))
         texts = [index for index in shown if self.align[index] == "l"]
-        for index in sorted(texts, key=lambda index: -widths[index]):
-            widths[index] = max(widths[index] - max(excess(), 0), min(widths[index], NARROWEST))
+        while excess() > 0 and (foldable := [index for index in texts if widths[index] > NARROWEST]):
+            widths[max(foldable, key=widths.__getitem__)] -= 1
         while excess() > 0 and len(shown) > 1:
             shown.pop()
         return shown, [min(widths[index], max(room, 1)) for index in shown]
 
 
+class _Folder(TextWrapper):
+    """Breaks lines at spaces, and names also after a point or a slash."""
+
+    wordsep_simple_re = re.compile(r"([ ]+|(?<=[./])(?=[A-Za-z]))")
+
+
 def _folded(cells: Cells, widths: Sequence[int], sides: Sequence[str]) -> Iterator[str]:
     """The lines of one row: a cell of text that is wider than its column goes on below."""
     parts = [
-        (wrap(cell, width, break_on_hyphens=False) or [""]) if len(cell) > width else [cell]
+        (_Folder(width, break_on_hyphens=False).wrap(cell) or [""]) if len(cell) > width else [cell]
         for cell, width in zip(cells, widths, strict=True)
     ]
     for number in range(max(map(len, parts))):

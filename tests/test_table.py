@@ -54,9 +54,9 @@ def test_a_narrow_table_drops_columns_and_says_so():
 def test_a_narrower_table_folds_its_texts():
     lines = [line.text for line in WIDE.lines(44)]
     assert lines[2:5] == [
-        "  layers.0.self_attn.q_  12.25  unusual: std",
-        "  proj                          12.25 above",
-        "                                2",
+        "  layers.0.         12.25  unusual: std",
+        "  self_attn.q_proj         12.25 above 2",
+        "  norm               3.5   normal",
     ]
 
 

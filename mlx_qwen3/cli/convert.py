@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from .progress import Bar
-from .terminal import say, show_json
+from .terminal import show, show_json
 
 
 @click.command("convert", short_help="Write a checkpoint in another form.")
@@ -20,7 +20,10 @@ from .terminal import say, show_json
 )
 @click.option("--bits", type=float, metavar="X", help="The budget of mixed, in bits per weight.  [default: 5]")
 @click.option(
-    "--text", type=click.Path(), metavar="FILE", help="Measure the perplexity on this text. Default: a built-in one."
+    "--text",
+    type=click.Path(),
+    metavar="FILE",
+    help="Compare SOURCE and OUT on the first 4,096 tokens of this text. Default: a short built-in text.",
 )
 @click.option(
     "--max-kl",
@@ -32,6 +35,7 @@ from .terminal import say, show_json
 @click.option("--shard-size", default="5GB", show_default=True, metavar="SIZE", help="The largest size of a file.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT once the new one is complete.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done, and the sizes before and after; write nothing.")
+@click.option("--full", is_flag=True, help="Show every kind of tensor with its error, the checksums and all figures.")
 @click.option("--progress/--no-progress", default=None, help="Default: a bar on a terminal.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def command(
@@ -42,6 +46,7 @@ def command(
     no_divergence: bool,
     overwrite: bool,
     dry_run: bool,
+    full: bool,
     progress: bool | None,
     as_json: bool,
     shard_size: str,
@@ -54,7 +59,7 @@ def command(
 
     If killed, rerun the command to resume.
     """
-    from ..conversion import certificate
+    from ..conversion import summary
     from ..conversion.convert import convert, dry_plan
     from ..files.sizes import parse_size
 
@@ -76,4 +81,7 @@ def command(
     if as_json:
         show_json(planned.summary() if dry_run else made.summary())
     else:
-        say(planned.table() if dry_run else certificate.table(made))
+        plan_parts, parts = (
+            (summary.planned_in_full, summary.certified_in_full) if full else (summary.planned, summary.certified)
+        )
+        show(*(plan_parts(planned) if dry_run else parts(made)))

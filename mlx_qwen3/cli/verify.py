@@ -3,7 +3,7 @@
 import click
 
 from .progress import Bar
-from .terminal import say, show_json
+from .terminal import show, show_json
 
 
 @click.command("verify", short_help="Check a converted folder.")
@@ -21,4 +21,4 @@ def command(folder: str, source: str | None, transformers: bool, progress: bool 
     if as_json:
         show_json(verification.summary())
     else:
-        say(report(verification))
+        show(*report(verification))

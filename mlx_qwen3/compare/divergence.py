@@ -23,6 +23,9 @@ from .streamed import Streamed
 
 FIXED_IDS = 64
 WINDOW = 512  # tokens of a text in one sequence
+TEXT_TOKENS = 4096  # of a text are compared, so that a file of any size takes a bounded time
+LONGEST_TOKEN = 32  # characters of the text to read for each
+BUILT_IN = "built-in"  # the name of TEXT in a Divergence
 HEAD_VALUES = 1 << 21  # number of logits of one model that are in memory at a time
 TEXT = """\
 The lighthouse keeper wrote one line each evening, whether or not a ship had passed. "Wind from the west, glass falling,
@@ -80,11 +83,11 @@ def sequences_for(checkpoint: Checkpoint, text: Path | None) -> tuple[list[list[
         raise UsageError(f"--text {text} has {len(ids)} tokens; a perplexity needs 2")
     window = min(WINDOW, config.context_length)
     windows = [ids[first : first + window] for first in range(0, len(ids), window)]
-    return [fixed_ids(config), *windows], "built-in" if text is None else str(text)
+    return [fixed_ids(config), *windows], BUILT_IN if text is None else str(text)
 
 
 def _encode(checkpoint: Checkpoint, text: str) -> list[int]:
-    ids, size = Tokenizer(checkpoint).encode(text), checkpoint.config.vocab_size
+    ids, size = Tokenizer(checkpoint).encode(text)[:TEXT_TOKENS], checkpoint.config.vocab_size
     if beyond := [token for token in ids if token >= size]:
         raise CheckpointError(
             f"{checkpoint.folder / 'tokenizer.json'} gives the id {beyond[0]}, but vocab_size is {size}; "
@@ -187,7 +190,8 @@ class _Sums:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            return file.read(TEXT_TOKENS * LONGEST_TOKEN)
     except UnicodeDecodeError as error:
         raise UsageError(f"--text {path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
     except OSError as error:

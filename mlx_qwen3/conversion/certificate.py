@@ -1,4 +1,4 @@
-"""The record of a conversion: digests, every tensor, the divergence; as `certificate.json` and as a table."""
+"""The record of a conversion: digests, every tensor, the divergence; as `certificate.json`."""
 
 import hashlib
 import json
@@ -12,7 +12,6 @@ from ..errors import CheckpointError, VerificationError
 from ..files.members import MEMBERS, is_member
 from ..files.reading import exists, read_json, short
 from ..report import replace_file
-from ..table import Table
 from .records import decode
 from .shards import FileRecord, TensorRecord
 
@@ -104,77 +103,11 @@ def _check_names(certificate: Certificate) -> None:
             raise ValueError(f"{short(record.name)} is in the file {short(repr(record.file))}, which it does not list")
 
 
-def table(certificate: Certificate) -> str:
-    """The certificate for a terminal: one line for every tensor, then the files, then the divergence."""
-    columns = ("tensor", "from", "shape", "dtype", "made", "max error", "relative", "worst row")
-    rows = [
-        (record.name, _sources(record), str(list(record.shape)), record.dtype, _made(record), *_errors(record))
-        for record in certificate.tensors
-    ]
-    lines = [Table("", columns, rows, "lllllrrl").text()]
-    lines += [f"left out: {name} ({why})" for name, why in certificate.dropped.items()]
-    for title, files in (("source", certificate.source_files), ("result", certificate.files)):
-        lines += [f"{title}  sha256 {file.sha256}  {file.bytes:>14,} bytes  {name}" for name, file in files.items()]
-    lines += divergence_lines(certificate.divergence)
-    size = f"{certificate.bytes / 1e9:.3f} GB in {len(certificate.tensors)} tensors"
-    what = f"{certificate.layout}, {certificate.dtype}, {certificate.bits_per_weight:.3f} bits per weight"
-    return "\n".join([*lines, f"{certificate.source} -> {certificate.out}: {what}, {size}"])
-
-
-def divergence_lines(divergence: Divergence | None) -> list[str]:
-    if divergence is None:
-        return ["divergence: not measured"]
-    figures = divergence_figures(divergence)
-    tokens = figures.pop("tokens")
-    text = (
-        f"fixed ids and the {divergence.text} text"
-        if divergence.text
-        else "fixed ids; no tokenizer.json that fits, so no text"
-    )
-    title = f"divergence from the source in float32, {tokens} tokens: {text}"
-    rows = [(_LABELS[key], _number(value)) for key, value in figures.items() if key in _LABELS]
-    return [Table(title, ("figure", "value"), rows, "ll").text()]
-
-
-_LABELS = {
-    "logits_max": "largest difference of a logit",
-    "logits_relative": "relative norm of the differences",
-    "kl_mean": "KL divergence, mean (nats)",
-    "kl_p99": "KL divergence, 99th percentile",
-    "top1_agreement": "same first choice",
-    "source_perplexity": "perplexity of the source",
-    "perplexity": "perplexity of the result",
-    "perplexity_ratio": "ratio of the perplexities",
-}
-
-
 def divergence_figures(divergence: Divergence) -> dict[str, Any]:
     content = asdict(divergence) | {"perplexity_ratio": divergence.perplexity_ratio}
     tokens = sum(len(ids) for ids in content.pop("sequences"))
     del content["top1"]
     return {"tokens": tokens, **content}
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.6g}"
-
-
-def _sources(record: TensorRecord) -> str:
-    """q_proj | k_proj | v_proj of a layer, with their common prefix written once."""
-    first, *others = record.sources
-    common = first.rsplit(".", 2)[0] + "."
-    return " | ".join([first, *(name.removeprefix(common) for name in others)])
-
-
-def _made(record: TensorRecord) -> str:
-    return f"{record.made} ({record.note})" if record.note else record.made
-
-
-def _errors(record: TensorRecord) -> tuple[str, str, str]:
-    if record.error is None:  # the bytes are the source's, or this is not a weight
-        return ("-", "-", "-") if record.name.endswith(("scales", "biases")) else ("0", "0", "-")
-    error = record.error
-    return f"{error.max:.3g}", f"{error.relative:.3g}", f"{error.worst_row}: {error.worst_row_relative:.3g}"
 
 
 def _digests(files: Mapping[str, FileRecord]) -> dict[str, str]:

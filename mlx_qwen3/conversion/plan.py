@@ -18,7 +18,6 @@ from ..files.packed import why_left_out
 from ..files.quantization import Quantization
 from ..files.surplus import is_ignored
 from ..progress import Progress, silent
-from ..table import Table
 from .quantize import DEFAULT_BITS, LEVELS, MIXED, NONE, block_columns, fits, mixed, parse
 from .shards import Shard, plan_shards
 from .transform import Recipe, float_dtype, jobs, layout_modules, modules, packing_of, refuse_packed
@@ -91,31 +90,6 @@ class Plan:
             "tensors": tensors,
             "dropped": dict(self.dropped),
         }
-
-    def table(self) -> str:
-        """The plan for a terminal."""
-        rows = [
-            (
-                t.name,
-                " | ".join(t.sources),
-                str(list(t.shape)),
-                NAMES[t.dtype],
-                f"{t.made} ({t.note})" if t.note else t.made,
-            )
-            for shard in self.shards
-            for t in shard.tensors
-        ]
-        files = [f"{shard.file}  {shard.nbytes:,} bytes" for shard in self.shards]
-        dropped = [f"left out: {name} ({why})" for name, why in self.dropped.items()]
-        return "\n".join(
-            [
-                Table("", ("tensor", "from", "shape", "dtype", "made"), rows, "lllll").text(),
-                *dropped,
-                *files,
-                f"{self.source_bytes:,} bytes before, {self.bytes:,} after, {self.bits_per_weight:.3f} bits per weight",
-                "nothing was written",
-            ]
-        )
 
 
 def make_plan(source: Checkpoint, options: Options, progress: Progress = silent) -> Plan:

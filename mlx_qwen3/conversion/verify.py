@@ -14,9 +14,11 @@ from ..files.hub import resolve
 from ..files.members import members
 from ..files.reading import exists, short
 from ..progress import BYTES, Progress, Stage, silent
-from .certificate import FILE, Certificate, divergence_figures, divergence_lines
+from ..table import GOOD, Line
+from .certificate import FILE, Certificate, divergence_figures
 from .parity import StateDifference, check_transformers, compare_with_transformers
 from .shards import FileRecord, sha256
+from .summary import Part, divergence_table
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,15 @@ class Verification:
         return {**asdict(self), "divergence": divergence}
 
 
-def report(verification: Verification) -> str:
+def report(verification: Verification) -> list[Part]:
     """What was checked, for a terminal."""
-    lines = [f"{verification.folder}: {verification.files} files with {verification.tensors} tensors are as certified"]
+    done = f"{verification.folder}: {verification.files} files with {verification.tensors} tensors are as certified"
+    parts: list[Part] = [Line(done, GOOD)]
     if verification.divergence:
-        lines += divergence_lines(verification.divergence)
+        parts += ["", divergence_table(verification.divergence)]
     for state in verification.transformers:
-        lines.append(f"{state.place}: {state.relative:.3g} from transformers (relative norm, bound {state.bound:g})")
-    return "\n".join(lines)
+        parts.append(f"{state.place}: {state.relative:.3g} from transformers (relative norm, bound {state.bound:g})")
+    return parts
 
 
 def verify(

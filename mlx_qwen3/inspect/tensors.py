@@ -16,6 +16,7 @@ from ..files.names import LEAVES
 from ..files.packed import why_left_out
 from ..files.quantization import Quantization
 from ..files.values import unpacked
+from ..table import spans
 from .rules import Rules
 from .statistics import Statistics, grouped, pooled, summarize
 
@@ -154,17 +155,6 @@ def _together(members: Sequence[TensorRow]) -> TensorRow:
         statistics=pooled([row.statistics for row in members]),
         layers=layers,
     )
-
-
-def spans(numbers: Sequence[int]) -> str:
-    """Sorted numbers as ranges: 0-6,8-27."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
 def _kind(name: str) -> str:

@@ -12,8 +12,8 @@ def test_convert_and_back(chat, tmp_path):
     native, back = tmp_path / "native", tmp_path / "back"
     result = here("convert", chat, native)
     assert result.returncode == 0
-    assert result.stdout == b""
-    assert b"native, float32" in result.stderr
+    assert result.stderr == b""
+    assert b"float32, layout native" in result.stdout
     certificate = json.loads(here("convert", native, back, "--layout", "hf", "--json").stdout)
     assert (certificate["layout"], certificate["dtype"], certificate["tensors"]) == ("hf", "float32", 24)
     before, after = (load_file(folder / "model.safetensors") for folder in (chat, back))
@@ -24,12 +24,10 @@ def test_convert_prints_the_certificate_and_verify_reads_it(chat, tmp_path):
     out = tmp_path / "out"
     result = here("convert", chat, out, "--dtype", "bf16", "--progress")
     lines = result.stderr.decode().splitlines()
-    assert any(line.startswith("layers.1.mlp.gate_up_proj.weight ") and "fused, cast" in line for line in lines)
-    assert any("KL divergence, mean" in line for line in lines)
     assert any(re.match(r"writing 100%  0\.\d+ of 0\.\d+ GB, \d+ MB/s", line) for line in lines)
     result = here("verify", out, "--source", chat)
-    assert (result.returncode, result.stdout) == (0, b"")
-    assert b"are as certified" in result.stderr
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert b"are as certified" in result.stdout
     found = json.loads(here("verify", out, "--json").stdout)
     assert (found["files"], found["tensors"], found["source"]) == (5, 18, None)
 
@@ -47,10 +45,13 @@ def test_a_gate_is_exit_code_1_and_publishes_nothing(chat, tmp_path):
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(chat, tmp_path):
     result = here("convert", chat, tmp_path / "out", "--dtype", "bf16", "--shard-size", "50KB", "--dry-run")
-    lines = result.stderr.decode().splitlines()
-    assert (result.returncode, result.stdout) == (0, b"")
-    assert re.fullmatch(r"275,264 bytes before, 137,632 after, 16\.000 bits per weight", lines[-2])
-    assert lines[-1] == "nothing was written"
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert result.stdout.decode().splitlines() == [
+        "made    bfloat16, layout native, 18 tensors",
+        "size    0.14 MB, was 0.28 MB; 16.000 bits per weight",
+        "files   4",
+        "nothing was written",
+    ]
     plan = json.loads(here("convert", chat, tmp_path / "out", "--dtype", "bf16", "--dry-run", "--json").stdout)
     assert list(tmp_path.iterdir()) == []
     made = json.loads(here("convert", chat, tmp_path / "out", "--dtype", "bf16", "--json").stdout)

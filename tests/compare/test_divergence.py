@@ -94,6 +94,13 @@ def test_the_sequences_are_fixed_ids_and_a_text(chat):
     assert sequences_for(Checkpoint(chat), None) == (sequences, text)
 
 
+def test_a_text_of_any_size_has_a_bounded_number_of_tokens(chat, tmp_path, monkeypatch):
+    monkeypatch.setattr(divergence, "TEXT_TOKENS", 700)
+    (tmp_path / "text").write_text("a b c " * 100_000)
+    sequences, _ = sequences_for(Checkpoint(chat), tmp_path / "text")
+    assert sum(map(len, sequences[1:])) == 700
+
+
 def test_a_text_of_ones_own(chat, tmp_path):
     (tmp_path / "text").write_text("To be, or not to be.", encoding="utf-8")
     certificate = convert(chat, tmp_path / "out", quantize="affine4", text=tmp_path / "text")
