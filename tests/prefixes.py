@@ -26,7 +26,7 @@ class Counted(Scheduler):
     def _run(self, prompt):
         before = prompt.left
         super()._run(prompt)
-        self.computed += before - prompt.left
+        self.computed += (before - prompt.left) * prompt.rows
 
 
 def reply(model, store, prompt, max_tokens=8):

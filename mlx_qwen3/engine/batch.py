@@ -33,11 +33,15 @@ News = list[tuple[Row, int | Exception]]  # tokens in the order in which they we
 
 
 class Batch:
-    def __init__(self, model: Qwen3, row: Row, cache: KVCache, vocabulary: int):
-        """`cache` holds the prompt of the row; its first token is known. Ids from `vocabulary` up are never chosen."""
+    def __init__(self, model: Qwen3, rows: Sequence[Row], cache: KVCache, vocabulary: int, logits: mx.array):
+        """`cache` holds the prompts of the rows, and `logits` (rows, V) are those of their ends.
+
+        Ids from `vocabulary` up are never chosen.
+        """
         self._model, self._step, self._vocabulary = model, decode_step(model), vocabulary
         self._cache = cache
-        self.slots: list[Row | None] = [row]
+        self.slots: list[Row | None] = list(rows)
+        self._prompts: mx.array | None = logits
         self._coming: Coming | None = None  # a step that was built before it was needed
         self._before: tuple[list[mx.array], int] | None = None  # the cache without that step, until it is submitted
         self._ready: News = []
@@ -57,7 +61,11 @@ class Batch:
     def nbytes(self) -> int:
         return self._cache.nbytes
 
-    def takes(self, length: int) -> bool:
+    def takes(self, other: "Batch") -> bool:
+        """Whether the rows of another batch should join this one."""
+        return len(self.rows) + len(other.rows) <= SIZES[-1] and all(self.near(row.length) for row in other.rows)
+
+    def near(self, length: int) -> bool:
         """Whether a row of `length` tokens should join, and not begin a batch of its own."""
         rows = len(self.rows)
         padding = (length - self.end) * rows if length > self.end else self.end - length
@@ -66,14 +74,17 @@ class Batch:
 
     # --- rows come and go
 
-    def join(self, row: Row, cache: KVCache) -> None:
-        """Take in a row whose prompt is in `cache` and whose first token is known."""
+    def join(self, other: "Batch") -> None:
+        """Take in the rows of another batch, which have their first tokens."""
         self._settle()
-        if None not in self.slots:
-            self._resize(next(size for size in SIZES if size > len(self.slots)))
-        slot = self.slots.index(None)
-        self._cache.admit(slot, cache)
-        self.slots[slot] = row
+        if (needed := len(self.rows) + len(other.rows)) > len(self.slots):
+            self._resize(_size(needed))
+        for index, row in enumerate(other.slots):
+            if row is not None:
+                slot = self.slots.index(None)
+                self._cache.admit(slot, other._cache, index)
+                self.slots[slot] = row
+        mx.eval(self._cache.buffers)  # written in place
         self._sampler = self._new_sampler()
 
     def leave(self, row: Row) -> None:
@@ -84,7 +95,7 @@ class Batch:
         self._cache.retire(slot)
         rows = len(self.rows)
         if rows and 4 * rows <= len(self.slots):
-            self._resize(next(size for size in SIZES if size >= rows))
+            self._resize(_size(rows))
         elif rows:
             self._cache.compact([slot for slot, row in enumerate(self.slots) if row])
         self._sampler = self._new_sampler()
@@ -102,7 +113,7 @@ class Batch:
 
     def known(self, row: Row) -> np.ndarray:
         """The tokens of a row whose keys and values are in the cache."""
-        return np.array([*row.prompt, *row.tokens[:-1]], np.int32)
+        return np.array([*row.prompt, *row.tokens][: row.length - 1], np.int32)
 
     def copy_of(self, row: Row, length: int, room: int) -> KVCache:
         """A cache with the first `length` tokens of a row, and room for more."""
@@ -133,10 +144,16 @@ class Batch:
             return ready
         if all(row.ended for row in self.rows):
             return []
+        if self._prompts is not None:
+            coming, self._prompts = self._chosen(self._prompts, 0), None
+            return [*self._receive(coming), *self._failed()]
         drafts = self._drafts()
         return self._check(drafts) if drafts else self._plain_step()
 
     def _plain_step(self) -> News:
+        if len(self.slots) not in SIZES:
+            self._resize(_size(len(self.rows)))
+            self._sampler = self._new_sampler()
         coming = self._coming
         if coming is None:
             coming = self._following(mx.array([row.tokens[-1] if row else 0 for row in self.slots]), 0)
@@ -150,8 +167,11 @@ class Batch:
         news = self._receive(coming)
         if self._coming is not None and kernels.on_gpu() and not all(row.ended for row in self.rows):
             self._hand_over(self._coming)  # on a CPU this waits for most of the step, so tokens are given before it
+        return [*news, *self._failed()]
+
+    def _failed(self) -> News:
         failures, self._failures = self._failures, []
-        return [*news, *failures]
+        return failures
 
     def _hand_over(self, coming: Coming) -> None:
         self._before = None  # nothing else may hold the buffers that the step writes to
@@ -170,7 +190,11 @@ class Batch:
 
     def _following(self, tokens: mx.array, unknown: int) -> Coming:
         """The tokens after `tokens` (B,), of which the last `unknown` of each row are not in its list yet."""
-        raw = logits = self._step(tokens, self._cache)
+        return self._chosen(self._step(tokens, self._cache), unknown)
+
+    def _chosen(self, logits: mx.array, unknown: int) -> Coming:
+        """The tokens that are chosen by logits (B, V)."""
+        raw = logits
         if any(row.steering for row in self.rows):
             logits = self._allowed(logits)
         positions = [len(row.tokens) + unknown if row else 0 for row in self.slots]
@@ -268,3 +292,8 @@ class Batch:
             [row.number for row in rows],
             [row.tokens for row in rows],
         )
+
+
+def _size(rows: int) -> int:
+    """The number of slots for so many rows."""
+    return next(size for size in SIZES if size >= rows)

@@ -172,6 +172,13 @@ class Memory:
         """
         return self._with_row(batches, len(row.prompt), min(row.left, soon), _queries([row]), soon)
 
+    def with_rows(self, batches: Sequence[Batch], rows: Sequence[Row]) -> int:
+        """`with_row` for rows whose prompts are computed together; more than they take."""
+        longest, *others = sorted(rows, key=lambda row: row.length + row.left, reverse=True)
+        # Each of the others has a place in the cache of the prompts, and one or two in that of the batch.
+        more = sum(3 * self._model.cache(2, row.length + row.left) // 2 for row in others)
+        return self.with_row(batches, longest) + more
+
     def running(self, batches: Sequence[Batch], soon: int = NEVER) -> int:
         """The bytes of everything until the rows of the batches have ended, or for their next tokens."""
         return self.weights + sum(self._to_the_end(batch, soon) for batch in batches) + self._steps(batches)
@@ -184,7 +191,7 @@ class Memory:
         model, length = self._model, prompt + tokens
         reading = model.grown(model.cache(1, prompt)) + model.activations(min(prompt, prefill_chunk()), prompt)
         # It joins a batch that takes it, if there is one: whichever needs most.
-        joined = [self._joined(batch, prompt, tokens, soon) for batch in batches if batch.takes(prompt)]
+        joined = [self._joined(batch, prompt, tokens, soon) for batch in batches if batch.near(prompt)]
         alone = model.grown(model.cache(1, length)) + self._step(1, length, queries)
         drafting = 0
         if self._draft:

@@ -108,23 +108,34 @@ def _weights(model: Qwen3) -> list[Any]:
 
 
 class Prefill:
-    """Computes the prompt of one row into a cache, chunk by chunk."""
+    """Computes prompts into a cache, chunk by chunk: that of one row, or the ends of several in one pass."""
 
-    def __init__(self, model: Qwen3, prompt: Sequence[int], cache: KVCache):
-        """`cache` may hold the first tokens of the prompt already, but not all of them."""
-        self._model, self.cache = model, cache
-        self._ids = mx.array([prompt])
-        self.logits: mx.array | None = None  # (1, V), once the whole prompt is computed
+    def __init__(self, model: Qwen3, prompts: Sequence[Sequence[int]], caches: Sequence[KVCache]):
+        """Each cache has one row and may hold the first tokens of its prompt already, but not all of them."""
+        most = max(map(len, prompts))
+        self._model = model
+        self._ids = mx.array([[0] * (most - len(prompt)) + [*prompt] for prompt in prompts])
+        if len(prompts) == 1:
+            [self.cache] = caches
+        else:
+            new = max(len(prompt) - cache.end for prompt, cache in zip(prompts, caches, strict=True))
+            self.cache = KVCache.gathered(caches, [len(prompt) for prompt in prompts], new)
+        self.logits: mx.array | None = None  # (rows, V), once the prompts are computed; not evaluated
+
+    @property
+    def rows(self) -> int:
+        return len(self._ids)
 
     @property
     def left(self) -> int:
-        """Tokens that are not computed yet."""
+        """Tokens of each row that are not computed yet."""
         return self._ids.shape[1] - self.cache.end
 
     def run(self, tokens: int) -> None:
-        """Compute the next `tokens` tokens, or all that are left."""
+        """Compute the next `tokens` tokens of each row, or all that are left."""
         first, last = self.cache.end, self.left <= tokens
         hidden = self._model.hidden(self._ids[:, first : first + tokens], self.cache)
         if last:
             self.logits = self._model.logits(hidden[:, -1])
-        mx.eval(self.cache.buffers if self.logits is None else self.logits)
+        else:
+            mx.eval(self.cache.buffers)

@@ -1,7 +1,7 @@
 """The scheduler: which rows run when.
 
-A row waits, its prompt is prefilled alone, chunk by chunk, then it joins a batch, and it leaves when it has ended.
-Between two chunks of a prompt every running row gets its next token.
+A row waits, its prompt is prefilled, chunk by chunk or together with other short ones, then it joins a batch, and it
+leaves when it has ended. Between two chunks every running row gets its next token.
 """
 
 import math
@@ -12,26 +12,23 @@ from collections.abc import Iterator, Sequence
 import mlx.core as mx
 import numpy as np
 
-from ..files.values import to_mlx
 from ..model.cache import KVCache
 from ..model.qwen3 import Qwen3
 from .batch import Batch
 from .beginnings import shared_length
-from .filters import BROKEN
-from .logprobs import Scores
+from .grouping import WORTH_SHARING, together, waits
 from .memory import Memory
 from .prefix import PrefixStore
 from .rows import Row
 from .runner import Prefill, prefill_chunk
-from .sampling import Sampler
 from .threads import any_thread
 
 MAX_GAP = 0.25  # seconds that running rows may wait for one chunk of a prompt
 SMALLEST_CHUNK = 16  # tokens
 SOON = 32  # tokens of each row for which prefixes make room in time
-WORTH_SHARING = 32  # tokens in common with a running row from which copying is faster than computing them
 
 Event = tuple[Row, int | Exception]  # the next token of a row, or the error that ended it
+Running = tuple[Row, Batch]
 
 
 class Scheduler:
@@ -56,10 +53,11 @@ class Scheduler:
         self.prefixes, self._kv_bits = prefixes, kv_bits
         self._memory = memory
         self._waiting: deque[Row] = deque()
-        self._prompt: tuple[Row, Prefill] | None = None
+        self._prompt: tuple[list[Row], Prefill] | None = None
         self._batches: list[Batch] = []
         self._failed: set[Row] = set()  # failed rows that have not left their batch yet
         self._pace = 0.0  # seconds of prefill for a token, measured
+        self._timed: tuple[int, float] | None = None  # tokens of the chunk that runs, and when it began
 
     def add(self, row: Row) -> None:
         self._waiting.append(row)
@@ -71,7 +69,11 @@ class Scheduler:
     @property
     def waiting(self) -> int:
         """How many rows have no token yet."""
-        return len(self._waiting) + (self._prompt is not None)
+        return len(self._waiting) + len(self._prefilling)
+
+    @property
+    def _prefilling(self) -> list[Row]:
+        return self._prompt[0] if self._prompt else []
 
     @property
     def busy(self) -> bool:
@@ -83,7 +85,7 @@ class Scheduler:
 
         Set `ended` of a row to end it: what it holds is freed by the end of the next step.
         """
-        self._make_room(self._prompt[0] if self._prompt else None)
+        self._make_room()
         for batch in list(self._batches):
             yield from self._decode(batch)
         yield from self._prefill()
@@ -135,38 +137,64 @@ class Scheduler:
     # --- prefill
 
     def _prefill(self) -> Iterator[Event]:
-        """Compute one chunk of a prompt. After its last chunk the row has its first token, and joins a batch."""
-        self._prompt = self._prompt or self._next_prompt()
+        """Compute one chunk of a prompt, or several short prompts. Then their rows get a token, and join a batch."""
+        self._prompt = self._prompt or self._next_prompts()
         if self._prompt is None:
             return
-        row, prompt = self._prompt
+        rows, prompt = self._prompt
         try:
-            if not row.ended:
+            if not all(row.ended for row in rows):
                 self._run(prompt)
-            if row.ended:
-                self._keep_prompt(row, prompt)
             elif prompt.logits is None:
-                return
-            else:
-                yield row, self._first_token(row, prompt.logits)
-                self._place(row, prompt.cache)
+                self._keep_prompt(rows, prompt)
+                self._prompt = None
         except Exception as error:
             self._prompt = None
-            yield from fail(row, error)
-        self._prompt = None  # only now: if nobody reads on after the first token, `close` still needs it
+            for row in rows:
+                yield from fail(row, error)
+        if self._prompt and prompt.logits is not None:
+            self._prompt = None
+            yield from self._begin(Batch(self._model, rows, prompt.cache, self._vocabulary, prompt.logits))
 
-    def _next_prompt(self) -> tuple[Row, Prefill] | None:
-        while self._waiting and len(self.running) < self._max_rows and self._fits(self._waiting[0]):
-            if not (row := self._waiting.popleft()).ended:
-                cache = self._known_part(row) or self._model.make_cache(1, None, self._kv_bits)
-                row.cached = cache.end
-                return row, Prefill(self._model, row.prompt, cache)
-        return None
+    def _begin(self, batch: Batch) -> Iterator[Event]:
+        """The first tokens of rows whose prompts are computed. Then they join a batch of rows of similar length."""
+        self._batches.append(batch)
+        for event in self._decode(batch):
+            self._note_pace()
+            yield event
+        if batch not in self._batches:
+            return
+        others = [other for other in self._batches if other is not batch and other.takes(batch)]
+        if others:
+            min(others, key=lambda other: abs(other.end - batch.end)).join(batch)
+            self._batches.remove(batch)
 
-    def _fits(self, row: Row) -> bool:
-        """Whether there is memory for one more row, if need be after dropping prefixes. A row alone always fits."""
-        memory = self._memory
-        return memory is None or not self._batches or memory.with_row(self._batches, row) <= memory.budget
+    def _next_prompts(self) -> tuple[list[Row], Prefill] | None:
+        """The next row, and those after it whose prompts should be computed in the same pass."""
+        rows: list[Row] = []
+        left: list[int] = []
+        while self._waiting and len(self.running) + len(rows) < self._max_rows and self._fit([*rows, self._waiting[0]]):
+            row = self._waiting[0]
+            if not row.ended:
+                known, _ = self._known(row)
+                left.append(len(row.prompt) - known)
+                lengths = [len(one.prompt) for one in (*rows, row)]
+                if rows and (not together(lengths, left, self._chunk()) or waits(row, known, rows)):
+                    break
+                rows.append(row)
+            self._waiting.popleft()
+        if not rows:
+            return None
+        caches = [self._known_part(row) or self._model.make_cache(1, None, self._kv_bits) for row in rows]
+        prompt = Prefill(self._model, [row.prompt for row in rows], caches)
+        for row in rows:
+            row.cached = max(0, len(row.prompt) - prompt.left)
+        return rows, prompt
+
+    def _fit(self, rows: Sequence[Row]) -> bool:
+        """Whether there is memory for more rows, if need be after dropping prefixes. A row alone always fits."""
+        memory, alone = self._memory, not self._batches and len(rows) == 1
+        return memory is None or alone or memory.with_rows(self._batches, rows) <= memory.budget
 
     def _room(self, row: Row | None) -> int | None:
         """The bytes that prefixes may take now, before the rows need all of their memory. None means no limit."""
@@ -175,8 +203,9 @@ class Scheduler:
         used = memory.with_row(self._batches, row, SOON) if row else memory.running(self._batches, SOON)
         return max(0, memory.budget - used)
 
-    def _make_room(self, new: Row | None) -> None:
-        """Drop prefixes whose memory the rows need for their next tokens, including the row that is prefilled."""
+    def _make_room(self, new: Row | None = None) -> None:
+        """Drop prefixes whose memory the rows need for their next tokens, including the one that is prefilled."""
+        new = new or next(iter(self._prefilling), None)
         if self.prefixes and (room := self._room(new)) is not None:
             self.prefixes.shrink(room)
 
@@ -188,23 +217,38 @@ class Scheduler:
         self.prefixes.shrink(max(0, room))
         return room >= 0
 
-    def _known_part(self, new: Row) -> KVCache | None:
-        """A cache with the longest known beginning of a prompt, but never with its last token."""
-        prompt = new.prompt
-        ids = np.array(prompt[:-1], np.int32)
+    def _known(self, new: Row) -> tuple[int, Running | None]:
+        """How many tokens of a prompt are known, but never its last one, and the running row that has most of them."""
+        ids = np.array(new.prompt[:-1], np.int32)
         kept = self.prefixes.longest(ids) if self.prefixes else 0
-        shared = [(shared_length(ids, batch.known(row)), row, batch) for batch in self._batches for row in batch.rows]
-        length, row, batch = max(shared, key=lambda entry: entry[0], default=(0, None, None))
-        runs = length > kept and length >= WORTH_SHARING
-        if self.prefixes and kept and not runs:
-            return self.prefixes.take(ids, self._room(new))
+        running = [(row, batch) for batch in self._batches for row in batch.rows]
+        lengths = [shared_length(ids, batch.known(row)) for row, batch in running]
+        if lengths and (most := max(lengths)) > kept and most >= WORTH_SHARING:
+            return most, running[lengths.index(most)]
+        return kept, None
+
+    def _known_part(self, new: Row) -> KVCache | None:
+        """A cache with what is known of a prompt, and room for the rest."""
+        known, running = self._known(new)
+        if self.prefixes and known and not running:
+            return self.prefixes.take(np.array(new.prompt[:-1], np.int32), self._room(new))
         self._make_room(new)
-        return batch.copy_of(row, length, len(prompt) - length) if runs and row and batch else None
+        if running is None:
+            return None
+        row, batch = running
+        return batch.copy_of(row, known, len(new.prompt) - known)
 
     def _run(self, prompt: Prefill) -> None:
-        tokens, start = min(self._chunk(), prompt.left), time.perf_counter()
+        tokens = min(self._chunk(), prompt.left)
+        self._timed = tokens * prompt.rows, time.perf_counter()
         prompt.run(tokens)
-        self._pace = (time.perf_counter() - start) / tokens
+        if prompt.logits is None:  # else it is evaluated with the first tokens
+            self._note_pace()
+
+    def _note_pace(self) -> None:
+        if self._timed:
+            tokens, start = self._timed
+            self._pace, self._timed = (time.perf_counter() - start) / tokens, None
 
     def _chunk(self) -> int:
         """Tokens of the next chunk: limited by a pass, and by how long running rows may wait."""
@@ -213,40 +257,16 @@ class Scheduler:
         tokens = self._max_gap / self._pace if self._pace else 1
         return min(prefill_chunk(), max(SMALLEST_CHUNK, 1 << int(math.log2(max(tokens, 1)))))
 
-    def _first_token(self, row: Row, logits: mx.array) -> int:
-        raw = logits
-        if (mask := row.allowed()) is not None:
-            logits = mx.where(to_mlx(mask), logits[:, : self._vocabulary], -mx.inf)
-        sampler = Sampler([row.sampling], [row.prompt], self._vocabulary, [row.number])
-        chosen = sampler.next(logits, 0)
-        token: int = chosen.item()  # type: ignore[assignment]
-        if token == BROKEN:
-            raise sampler.broken(0, 0)
-        token = row.take(token)
-        if row.logprobs is not None:
-            row.scores.append(Scores(raw, chosen, [row.logprobs], self._vocabulary).of(0, token))
-        return token
-
-    def _place(self, row: Row, cache: KVCache) -> None:
-        """Add a row whose prompt is computed to a batch of rows of similar length, or begin a new batch."""
-        if row.ended:
-            self._keep(row.prompt, cache)
-            return
-        fitting = [batch for batch in self._batches if batch.takes(row.length)]
-        if fitting:
-            min(fitting, key=lambda batch: abs(batch.end - row.length)).join(row, cache)
-        else:
-            self._batches.append(Batch(self._model, row, cache, self._vocabulary))
-
-    def _keep_prompt(self, row: Row, prompt: Prefill) -> None:
+    def _keep_prompt(self, rows: Sequence[Row], prompt: Prefill) -> None:
         """Keep the computed part of a prompt whose reply was cancelled."""
-        if prompt.cache.end:
-            self._keep(row.prompt[: prompt.cache.end], prompt.cache)
+        if len(rows) == 1 and prompt.cache.end:
+            mx.eval(prompt.cache.buffers)
+            self._keep(rows[0].prompt[: prompt.cache.end], prompt.cache)
 
     def _keep(self, ids: Sequence[int] | np.ndarray, cache: KVCache) -> None:
         if self.prefixes is not None:
             self.prefixes.put(ids, cache)
-            self._make_room(self._prompt[0] if self._prompt else None)
+            self._make_room()
 
 
 def fail(row: Row, error: Exception) -> Iterator[Event]:

@@ -197,20 +197,44 @@ class KVCache:
 
     # --- rows come and go
 
-    def admit(self, slot: int, row: "KVCache") -> None:
-        """Copy a cache of one row without padding to a free slot, so that its end is the end of the other rows.
+    @classmethod
+    def gathered(cls, rows: Sequence["KVCache"], lengths: Sequence[int], new: int) -> "KVCache":
+        """A cache for one pass over the last `new` tokens of several prompts of these lengths.
 
-        Only some layers at a time are in memory twice, and only if the new row is the longest.
+        Each of `rows` has one row, without padding, with the tokens before these of its prompt, and maybe more. A
+        shorter prompt than `new` gets padding at its left.
         """
-        if row.end > self.end:
-            self._copy(list(range(self.batch)), self.batch, 0, row.end - self.end)
-        first = self.end - row.end
-        for layer, source in enumerate(row.buffers):
+        most = max(lengths)
+        cache = cls(len(rows), [most - length for length in lengths], rows[0].kv_format)
+        cache.end = most - new
+        known = next((row.buffers for row in rows if row.buffers), [])
+        for layer, like in enumerate(known):
+            _, _, K, _, D = like.shape
+            made = mx.zeros((2, len(rows), K, rounded(most + 1, len(rows)), D), like.dtype)
+            for slot, (row, start) in enumerate(zip(rows, cache.starts, strict=True)):
+                if start < cache.end:
+                    part = row.buffers[layer][:, :, :, : cache.end - start]
+                    made[:, slot : slot + 1, :, start : cache.end] = part
+            cache.buffers.append(made)
+        return cache
+
+    def admit(self, slot: int, source: "KVCache", index: int = 0) -> None:
+        """Copy a row of another cache to a free slot, so that its end is the end of the other rows.
+
+        Only some layers at a time are in memory twice, and only if the new row is the longest. The copy is not
+        evaluated here, so that several rows are copied at once.
+        """
+        start = source.starts[index]
+        length = source.end - start
+        if length > self.end:
+            self._copy(list(range(self.batch)), self.batch, 0, length - self.end)
+        first = self.end - length
+        for layer, buffer in enumerate(source.buffers):
             # An earlier row may have left NaN in the padding. A mask does not help: 0 times NaN is NaN.
             self.buffers[layer][:, slot : slot + 1, :, :first] = 0
-            self.buffers[layer][:, slot : slot + 1, :, first : self.end] = source[:, :, :, : row.end]
-        mx.eval(self.buffers)  # written in place
-        self._set_starts([first if row_ == slot else start for row_, start in enumerate(self.starts)])
+            part = buffer[:, index : index + 1, :, start : source.end]
+            self.buffers[layer][:, slot : slot + 1, :, first : self.end] = part
+        self._set_starts([first if row == slot else start for row, start in enumerate(self.starts)])
 
     def retire(self, slot: int) -> None:
         """Empty a slot. In later steps its row sees only tokens from then on."""

@@ -11,6 +11,7 @@ from mlx_qwen3.engine.batch import PADDING, Batch
 from mlx_qwen3.engine.rows import Row
 from mlx_qwen3.engine.runner import decode_step, prefill
 from mlx_qwen3.engine.sampling import SamplingParams
+from mlx_qwen3.model.cache import STEP
 from mlx_qwen3.model.load import load_model
 
 GREEDY = SamplingParams(temperature=0)
@@ -25,11 +26,12 @@ def model(tmp_path_factory):
 
 
 def prefilled(model, length, seed, limit=40):
-    """A row whose first token is known, and the cache with its prompt."""
+    """A row whose first token is known, and its batch."""
     prompt = np.random.default_rng(seed).integers(0, SIZE, length).tolist()
     row, cache = Row(prompt, GREEDY, limit, number=seed), model.make_cache()
-    row.take(int(mx.argmax(model(mx.array([prompt]), cache)[0, -1])))
-    return row, cache
+    batch = Batch(model, [row], cache, SIZE, model(mx.array([prompt]), cache)[:, -1])
+    assert batch.step() == [(row, row.tokens[0])]
+    return row, batch
 
 
 def greedy(model, row):
@@ -42,24 +44,23 @@ def greedy(model, row):
 
 def test_a_row_joins_unless_padding_takes_longer_than_the_weights(model):
     """One long row would make all others attend to its length; a short one alone attends to the others'."""
-    few = prefilled(model, 20, 0)
-    batch = Batch(model, *few, SIZE)
-    slot = few[1].nbytes / few[1].capacity
+    _, batch = prefilled(model, 20, 0)
+    slot = batch.nbytes / STEP
     bound = int(PADDING * sum(weight.nbytes for _, weight in tree_flatten(model.parameters())) / slot)
     assert bound > 100
-    assert [batch.takes(batch.end + extra) for extra in (0, bound, bound + 1)] == [True, True, False]
-    batch.join(*prefilled(model, 20, 1))
-    assert [batch.takes(batch.end + extra) for extra in (bound // 2, bound // 2 + 1)] == [True, False]
-    assert batch.takes(1)
+    assert [batch.near(batch.end + extra) for extra in (0, bound, bound + 1)] == [True, True, False]
+    batch.join(prefilled(model, 20, 1)[1])
+    assert [batch.near(batch.end + extra) for extra in (bound // 2, bound // 2 + 1)] == [True, False]
+    assert batch.near(1)
 
 
 def test_slots_grow_and_shrink_and_the_rows_keep_their_tokens(model):
     rows = [prefilled(model, length, seed) for seed, length in enumerate((5, 21, 3, 34, 8))]
-    batch = Batch(model, *rows[0], SIZE)
+    batch = rows[0][1]
     slots = [len(batch.slots)]
-    for row, cache in rows[1:]:
+    for _, other in rows[1:]:
         batch.step()
-        batch.join(row, cache)
+        batch.join(other)
         slots.append(len(batch.slots))
     assert slots == [1, 2, 4, 4, 8]
     for row, _ in (rows[3], rows[0], rows[4]):
@@ -75,10 +76,9 @@ def test_slots_grow_and_shrink_and_the_rows_keep_their_tokens(model):
 
 @pytest.mark.parametrize("others", [0, 2])
 def test_a_row_takes_its_keys_and_values_with_it(model, others):
-    row, cache = prefilled(model, 12, 1)
-    batch = Batch(model, row, cache, SIZE)
+    row, batch = prefilled(model, 12, 1)
     for seed in range(others):
-        batch.join(*prefilled(model, 30, 10 + seed))
+        batch.join(prefilled(model, 30, 10 + seed)[1])
     for _ in range(7):
         batch.step()
     taken = batch.take_out(row)
@@ -90,9 +90,8 @@ def test_a_row_takes_its_keys_and_values_with_it(model, others):
 
 
 def test_a_copy_of_a_beginning_leaves_the_row_as_it_is(model):
-    row, cache = prefilled(model, 12, 1)
-    batch = Batch(model, row, cache, SIZE)
-    batch.join(*prefilled(model, 5, 2))
+    row, batch = prefilled(model, 12, 1)
+    batch.join(prefilled(model, 5, 2)[1])
     batch.step()
     copy = batch.copy_of(row, 9, 3)
     assert copy.end == 9
@@ -103,18 +102,16 @@ def test_a_copy_of_a_beginning_leaves_the_row_as_it_is(model):
 
 
 def test_known_are_the_tokens_in_the_cache(model):
-    row, cache = prefilled(model, 6, 3)
-    batch = Batch(model, row, cache, SIZE)
+    row, batch = prefilled(model, 6, 3)
     batch.step()
     batch.step()
     assert batch.known(row).tolist() == [*row.prompt, *row.tokens[:-1]]
     assert batch.end >= len(batch.known(row))
-    assert batch.nbytes == cache.nbytes > 0
+    assert batch.nbytes > 0
 
 
 def test_nothing_happens_once_every_row_has_ended(model):
-    row, cache = prefilled(model, 6, 3, limit=3)
-    batch = Batch(model, row, cache, SIZE)
+    _, batch = prefilled(model, 6, 3, limit=3)
     news = [batch.step() for _ in range(4)]
     assert [len(found) for found in news] == [1, 1, 0, 0]
 

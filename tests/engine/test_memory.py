@@ -197,13 +197,27 @@ def peak_share(model, before, *, rows=1, prompt=60, tokens=4, kv_bits=None):
     scheduler = Scheduler(model, 1009, max_rows=rows, memory=limits, kv_bits=kv_bits, max_gap=100)
     estimate = 0
     mx.reset_peak_memory()
-    for one in made:
+    for one in made:  # one after the other, or their prompts would be computed together
+        estimate = max(estimate, limits.with_row(scheduler._batches, one))
         scheduler.add(one)
-    while scheduler.busy:
-        if scheduler._waiting:
-            estimate = max(estimate, limits.with_row(scheduler._batches, scheduler._waiting[0]))
-        list(scheduler.step())
+        while scheduler.waiting:
+            list(scheduler.step())
+    list(scheduler.run())
     return (mx.get_peak_memory() - before) / estimate
+
+
+def test_prompts_that_are_computed_together_take_no_more_than_was_estimated(large):
+    model, before = large
+    memory, rows = Memory(model), [row(np.arange(30) + first, 8) for first in range(4)]
+    scheduler = Scheduler(model, 1009, max_rows=4, memory=memory)
+    estimate = memory.with_rows([], rows)
+    mx.reset_peak_memory()
+    for one in rows:
+        scheduler.add(one)
+    list(scheduler.step())
+    assert len(scheduler.running) == 4
+    list(scheduler.run())
+    assert 0.4 < (mx.get_peak_memory() - before) / estimate <= 1.0
 
 
 def test_a_row_that_joins_is_copied_layer_by_layer(large):
@@ -212,10 +226,10 @@ def test_a_row_that_joins_is_copied_layer_by_layer(large):
     scheduler = Scheduler(model, 1009, max_rows=3)
     for first in range(3):
         scheduler.add(row(np.arange(5) + first, 12))
-    while len(scheduler.running) < 3:
         held = mx.get_active_memory()
         mx.reset_peak_memory()
         list(scheduler.step())
+    assert len(scheduler.running) == 3
     [batch] = scheduler._batches
     new, alone = Costs(model).cache(4, 20), Costs(model).cache(1, 20)
     assert batch.nbytes == new
