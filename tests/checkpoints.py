@@ -44,6 +44,18 @@ TINY_MOE: dict[str, Any] = {
     "decoder_sparse_step": 1,
     "mlp_only_layers": [1],
 }
+# The sizes of a layer of Qwen3-30B-A3B
+FULL_MOE: dict[str, Any] = {
+    **TINY_MOE,
+    "hidden_size": 2048,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768,
+    "mlp_only_layers": [],
+}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 10240}
 
 

@@ -4,7 +4,16 @@ import re
 
 import pytest
 from benching import QUICK, TWICE, UNTIED, baseline_of, main, planted
-from checkpoints import AFFINE_4, TINY, VOCABULARY, random_weights, write_checkpoint, write_packed
+from checkpoints import (
+    AFFINE_4,
+    TINY,
+    TINY_MOE,
+    VOCABULARY,
+    random_weights,
+    write_checkpoint,
+    write_packed,
+    write_tokenizer,
+)
 
 from mlx_qwen3 import bench
 from mlx_qwen3.bench.process import Worker
@@ -32,6 +41,18 @@ def test_all_read_the_same_bytes(everything):
     for row in content["contestants"]:
         assert row["weight_bytes"] == 4 * elements
         assert row["cache_bytes"] == (0 if row["name"] == "reference" else 4 * 2 * 2 * 2 * 20)
+
+
+def test_a_mixture_of_experts(tmp_path):
+    """Of 7 experts a token reads 3, so that no rate is that of a dense model of the size."""
+    shape = {**TINY_MOE, "vocab_size": VOCABULARY}
+    weights = random_weights(shape)
+    folder = write_tokenizer(write_checkpoint(tmp_path / "moe", shape, weights))
+    options = bench.Options(str(folder), ("transformers", "mlx-lm"), (9,), generate=4, repeat=1, reference=True)
+    report = bench.bench(options)
+    experts = sum(w.size for name, w in weights.items() if "experts." in name)
+    others = sum(w.size for name, w in weights.items() if "experts." not in name)
+    assert [(row.agrees(9), row.weight_bytes) for row in report.rows] == [(True, 4 * (others + experts * 3 // 7))] * 4
 
 
 @pytest.mark.parametrize("mistake", ["weights", "loop"])

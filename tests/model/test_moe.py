@@ -7,7 +7,7 @@ import numpy as np
 import oracle
 import pytest
 from arrays import as_numpy, relative
-from checkpoints import TINY_MOE, YARN, random_weights, write_checkpoint
+from checkpoints import FULL_MOE, TINY_MOE, YARN, random_weights, write_checkpoint
 
 from mlx_qwen3.engine.decode import generate_batch
 from mlx_qwen3.engine.runner import decode_step
@@ -208,9 +208,7 @@ def test_a_planted_mistake_is_seen(mutate, norm, way, ids, tmp_path, monkeypatch
 
 @pytest.mark.slow
 def test_a_layer_of_qwen3_30b_a3b_equals_transformers(tmp_path, ids, transformers_model, transformers_states):
-    shape = {"hidden_size": 2048, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128}
-    experts = {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "mlp_only_layers": []}
-    folder = write_checkpoint(tmp_path, {**TINY_MOE, **shape, **experts, "num_hidden_layers": 1})
+    folder = write_checkpoint(tmp_path, {**FULL_MOE, "num_hidden_layers": 1})
     states, logits = transformers_states(transformers_model(folder), ids)
     model = load_model(folder)
     assert_layers_agree(model, ids, states)

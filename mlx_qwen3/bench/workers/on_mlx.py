@@ -8,6 +8,8 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
+from .serve import step_bytes
+
 
 class OnMlx:
     host_time = True
@@ -16,13 +18,15 @@ class OnMlx:
     def __init__(self, *packages: str) -> None:
         self.versions = {package: version(package) for package in ("mlx", *packages)}
 
-    def describe(self, model: nn.Module, dtype: mx.Dtype, tied: bool, cache_values: int) -> dict[str, Any]:
-        """`cache_values` are the numbers that one token adds to the cache."""
+    def describe(
+        self, model: nn.Module, dtype: mx.Dtype, tied: bool, settings: Any, cache_values: int
+    ) -> dict[str, Any]:
+        """`settings` are those of the experts, and `cache_values` the numbers that one token adds to the cache."""
         weights: list[tuple[str, mx.array]] = tree_flatten(model.parameters())  # type: ignore[assignment]
         return {
             "dtype": str(dtype).removeprefix("mlx.core."),
             "device": mx.default_device().type.name,
-            "weight_bytes": sum(array.nbytes for name, array in weights if tied or "embed_tokens" not in name),
+            "weight_bytes": step_bytes(((name, array.nbytes) for name, array in weights), tied, settings),
             "cache_bytes": cache_values * dtype.size,
         }
 

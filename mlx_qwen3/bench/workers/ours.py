@@ -34,7 +34,7 @@ class Engine(OnMlx):
         self._dtype = self._model.norm.weight.dtype
         c = self._model.config
         values = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim
-        return self.describe(self._model, self._dtype, c.tie_word_embeddings, values)
+        return self.describe(self._model, self._dtype, c.tie_word_embeddings, c.moe, values)
 
     def generate(self, ids: list[int], count: int, emit: Emit) -> None:
         for token in decode(self._model, ids, SamplingParams(temperature=0), max_tokens=count):

@@ -27,7 +27,7 @@ class Engine(OnMlx):
         self._dtype = self._model.model.norm.weight.dtype
         args = self._model.args
         values = 2 * args.num_hidden_layers * args.num_key_value_heads * args.head_dim
-        return self.describe(self._model, self._dtype, args.tie_word_embeddings, values)
+        return self.describe(self._model, self._dtype, args.tie_word_embeddings, args, values)
 
     def generate(self, ids: list[int], count: int, emit: Emit) -> None:
         stream: Any = generation_stream

@@ -12,7 +12,7 @@ import torch
 
 from mlx_qwen3.compare.reference import load_reference
 
-from .serve import Emit
+from .serve import Emit, step_bytes
 
 
 class Engine:
@@ -23,11 +23,11 @@ class Engine:
     def load(self, folder: str, dtype: str | None) -> dict[str, Any]:
         self._reference = load_reference(Path(folder))
         tied = self._reference.config.tie_word_embeddings
-        weights = self._reference.weights.items()
+        sizes = ((name, weight.nbytes) for name, weight in self._reference.weights.items())
         return {
             "dtype": "float32",
             "device": "cpu",
-            "weight_bytes": sum(w.nbytes for name, w in weights if tied or name != "embed_tokens"),
+            "weight_bytes": step_bytes(sizes, tied, self._reference.config.moe),
             "cache_bytes": 0,
         }
 

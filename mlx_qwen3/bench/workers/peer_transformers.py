@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import transformers
-from transformers import GenerationConfig, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.generation.logits_process import (
     LogitsProcessorList,
     TemperatureLogitsWarper,
@@ -15,7 +15,7 @@ from transformers.generation.logits_process import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from .serve import Emit
+from .serve import Emit, step_bytes
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -32,19 +32,17 @@ class Engine:
 
     def load(self, folder: str, dtype: str | None) -> dict[str, Any]:
         options = {"dtype": getattr(torch, dtype)} if dtype else {}
-        read: Any = Qwen3ForCausalLM.from_pretrained
+        read: Any = AutoModelForCausalLM.from_pretrained
         self._model = read(folder, **options).to(self._device).eval()
         self._model.generation_config = GenerationConfig(
             do_sample=False
         )  # no end token, so that all make the same number of tokens
         c = self._model.config
-        weights = sum(p.nbytes for p in self._model.parameters())  # a tied matrix counts once
-        if not c.tie_word_embeddings:
-            weights -= self._model.get_input_embeddings().weight.nbytes
+        sizes = ((name, weight.nbytes) for name, weight in self._model.named_parameters())  # a tied matrix counts once
         return {
             "dtype": str(self._model.dtype).removeprefix("torch."),
             "device": self._device,
-            "weight_bytes": weights,
+            "weight_bytes": step_bytes(sizes, c.tie_word_embeddings, c),
             "cache_bytes": 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * self._model.dtype.itemsize,
         }
 

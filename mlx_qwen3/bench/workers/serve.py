@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -55,6 +55,21 @@ class Engine(Protocol):
 
     def limits(self) -> dict[str, float]:
         """What the machine can do, see limits.py. Only this package's engine is asked."""
+
+
+def step_bytes(sizes: Iterable[tuple[str, int]], tied: bool, settings: Any) -> int:
+    """The bytes that a decode step of one row reads, of weights by name: of the experts only the chosen ones.
+
+    settings: an object with the num_experts and num_experts_per_tok of a mixture of experts; other models have neither.
+    """
+    experts = getattr(settings, "num_experts", 0)
+    read = 0
+    for name, size in sizes:
+        if "experts." in name or "switch_mlp." in name:  # mlx-lm's name
+            read += size * settings.num_experts_per_tok // experts
+        elif tied or "embed_tokens" not in name:
+            read += size
+    return read
 
 
 def main(module: str, blas: str = "") -> None:
