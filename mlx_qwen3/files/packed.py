@@ -109,8 +109,8 @@ def unpacked_names(
     if unpacked:
         warn(
             f"{len(unpacked)} of the {len(unpacked) + len(packings)} {form.method} matrices are unpacked, "
-            f"because MLX has no groups like theirs (the first is {unpacked[0]}); they take as much memory as an unpacked "
-            "model"
+            f"because MLX has no groups like theirs (the first is {unpacked[0]}); they take as much memory as an "
+            "unpacked model"
         )
     return result, packings
 
