@@ -162,7 +162,7 @@ async def _answer(http: HttpRequest, job: Job, stack: AsyncExitStack) -> Respons
     service, note = job.service, http.scope["note"]
     service.check_room(job.loaded, len(job.requests))
     tally = Tally(service, note, job.prompts, len(job.requests))
-    replies = Replies(job.loaded.engine, job.requests)
+    replies = Replies(service.mailbox, job.loaded.engine, job.requests)
     job.loaded.replies += len(job.requests)
     stack.callback(_release, job, replies, tally)
     if job.stream:

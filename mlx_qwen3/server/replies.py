@@ -14,12 +14,34 @@ from ..engine.request import Request
 Heard = tuple[int, Event, float]  # which reply, what it said, and when, by time.perf_counter
 
 
+class Mailbox:
+    """Wakes up those who wait for replies in one event loop: once for all that is said before the loop runs again."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._ready: deque[asyncio.Event] = deque()
+        self._called = False
+
+    def put(self, ready: asyncio.Event) -> None:
+        """Set an event soon, from any thread."""
+        self._ready.append(ready)
+        if not self._called:
+            self._called = True
+            with suppress(RuntimeError):  # the loop is closed, and nobody listens any more
+                self._loop.call_soon_threadsafe(self._set)
+
+    def _set(self) -> None:
+        self._called = False  # before the queue is read, so that what comes during it calls again
+        while self._ready:
+            self._ready.popleft().set()
+
+
 class Replies:
     """Replies to requests of one client. Close it when the client has all it wants: their rows are then free."""
 
-    def __init__(self, engine: Engine, requests: Sequence[Request]):
+    def __init__(self, mailbox: Mailbox, engine: Engine, requests: Sequence[Request]):
         """Raises what `Engine.submit` raises."""
-        self._loop = asyncio.get_running_loop()
+        self._mailbox = mailbox
         self._events: deque[Heard] = deque()
         self._ready = asyncio.Event()
         self._replies: list[Reply] = []
@@ -50,5 +72,4 @@ class Replies:
     def _hear(self, index: int, event: Event) -> None:
         """In the engine's thread."""
         self._events.append((index, event, time.perf_counter()))
-        with suppress(RuntimeError):  # the loop is closed, and nobody listens any more
-            self._loop.call_soon_threadsafe(self._ready.set)
+        self._mailbox.put(self._ready)

@@ -4,11 +4,13 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeVar
 
 from .errors import ApiError
 from .metrics import Metrics
 from .models import Loaded, Pool
+from .replies import Mailbox
 from .settings import Settings
 
 Result = TypeVar("Result")
@@ -24,6 +26,11 @@ class Service:
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "mlx-qwen3 prompts"))
     # A schema may take seconds to compile, for which no prompt is to wait.
     grammars: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "mlx-qwen3 grammars"))
+
+    @cached_property
+    def mailbox(self) -> Mailbox:
+        """Of the running event loop."""
+        return Mailbox()
 
     async def in_thread(self, call: Callable[[], Result], threads: ThreadPoolExecutor | None = None) -> Result:
         return await asyncio.get_running_loop().run_in_executor(threads or self.threads, call)

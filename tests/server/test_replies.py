@@ -7,7 +7,7 @@ from serving import wait_until
 
 from mlx_qwen3 import Engine, ReplyOptions, SamplingParams, load
 from mlx_qwen3.errors import MemoryBudgetError
-from mlx_qwen3.server.replies import Replies
+from mlx_qwen3.server.replies import Mailbox, Replies
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def test_they_are_those_of_the_iteration_with_the_time_of_each(engine):
     expected = [chunk.token for chunk in engine.submit(*requests(engine, 1))]
 
     async def run():
-        return await gathered(Replies(engine, requests(engine, 3)))
+        return await gathered(Replies(Mailbox(), engine, requests(engine, 3)))
 
     heard = asyncio.run(run())
     for index in range(3):
@@ -43,11 +43,11 @@ def test_they_are_those_of_the_iteration_with_the_time_of_each(engine):
 
 def test_closing_frees_the_rows(engine):
     async def run():
-        replies = Replies(engine, requests(engine, 2, sampling=SamplingParams(5.0, 0, 1.0), max_tokens=2000))
+        replies = Replies(Mailbox(), engine, requests(engine, 2, sampling=SamplingParams(5.0, 0, 1.0), max_tokens=2000))
         await replies.next(30)
         replies.close()
         await gathered(replies)
-        expected = Replies(engine, requests(engine, 1))
+        expected = Replies(Mailbox(), engine, requests(engine, 1))
         await gathered(expected)
 
     asyncio.run(run())
@@ -56,7 +56,7 @@ def test_closing_frees_the_rows(engine):
 
 def test_a_while_without_news_gives_an_empty_list(engine):
     async def run():
-        replies = Replies(engine, requests(engine, 1))
+        replies = Replies(Mailbox(), engine, requests(engine, 1))
         await gathered(replies)
         return await replies.next(0.01)
 
@@ -69,7 +69,7 @@ def test_if_one_is_refused_none_is_left_behind():
 
         async def run():
             with pytest.raises(MemoryBudgetError):
-                Replies(small, [fits, large])
+                Replies(Mailbox(), small, [fits, large])
 
         asyncio.run(run())
         list(small.submit(fits))
@@ -78,8 +78,29 @@ def test_if_one_is_refused_none_is_left_behind():
 
 def test_an_engine_that_speaks_after_the_loop_has_ended_goes_on(engine):
     async def run():
-        Replies(engine, requests(engine, 1))
+        Replies(Mailbox(), engine, requests(engine, 1))
 
     asyncio.run(run())
     assert list(engine.submit(*requests(engine, 1)))
     assert engine.alive
+
+
+def test_the_loop_is_called_once_for_all_that_is_said_before_it_runs():
+    async def run():
+        loop, calls = asyncio.get_running_loop(), []
+        mailbox = Mailbox()
+        loop.call_soon_threadsafe, call = (lambda *a: (calls.append(a), call(*a))), loop.call_soon_threadsafe
+        events = [asyncio.Event() for _ in range(3)]
+        for event in events:
+            mailbox.put(event)
+        assert len(calls) == 1
+        async with asyncio.timeout(30):
+            for event in events:
+                await event.wait()
+        late = asyncio.Event()
+        mailbox.put(late)
+        assert len(calls) == 2
+        async with asyncio.timeout(30):
+            await late.wait()
+
+    asyncio.run(run())
