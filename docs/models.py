@@ -11,7 +11,7 @@ VOCABULARY, HEAD_DIM, CACHE_BYTES = 151_936, 128, 2  # the cache holds bf16
 GROUP_BITS = 32 / 64  # 4- and 8-bit matrices: a 16-bit scale and a 16-bit bias for every 64 weights
 WORKING_BYTES = 1e9  # left for activations, the tokenizer and Python
 GPU_SHARE = {36: 2 / 3, 10_000: 3 / 4}  # of a Mac's memory, for Macs up to this many GiB
-MACS = (8, 16, 24, 32, 36, 48, 64, 96)  # GiB
+MACS = (8, 16, 24, 32, 36, 48, 64, 96, 128, 192, 256, 512)  # GiB
 BITS = (16, 8, 6, 4)
 SHORTEST = 8192  # tokens of context that a Mac must hold before we say that a model fits
 
@@ -58,6 +58,7 @@ DENSE = (
 )
 EXPERTS = (
     Shape("30B-A3B", 48, 2048, 32, 4, 768, False, experts=128),
+    Shape("30B-A3B-2507", 48, 2048, 32, 4, 768, False, context=262_144, experts=128),
     Shape("235B-A22B", 94, 4096, 64, 4, 1536, False, experts=128),
 )
 
@@ -96,8 +97,9 @@ def fit(shape: Shape, gigabytes: int) -> str:
 
 def macs() -> str:
     """The best precision and the longest context, for each Mac and each model that runs."""
-    head = ["Mac", "for the GPU", *(shape.name for shape in DENSE)]
-    rows = [[f"{size} GB", f"{usable(size) / 1e9:.1f}", *(fit(shape, size) for shape in DENSE)] for size in MACS]
+    shapes = DENSE + EXPERTS
+    head = ["Mac", "for the GPU", *(shape.name for shape in shapes)]
+    rows = [[f"{size} GB", f"{usable(size) / 1e9:.1f}", *(fit(shape, size) for shape in shapes)] for size in MACS]
     return table(head, rows)
 
 
