@@ -50,9 +50,13 @@ def write_gptq(
     sym: bool = False,
     version: str | None = "gptq",
     order: str | None = "trivial",
+    head: bool = False,
     **config: Any,
 ) -> Release:
-    """order: of the groups: trivial, shuffled (act-order), blocks of 32 that are shuffled, or None for no g_idx."""
+    """head: whether lm_head is packed too.
+
+    order: of the groups: trivial, shuffled (act-order), blocks of 32 that are shuffled, or None for no g_idx.
+    """
     rng = np.random.default_rng(bits + group_size)
     settings = {"quant_method": "gptq", "bits": bits, "group_size": group_size, "sym": sym}
     settings |= {"desc_act": order in ("shuffled", "blocks"), **({"checkpoint_format": version} if version else {})}
@@ -68,7 +72,7 @@ def write_gptq(
         }
         return tensors | ({"g_idx": groups_of.astype(np.int32)} if order else {}), weight
 
-    return _write(folder, settings, module, config)
+    return _write(folder, settings | ({"lm_head": True} if head else {}), module, config)
 
 
 def write_awq(folder: Path, group_size: int = 32, **config: Any) -> Release:
@@ -136,16 +140,15 @@ def write_fp8(
         "modules_to_not_convert": ["lm_head", *skip],
     }
     table = e4m3()
+    numbers = np.flatnonzero(~np.isnan(table))
 
     def module(rows: int, columns: int) -> tuple[dict[str, Any], np.ndarray]:
-        codes = rng.choice(np.array([code for code in range(256) if code % 128 != 127]), (rows, columns))
+        codes = numbers[rng.integers(0, len(numbers), (rows, columns))]
         blocks = (-(-rows // block[0]), -(-columns // block[1]))
         scales = mx.array(rng.uniform(0.005, 0.02, blocks) / columns**0.5).astype(scale_dtype)
         exact = np.array(scales.astype(mx.float32))
-        weight = np.empty((rows, columns), np.float32)
-        for row in range(rows):
-            for column in range(columns):
-                weight[row, column] = table[codes[row, column]] * exact[row // block[0], column // block[1]]
+        of_each = np.kron(exact, np.ones(block, np.float32))[:rows, :columns]  # the scale of each value
+        weight = table[codes] * of_each
         tensors: dict[str, Any] = {"weight": mx.array(codes.astype(np.uint8)), "weight_scale_inv": scales}
         if scheme == "static":
             tensors["activation_scale"] = mx.array(rng.uniform(0.5, 1.5, ()).astype(np.float32))
@@ -217,7 +220,8 @@ def _write(
     values = random_weights(config)
     for name, shape in shapes(config).items():
         base = name.removesuffix(".weight")
-        if len(shape) == 1 or not name.startswith("model.layers.") or any(part in name for part in skip):
+        inside = name.startswith("model.layers.") or (base == "lm_head" and settings.get("lm_head"))
+        if len(shape) == 1 or not inside or any(part in name for part in skip):
             stored[name] = mx.array(values[name]).astype(dtype)
             weights[name] = np.array(stored[name].astype(mx.float32))
             continue

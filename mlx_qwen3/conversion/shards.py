@@ -16,8 +16,7 @@ from threading import Event
 from typing import Any
 
 from ..files.dtypes import NAMES
-from ..files.headers import TensorFile
-from ..files.values import Buffer
+from ..files.headers import Buffer, TensorFile
 from ..progress import Progress, Stage
 from .tally import Tally, TensorError
 from .transform import Job, OutputTensor

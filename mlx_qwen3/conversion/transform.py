@@ -9,11 +9,11 @@ import mlx.core as mx
 from ..errors import UsageError
 from ..files.config import Qwen3Config
 from ..files.dtypes import FLOATS
-from ..files.headers import StoredTensor
+from ..files.headers import Buffer, StoredTensor
 from ..files.layout import Module, Part, packed_leaves, stacked_modules
 from ..files.names import NATIVE, SWITCH, Fusion, bare, fusions, hf_name
 from ..files.quantization import Quantization
-from ..files.values import Buffer, bits_of, cast, float32_of, stored
+from ..files.values import bits_of, cast, float32_of, stored
 from .quantize import NONE, block_columns, fits, packed_blocks, unpacked_blocks
 from .tally import Tally
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from .config import Qwen3Config
+from .forms import NO_GGUF
 from .headers import StoredTensor, TensorFile, tensors_of
 from .layout import Part, head_differs, locate_parts, repeated_head
 from .members import CONFIG, INDEX, members
@@ -178,6 +179,8 @@ def _weight_files(folder: Path, index: Mapping[str, str]) -> list[Path]:
             f"{folder} has its weights in {short(pickles[0])}, a pickle file, which can run code when it is opened; "
             "save it with transformers' save_pretrained, which writes safetensors"
         )
+    if packed := sorted(path.name for path in folder.glob("*.gguf")):
+        raise CheckpointError(f"{folder} has its weights in {short(packed[0])}, a GGUF file; {NO_GGUF}")
     raise CheckpointError(f"{folder} has no model*.safetensors; expected a Hugging Face or mlx-lm checkpoint folder")
 
 

@@ -15,6 +15,7 @@ from .settings import is_int, mapping, shown
 KEY = "quantization_config"
 FP8, AWQ, GPTQ, COMPRESSED = "fp8", "awq", "gptq", "compressed-tensors"
 REMEDY = "take the bf16 release, and pack it with `convert --quantize affine4`"
+NO_GGUF = f"GGUF cannot be read; {REMEDY}"
 # method -> settings that change the values, and their supported values. null or a missing key means the first.
 SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {
     FP8: {

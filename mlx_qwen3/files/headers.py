@@ -77,6 +77,7 @@ class TensorFile:
         return bytes(self.read(8, length))
 
 
+Buffer = bytes | bytearray | memoryview
 Piece = tuple[TensorFile, memoryview, int, str]  # the arguments of its read_into
 
 
@@ -142,11 +143,11 @@ class StoredTensor:
         for first in range(0, self.shape[0], step):
             yield self.rows(first, min(step, self.shape[0] - first))
 
-    def read(self) -> bytes | bytearray:
+    def read(self) -> Buffer:
         """All of its bytes. Raises CheckpointError if the file has become shorter."""
         return self.file.read(self.start, self.nbytes, self.name)
 
-    def chunks(self, size: int = CHUNK) -> Iterator[bytes | bytearray]:
+    def chunks(self, size: int = CHUNK) -> Iterator[Buffer]:
         """Its bytes, at most `size` at a time."""
         for first in range(0, self.nbytes, size):
             yield self.file.read(self.start + first, min(size, self.nbytes - first), self.name)

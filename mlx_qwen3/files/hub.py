@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from ..errors import SourceError
+from .forms import NO_GGUF
 from .members import MEMBERS
 from .reading import short
 
@@ -33,7 +34,8 @@ def resolve(source: str | Path, expected: str = SOURCE) -> Path:
     if is_folder:
         return folder
     if exists:
-        raise SourceError(f"{name} is a file; give the folder that holds config.json and the weights")
+        remedy = NO_GGUF if name.endswith(".gguf") else "give the folder that holds config.json and the weights"
+        raise SourceError(f"{name} is a file; {remedy}")
     if not HUB_ID.fullmatch(name):
         raise SourceError(f"there is no folder {short(name)!r}{_similar(name)}; give {expected}")
     return _download(name)
@@ -102,5 +104,6 @@ def _download(repository: str) -> Path:
     # missing.
     for names in REQUIRED:
         if not any(path for name in names for path in folder.glob(name)):
-            raise SourceError(f"{repository} has no {names[0]} on the Hub or in the offline cache; {local}")
+            remedy = NO_GGUF if "gguf" in repository.lower() else local
+            raise SourceError(f"{repository} has no {names[0]} on the Hub or in the offline cache; {remedy}")
     return folder

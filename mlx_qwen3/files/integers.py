@@ -54,8 +54,8 @@ class Integers:
         """float32 (rows, C)"""
         codes = unpack(np.ascontiguousarray(self.words(first, count)).view(np.uint8), self.bits)
         result = codes[:, : len(self.groups_of)].astype(np.float32)
-        result -= self.zeros(first, count)[:, self.groups_of]
-        result *= self.scales(first, count)[:, self.groups_of]
+        result -= self.zeros(first, count).take(self.groups_of, axis=1)  # take is faster than an index
+        result *= self.scales(first, count).take(self.groups_of, axis=1)
         return result
 
     def _groups(self) -> np.ndarray:
@@ -115,11 +115,18 @@ def awq(tensors: Columns, groups_of: np.ndarray) -> Integers:
 def awq_words(words: np.ndarray) -> np.ndarray:
     """uint32 (C, R / 8) with 8 outputs in a word -> (R, C / 8) with 8 inputs in a word."""
     inputs, columns = words.shape
-    result = np.zeros((columns, 8, inputs // 8), np.uint32)
+    lanes = [np.ascontiguousarray(words[lane::8].T) for lane in range(8)]  # each (R / 8, C / 8)
+    # 8 words are 8 x 8 codes. They are transposed by blocks: 4 x 4 codes change places, then 2 x 2, then single ones.
+    for distance, mask in ((4, 0x0000FFFF), (2, 0x00FF00FF), (1, 0x0F0F0F0F)):
+        shift = np.uint32(4 * distance)
+        for place in (place for place in range(8) if not place & distance):
+            low, high = lanes[place], lanes[place + distance]
+            changed = ((low >> shift) ^ high) & np.uint32(mask)
+            high ^= changed
+            low ^= changed << shift
+    result = np.empty((columns, 8, inputs // 8), np.uint32)
     for place, output in enumerate(AWQ_ORDER):
-        codes = (words >> np.uint32(4 * place)) & np.uint32(15)
-        for lane in range(8):
-            result[:, output] |= codes[lane::8].T << np.uint32(4 * lane)
+        result[:, output] = lanes[place]
     return result.reshape(columns * 8, inputs // 8)
 
 

@@ -166,7 +166,7 @@ def fp8_rows(weight: StoredTensor, scales: StoredTensor, block: tuple[int, int],
     """float32 rows of an FP8 matrix: each code times the scale of its block, which is (rows, columns)."""
     high, wide = block
     run = weight.rows(first, count)
-    values = FP8_VALUES[np.frombuffer(run.read(), np.uint8)].reshape(run.shape)
+    values = FP8_VALUES.take(np.frombuffer(run.read(), np.uint8)).reshape(run.shape)  # faster than an index
     top, bottom = first // high, -(-(first + count) // high)
     wider = np.repeat(floats_of(scales.rows(top, bottom - top)), wide, axis=1)[:, : run.shape[1]]
     for index, factors in enumerate(wider, top):

@@ -13,12 +13,11 @@ import numpy as np
 
 from ..errors import CheckpointError
 from .dtypes import FLOATS
-from .headers import StoredTensor, read_pieces
+from .headers import Buffer, StoredTensor, read_pieces
 from .quantization import Quantization
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 Codes = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
-Buffer = bytes | bytearray | memoryview
 
 COMPARED_BYTES = 1 << 22  # at a time
 # Unsigned integers of the size of a dtype, for its bits: NumPy has no bfloat16.

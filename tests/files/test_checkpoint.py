@@ -216,6 +216,12 @@ def test_pickle_weights_are_refused_by_name(tmp_path, name):
         load_model(tmp_path)
 
 
+def test_gguf_is_refused_with_what_to_take_instead(tmp_path):
+    (write_checkpoint(tmp_path) / "model.safetensors").rename(tmp_path / "qwen3-q8_0.gguf")
+    with pytest.raises(CheckpointError, match=r"qwen3-q8_0.gguf, a GGUF file; GGUF cannot be read; take the bf16"):
+        load_model(tmp_path)
+
+
 def test_a_folder_without_weights_says_so(tmp_path):
     (write_checkpoint(tmp_path) / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"has no model\*\.safetensors"):

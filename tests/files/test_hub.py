@@ -379,6 +379,18 @@ def test_file_is_refused(tmp_path: Path) -> None:
         hub.resolve(file)
 
 
+def test_gguf_is_refused_with_what_to_take_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "qwen3-q4_k_m.gguf"
+    file.touch()
+    with pytest.raises(SourceError, match=r"is a file; GGUF cannot be read; take the bf16 release, and pack it"):
+        hub.resolve(file)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
+    with pytest.raises(
+        SourceError, match=r"Qwen/Qwen3-8B-GGUF has no config.json .*; GGUF cannot be read; take the bf16"
+    ):
+        hub.resolve("Qwen/Qwen3-8B-GGUF")
+
+
 @pytest.mark.parametrize(
     "source", ["Qwen3-0.6B", "/no/such/folder", "./Qwen/Qwen3", "../Qwen3", "a/b/c", "Qwen/", "Qwen/Qwen3 0.6B", "-h/x"]
 )

@@ -217,3 +217,10 @@ def test_fp8_without_scales_is_named(tmp_path):
 def test_a_plain_checkpoint_is_left_alone(tmp_path):
     folder = write_checkpoint(tmp_path / "plain")
     assert all(not leaf.made for part in Checkpoint(folder).parts.values() for leaf in part.leaves.values())
+
+
+def test_a_packed_head_and_the_embedding_that_it_is_not_tied_to(tmp_path, ids):
+    release = write_gptq(tmp_path / "release", head=True, tie_word_embeddings=False, vocab_size=160)
+    check_values(release)
+    check_logits(release, ids)
+    assert Checkpoint(release.folder).parts["lm_head"].quantization == Quantization("affine", 4, 32)
