@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from arrays import as_numpy
-from checkpoints import TINY, YARN, write_checkpoint
+from checkpoints import TINY, TINY_MOE, YARN, write_checkpoint
 
 from mlx_qwen3.conversion.convert import convert
 from mlx_qwen3.engine import runner
@@ -22,12 +22,21 @@ from mlx_qwen3.model import kernels
 from mlx_qwen3.model.cache import STEP, KVCache, ReplayView
 from mlx_qwen3.model.load import load_model
 
+# As many experts as 30B-A3B has: four rows do not pay to sort them
+EXPERTS = {
+    **TINY_MOE,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 32,
+    "mlp_only_layers": [],
+}
 TOLERANCE = 2e-5  # as between one pass and many in test_cache.py
 SHAPES = {
     "default": {},
     "yarn": {"rope_scaling": YARN},
     "untied": {"tie_word_embeddings": False},
     "one query head per key head": {"num_attention_heads": 2},
+    "experts": TINY_MOE,
     "odd sizes": {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 10, "hidden_size": 36},
 }
 
@@ -220,17 +229,22 @@ def test_tokens_are_those_of_the_plain_path(tiny, ids, replay):
 
 
 @pytest.mark.parametrize(
-    ("options", "kv_bits", "nodes", "prompt"),
-    [({}, None, 10, 11), ({"quantize": "affine4"}, None, 12, 13), ({}, 8, 16, 23)],
-    ids=["float", "quantized", "quantized cache"],
+    ("shape", "options", "kv_bits", "nodes", "prompt"),
+    [
+        (TINY, {}, None, 10, 11),
+        (TINY, {"quantize": "affine4"}, None, 12, 13),
+        (TINY, {}, 8, 16, 23),
+        (EXPERTS, {}, None, 15, 16),
+        (EXPERTS, {"quantize": "affine4"}, None, 16, 17),
+    ],
+    ids=["float", "quantized", "quantized cache", "experts", "quantized experts"],
 )
-def test_nodes_of_a_layer(options, kv_bits, nodes, prompt, tmp_path, monkeypatch):
-    """As Metal dispatches them; the script prints mlx-lm's 19 and 21 beside them."""
+def test_nodes_of_a_layer(shape, options, kv_bits, nodes, prompt, tmp_path, monkeypatch):
+    """As Metal dispatches them; the script prints mlx-lm's 19 and 21 beside them, and 32 and 34 of experts."""
     script = Path(__file__).parents[2] / "benchmarks" / "nodes.py"
     counting = SimpleNamespace(**runpy.run_path(str(script)))
-    folder = write_checkpoint(
-        tmp_path / "model", num_hidden_layers=12, hidden_size=64, intermediate_size=128, head_dim=32
-    )
+    sizes = {"num_hidden_layers": 12, "hidden_size": 64, "intermediate_size": 128, "head_dim": 32}
+    folder = write_checkpoint(tmp_path / "model", {**shape, **sizes})
     if options:
         convert(folder, tmp_path / "packed", divergence=False, **options)
         folder = tmp_path / "packed"
