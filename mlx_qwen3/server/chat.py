@@ -56,7 +56,7 @@ async def _job(service: Service, loaded: Loaded, asked: ChatRequest, raw: dict[s
     request = await service.in_thread(partial(_prepare, loaded, asked, raw, bound, template))
     count = asked.n or 1
     requests = [replace(request, number=number) for number in range(count)]
-    choices = [Choice(index, loaded.tokenizer, _parser(loaded, asked, raw, template)) for index in range(count)]
+    choices = [Choice(index, loaded.tokenizer, _parser(loaded, asked, raw, bound, template)) for index in range(count)]
     usage = bool(asked.stream_options and asked.stream_options.include_usage)
     writer = ChatWriter(Head(loaded.name, "chatcmpl"), choices, bool(asked.logprobs), usage)
     return Job(service, loaded, requests, [len(request.ids)], writer, bool(asked.stream), usage, "messages")
@@ -75,6 +75,10 @@ def _prepare(
         raise
 
 
-def _parser(loaded: Loaded, asked: ChatRequest, raw: dict[str, Any], template: str | None) -> ToolCallParser | None:
-    tools = raw["tools"] if has_tools(asked) else None
-    return ToolCallParser(tools, style(loaded.tokenizer, tools, template)) if tools else None
+def _parser(
+    loaded: Loaded, asked: ChatRequest, raw: dict[str, Any], bound: Bound | None, template: str | None
+) -> ToolCallParser | None:
+    if not has_tools(asked):
+        return None
+    tools = raw["tools"]
+    return ToolCallParser(tools, style(loaded.tokenizer, tools, template), bound is not None)

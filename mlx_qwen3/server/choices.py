@@ -7,7 +7,7 @@ from msgspec import UNSET
 
 from ..engine.reply import Chunk
 from ..text.tokenizer import Tokenizer
-from ..text.tool_calls import CallArguments, CallBegin, CallEnd, Event, Text, ToolCallParser
+from ..text.tool_calls import CallBegin, CallCut, CallEnd, Event, Text, ToolCallParser
 from .answers import (
     Alternative,
     CalledFunction,
@@ -62,7 +62,7 @@ class Choice:
         if thinking := self._thinking.feed(chunk.thinking):
             self.reasoning += thinking
             deltas.append(ChatDelta(reasoning_content=thinking, reasoning=thinking))
-        deltas += [self._take(event) for event in self._events(chunk) if not isinstance(event, CallEnd)]
+        deltas += [delta for event in self._events(chunk) if (delta := self._take(event))]
         self._note(chunk)
         self.finish = self._finish(chunk)
         if self.finish and (not deltas or self.calls):
@@ -92,7 +92,13 @@ class Choice:
         events = self._parser.feed(chunk.text) if chunk.text else []
         return events + self._parser.end() if chunk.finish_reason else events
 
-    def _take(self, event: Text | CallBegin | CallArguments) -> ChatDelta:
+    def _take(self, event: Event) -> ChatDelta | None:
+        if isinstance(event, CallEnd):
+            return None
+        if isinstance(event, CallCut):  # a stream cannot take back what it has sent; a whole answer has it as text
+            del self.calls[event.index]
+            self.content += event.text
+            return None
         if isinstance(event, Text):
             self.content += event.text
             return ChatDelta(content=event.text)

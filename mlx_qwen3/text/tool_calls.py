@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from .partial_call import PartialCall, beginning
 from .streaming import MarkerScanner
 from .tool_types import refuse_constant, typed, types_of
 
@@ -56,24 +57,36 @@ class CallEnd:
     index: int
 
 
-Event = Text | CallBegin | CallArguments | CallEnd
+@dataclass(frozen=True)
+class CallCut:
+    """The reply has ended within a call of which a part was told; `text` is all that was written of it."""
+
+    index: int
+    text: str
+
+
+Event = Text | CallBegin | CallArguments | CallEnd | CallCut
 
 
 class ToolCallParser:
     """Splits a reply into text and calls, fed piece by piece.
 
     A call is told when it is complete and its arguments are known to be valid JSON. What does not parse, or names a
-    tool that is not among `tools`, is text. The line breaks that a template writes before a call belong to the call,
-    and white space between calls to nobody. Qwen3-Coder sometimes leaves `<tool_call>` out: `<function=` will do.
+    tool that is not among `tools`, is text. If a grammar binds the calls (`bound`), their arguments always parse, and
+    those in Qwen3's style are told as they are written. The line breaks that a template writes before a call belong to
+    the call, and white space between calls to nobody. Qwen3-Coder sometimes leaves `<tool_call>` out: `<function=` will
+    do.
     """
 
-    def __init__(self, tools: Sequence[Mapping[str, Any]] | None, style: Style):
+    def __init__(self, tools: Sequence[Mapping[str, Any]] | None, style: Style, bound: bool = False):
         self._tools = None if tools is None else {tool_name(tool): parameters_of(tool) for tool in tools}
         self._style = style
         self._marker = MarkerScanner([OPEN] if style == "json" else [OPEN, BEGIN_FUNCTION])
         self._space = ""  # white space at the end of the text so far
         self._body: str | None = None  # of the call that is under way
         self._opening = ""  # the tag before the body
+        self._streams = bound and style == "json"
+        self._told: PartialCall | None = None  # of the call that is under way
         self._searched = 0  # characters of the body in which no end was found
         self._over = False  # whether the reply is over
         self._calls = 0
@@ -92,6 +105,7 @@ class ToolCallParser:
                 self._opening = OPEN if self._marker.found == OPEN else ""
                 self._body, self._searched = "" if self._opening else BEGIN_FUNCTION, 0
             self._body += text
+            events += self._begun(self._body) if self._streams else []
             if (end := self._end()) is None:
                 return events
             body, text = self._body[:end], self._body[end + len(CLOSE) :]
@@ -140,20 +154,40 @@ class ToolCallParser:
     def _close(self, body: str, closing: str) -> tuple[list[Event], str]:
         """(the events of a call that has ended, the text that is to be read again)"""
         self._body = None
+        if told := self._told:
+            self._told = None
+            return [CallEnd(told.index) if told.over else CallCut(told.index, self._opening + body + closing)], ""
         call = read_json(body) if self._style == "json" else read_xml(body, self._tools)
         if call is None or (self._tools is not None and call[0] not in self._tools):
             before, inner, rest = body.partition(OPEN)  # another call may have begun inside of a broken one
             if not inner:
                 return self._say(self._opening + body + closing), ""
             return self._say(self._opening + before), inner + rest + closing
+        name, arguments = call
+        begin = self._begin(name)
+        index = self._calls - 1
+        return [*begin, CallArguments(index, arguments), CallEnd(index)], ""
+
+    def _begin(self, name: str) -> list[Event]:
+        """The beginning of the next call, and the text before it."""
         breaks = BREAKS[self._style]
         space = self._space.removesuffix(breaks if self._space.endswith(breaks) else "\n")
         spaces: list[Event] = [] if self._bare or not space else [Text(space)]
         self._space, self._bare = "", True
         index, self._calls = self._calls, self._calls + 1
-        name, arguments = call
-        begin = CallBegin(index, f"call_{uuid.uuid4().hex[:24]}", name)
-        return [*spaces, begin, CallArguments(index, arguments), CallEnd(index)], ""
+        return [*spaces, CallBegin(index, f"call_{uuid.uuid4().hex[:24]}", name)]
+
+    def _begun(self, body: str) -> list[Event]:
+        """What is new of a call that is not complete."""
+        events: list[Event] = []
+        if self._told is None:
+            name, at = beginning(body)
+            if name is None or (self._tools is not None and name not in self._tools):
+                return []
+            events = self._begin(name)
+            self._told = PartialCall(self._calls - 1, at)
+        new = self._told.read(body)
+        return [*events, CallArguments(self._told.index, new)] if new else events
 
 
 def style_of(template_source: str) -> Style:

@@ -1,6 +1,7 @@
 """The real client of OpenAI, unchanged: sync, async, streams and the helpers for them, errors."""
 
 import asyncio
+import json
 
 import pytest
 
@@ -110,3 +111,40 @@ def test_the_loop_of_tools(client):
         final = stream.get_final_completion()
     [streamed] = final.choices[0].message.tool_calls
     assert (streamed.function.name, streamed.function.arguments) == (call.function.name, call.function.arguments)
+    named = {"type": "function", "function": {"name": "get_weather"}}
+    with client.chat.completions.stream(messages=messages, tool_choice=named, **options) as stream:
+        deltas = [event for event in stream if event.type == "tool_calls.function.arguments.delta"]
+        [bound] = stream.get_final_completion().choices[0].message.tool_calls
+    assert len(deltas) > 2  # bound by a grammar, they are sent as they are written
+    assert "".join(event.arguments_delta for event in deltas) == bound.function.arguments
+    assert "city" in json.loads(bound.function.arguments)
+
+
+def test_a_bound_call_that_is_cut(client):
+    """A stream has sent a part of it and ends with "length"; the answer that is not streamed has it as text."""
+    tools = [
+        {
+            "type": "function",
+            "function": {
+                "name": "note",
+                "parameters": {"properties": {"text": {"type": "string", "minLength": 400}}, "required": ["text"]},
+            },
+        }
+    ]
+    options = {
+        "model": "demo",
+        "messages": [{"role": "user", "content": "Take a note."}],
+        "tools": tools,
+        "tool_choice": "required",
+        "max_tokens": 40,
+        "temperature": 0,
+        "extra_body": {"enable_thinking": False},
+    }
+    [choice] = client.chat.completions.create(**options).choices
+    assert (choice.finish_reason, choice.message.tool_calls) == ("length", None)
+    assert choice.message.content.startswith("<tool_call>")
+    chunks = list(client.chat.completions.create(stream=True, **options))
+    calls = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or []]
+    assert calls[0].function.name == "note"
+    assert "".join(call.function.arguments or "" for call in calls) in choice.message.content
+    assert chunks[-1].choices[0].finish_reason == "length"

@@ -10,7 +10,7 @@ from chats import HI, call, render
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_qwen3.text.tool_calls import CallArguments, CallBegin, CallEnd, Text, ToolCallParser, style_of
+from mlx_qwen3.text.tool_calls import CallArguments, CallBegin, CallCut, CallEnd, Text, ToolCallParser, style_of
 
 # The calls of Qwen3's template, byte for byte.
 QWEN3 = (
@@ -268,3 +268,37 @@ def test_a_broken_call_ends_where_another_follows():
     assert parser.feed(broken) == [], "its value may go on"
     assert parser.feed("\n<tool_call>") == [Text(broken)]
     assert parsed(f"{broken} and text", "xml") == [f"{broken} and text"]
+
+
+@pytest.mark.parametrize("size", [1, 3, 10, 1000])
+def test_a_bound_call_is_told_as_it_is_written(size):
+    text = f"Let me look.\n{JSON_CALL}\n{JSON_CALL}"
+    bound, free = ToolCallParser(TOOLS, "json", bound=True), ToolCallParser(TOOLS, "json")
+    told, whole = [], []
+    for start in range(0, len(text), size):
+        told += bound.feed(text[start : start + size])
+        whole += free.feed(text[start : start + size])
+    told, whole = told + bound.end(), whole + free.end()
+    pieces = [event for event in told if isinstance(event, CallArguments)]
+    assert len(pieces) > (60 if size == 1 else 3 if size < 100 else 1)
+    for index in range(2):
+        [expected] = [event.delta for event in whole if isinstance(event, CallArguments) and event.index == index]
+        assert "".join(event.delta for event in pieces if event.index == index) == expected
+    others = [[event for event in events if isinstance(event, Text | CallEnd)] for events in (told, whole)]
+    assert "".join(e.text for e in others[0] if isinstance(e, Text)) == "Let me look."
+    assert [e for e in others[0] if isinstance(e, CallEnd)] == [e for e in others[1] if isinstance(e, CallEnd)]
+    assert [event.name for event in told if isinstance(event, CallBegin)] == ["find", "find"]
+
+
+def test_a_bound_call_that_the_end_cuts():
+    parser = ToolCallParser(TOOLS, "json", bound=True)
+    cut = JSON_CALL[: JSON_CALL.index("1.50")]
+    begin, arguments = parser.feed(cut)
+    assert (begin.name, arguments.delta) == ("find", cut[cut.index('{"text"') :])
+    assert parser.end() == [CallCut(0, cut)]
+
+
+def test_a_bound_call_that_the_end_cuts_after_its_arguments_is_complete():
+    parser = ToolCallParser(TOOLS, "json", bound=True)
+    parser.feed(JSON_CALL.removesuffix("}\n</tool_call>"))
+    assert parser.end() == [CallEnd(0)]
