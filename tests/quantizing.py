@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from checkpoints import TINY, random_weights, write_checkpoint
+from checkpoints import TINY, TINY_MOE, random_weights, write_checkpoint
 
 PACKABLE = {"hidden_size": 128, "head_dim": 32, "intermediate_size": 256, "num_attention_heads": 4}
 AFFINE = [f"affine{bits}{group}" for bits in (2, 3, 4, 5, 6, 8) for group in ("", "g32", "g64", "g128")]
@@ -26,3 +26,6 @@ def source_in(folder: Path, dtype: mx.Dtype, **changes: Any) -> Path:
     weights = {name: mx.array(value).astype(dtype) for name, value in random_weights({**TINY, **config}).items()}
     mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "pt"})
     return folder
+
+
+MOE = {key: value for key, value in TINY_MOE.items() if TINY.get(key) != value} | {"moe_intermediate_size": 128}

@@ -18,7 +18,7 @@ from ..files.packed import why_left_out
 from ..files.quantization import Quantization
 from ..files.surplus import is_ignored
 from ..progress import Progress, silent
-from .quantize import DEFAULT_BITS, LEVELS, MIXED, NONE, block_columns, fits, mixed, parse
+from .quantize import DEFAULT_BITS, LEVELS, MIXED, NONE, block_columns, fits, mixed, packing_for, parse
 from .shards import Shard, plan_shards
 from .transform import Recipe, float_dtype, jobs, layout_modules, modules, packing_of, refuse_packed
 
@@ -167,7 +167,8 @@ def _packings(
 ) -> dict[str, Quantization]:
     if recipe.asked:
         shapes = {name: part.leaves["weight"].shape for name, part in parts.items()}
-        return {name: recipe.asked for name, shape in shapes.items() if fits(shape, recipe.asked)}
+        found = {name: packing_for(name, shape, recipe.asked) for name, shape in shapes.items()}
+        return {name: packing for name, packing in found.items() if packing}
     if options.quantize != MIXED:
         return {}
     return mixed(

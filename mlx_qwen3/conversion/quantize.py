@@ -1,8 +1,8 @@
 """Packs weights into fewer bits: which tensors, in which mode, and the error of each of them.
 
 Every matrix is packed, the embedding too, as in mlx-lm. Norms stay in float, and so does a matrix whose rows are not a
-whole number of groups. Groups run along a row. So the packed rows are the same if a matrix is packed in blocks, or as a
-part of a fused matrix.
+whole number of groups. The router of a layer with experts always has 8 bits, as in mlx-lm. Groups run along a row. So
+the packed rows are the same if a matrix is packed in blocks, as a part of a fused matrix, or in a stack of experts.
 """
 
 import heapq
@@ -17,6 +17,7 @@ import numpy as np
 from ..errors import UsageError
 from ..files.headers import StoredTensor
 from ..files.layout import Module, packed_leaves
+from ..files.names import LEAVES, kind_of
 from ..files.quantization import QUANTIZATION_MODES, Quantization
 from ..files.values import bits_of, cast, dequantize_bits, float32_of, stored, to_float32
 from ..progress import BYTES, Progress, Stage, silent
@@ -26,6 +27,8 @@ NONE, MIXED = "none", "mixed"
 AFFINE = re.compile(r"affine(\d+)(?:g(\d+))?")
 LEVELS = tuple(Quantization("affine", bits, 64) for bits in QUANTIZATION_MODES["affine"]["bits"])  # of mixed
 DEFAULT_BITS = 5.0  # of mixed
+# A wrong choice of experts changes all that follows, and a router is a thousandth of the weights of its layer.
+ROUTER, ROUTER_PACKINGS = "mlp.gate", tuple(Quantization("affine", 8, group_size) for group_size in (64, 32))
 READ_BYTES = 1 << 23
 BLOCK_VALUES = 1 << 18  # a block in float32 and its error stay in a processor's second-level cache
 Item = TypeVar("Item")
@@ -55,6 +58,13 @@ def fits(shape: Sequence[int], packing: Quantization) -> bool:
     return len(shape) == 2 and shape[1] % block_columns(packing) == 0
 
 
+def packing_for(name: str, shape: Sequence[int], asked: Quantization) -> Quantization | None:
+    """The packing of a part if `asked` is asked for; None if it stays in float."""
+    if not fits(shape, asked):
+        return None
+    return next(packing for packing in ROUTER_PACKINGS if fits(shape, packing)) if kind_of(name) == ROUTER else asked
+
+
 def block_columns(packing: Quantization) -> int:
     """The columns that are packed together: one group, but two of nvfp4, as MLX cannot pack an odd number of them."""
     return 32 if packing.mode == "nvfp4" else packing.group_size
@@ -63,16 +73,11 @@ def block_columns(packing: Quantization) -> int:
 def packed_blocks(
     runs: Sequence[StoredTensor], packing: Quantization, dtype: mx.Dtype, tally: Tally
 ) -> Iterator[tuple[str, bytes]]:
-    """(leaf, bytes) of the packed form of float rows, which are cast to `dtype`. The leaf `weight` comes first."""
-    others: dict[str, list[bytes]] = {}
+    """(leaf, bytes) of the packed form of float rows, which are cast to `dtype`: of all leaves, block by block."""
     for source, arrays in _ahead(_packing(runs, packing, dtype)):
-        weight, *scales = leaves = [bits_of(array) for array in arrays]
-        yield "weight", weight.tobytes()
-        for leaf, bits in zip(("scales", "biases"), scales, strict=False):
-            others.setdefault(leaf, []).append(bits.tobytes())
+        leaves = [bits_of(array) for array in arrays]
+        yield from ((leaf, bits.tobytes()) for leaf, bits in zip(LEAVES, leaves, strict=False))
         _add_errors(tally, source, packing, leaves, dtype)
-    for leaf, blocks in others.items():
-        yield leaf, b"".join(blocks)
 
 
 def unpacked_blocks(
@@ -105,17 +110,19 @@ def mixed(
 
     All modules start one level below the highest level that fits for all of them. Then the module with the largest
     measured relative error gets the next level, until the budget is used up. Fused parts are one module: q, k and v
-    share a packing. Raises UsageError if even 2 bits for all modules exceed the budget.
+    share a packing, and so do gate and up of all experts of a layer. Routers keep theirs. Raises UsageError if even 2
+    bits for all modules exceed the budget.
     """
     # sizes[module][level] in bits
-    sizes = [[_module_bits(module, packing, dtype_of(module)) for packing in LEVELS] for module in modules]
+    routers = _routers(modules)
+    sizes = [[_module_bits(m, routers.get(m.name, packing), dtype_of(m)) for packing in LEVELS] for m in modules]
     weights = sum(prod(part.leaves["weight"].shape) for module in modules for part in module.parts)
     totals = [sum(column) for column in zip(*sizes, strict=True)]
     if totals[0] > budget * weights:
         raise UsageError(f"bits is {budget:g}; this model needs {totals[0] / weights:.3f} bits a weight at the least")
     start = max(0, sum(total <= budget * weights for total in totals) - 2)
     left = budget * weights - totals[start]
-    levels = {i: start for i, m in enumerate(modules) if fits(m.parts[0].leaves["weight"].shape, LEVELS[0])}
+    levels = {i: start for i, m in enumerate(modules) if m.name not in routers and fits(_shape(m), LEVELS[0])}
 
     # An estimate: some modules are measured again at their next level, and only the end shows how many.
     stage = Stage("measuring", sum(_stored_bytes(modules[index]) for index in levels), BYTES)
@@ -135,7 +142,17 @@ def mixed(
             left -= price
             levels[index] += 1
             heapq.heappush(worst, entry(index))
-    return {part.name: LEVELS[level] for index, level in levels.items() for part in modules[index].parts}
+    return routers | {part.name: LEVELS[level] for index, level in levels.items() for part in modules[index].parts}
+
+
+def _routers(modules: Sequence[Module]) -> dict[str, Quantization]:
+    """The packings of the routers, whose bits are not a matter of the budget."""
+    routers = (module for module in modules if kind_of(module.name) == ROUTER)
+    return {m.name: packing for m in routers if (packing := packing_for(m.name, _shape(m), LEVELS[0]))}
+
+
+def _shape(module: Module) -> tuple[int, ...]:
+    return module.parts[0].leaves["weight"].shape
 
 
 def _module_bits(module: Module, packing: Quantization, dtype: mx.Dtype) -> int:

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..files.dtypes import NAMES
 from ..files.headers import Buffer, TensorFile
@@ -85,19 +85,21 @@ def write_shard(
 ) -> tuple[FileRecord, list[TensorRecord]]:
     """Write and fsync one file of a `stage` in bytes; a thread computes its digests meanwhile."""
     header, starts = _header(shard.tensors, format_name)
-    digests: dict[str, str] = {}
     errors: dict[str, TensorError | None] = {}
-    wanted = {tensor.name for tensor in shard.tensors}
-    with (folder / shard.file).open("wb") as file, _Hasher() as hasher:
+    with (folder / shard.file).open("w+b") as file, _Hasher() as hasher:
         file.write(header)
-        hasher.add(header)
+        hasher.add(header, 0)
+        ends = dict(starts)  # where the next bytes of each tensor go
         for job in shard.jobs:
             tally = Tally(job.tensors[0].sources[0])
             for tensor, raw in job.blocks(tally):
-                if tensor.name in wanted:
+                if tensor.name in ends:  # the others are in another file
+                    file.seek(ends[tensor.name])
                     file.write(raw)
-                    hasher.add(raw, tensor.name)
+                    hasher.add(raw, ends[tensor.name], tensor.name)
+                    ends[tensor.name] += len(raw)
                     progress(stage, len(raw))
+            hasher.catch_up(file)
             errors[job.tensors[0].name] = tally.error if tally.used else None  # of the weight, not of its scales
         file.flush()
         os.fsync(file.fileno())
@@ -166,10 +168,15 @@ class SourceDigests:
 
 
 class _Hasher:
-    """sha256 of a stream of blocks: of the whole and of each tensor. Its thread may be a few blocks late."""
+    """sha256 of a file that is being written: of the whole and of each tensor. Its thread may be a few blocks late.
+
+    The blocks of a tensor come in order. Tensors that are made together, such as a weight and its scales, may grow side
+    by side. So that none of them must be in memory, `catch_up` reads again what the digest of the whole could not take.
+    """
 
     def __init__(self) -> None:
         self._whole = hashlib.sha256()
+        self._end = 0  # of the part of the file that is in the digest of the whole
         self._tensors: dict[str, Any] = {}
         self._pool = ThreadPoolExecutor(1)
         self._pending: deque[Future[None]] = deque()
@@ -180,18 +187,29 @@ class _Hasher:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def add(self, raw: Buffer, tensor: str | None = None) -> None:
+    def add(self, raw: Buffer, start: int, tensor: str | None = None) -> None:
+        """Add a block that begins at byte `start` of the file."""
+        next_in_file = start == self._end
+        if next_in_file:
+            self._end += len(raw)
         if len(self._pending) >= PENDING:
             self._pending.popleft().result()
-        self._pending.append(self._pool.submit(self._update, raw, tensor))
+        self._pending.append(self._pool.submit(self._update, raw, next_in_file, tensor))
+
+    def catch_up(self, file: BinaryIO) -> None:
+        """Read the bytes from where the digest of the whole stands to the end of the file."""
+        file.seek(self._end)
+        while raw := file.read(READ_BYTES):
+            self.add(raw, self._end)
 
     def result(self) -> tuple[str, dict[str, str]]:
         for future in self._pending:
             future.result()
         return self._whole.hexdigest(), {name: digest.hexdigest() for name, digest in self._tensors.items()}
 
-    def _update(self, raw: Buffer, tensor: str | None) -> None:
-        self._whole.update(raw)
+    def _update(self, raw: Buffer, whole: bool, tensor: str | None) -> None:
+        if whole:
+            self._whole.update(raw)
         if tensor is not None:
             self._tensors.setdefault(tensor, hashlib.sha256()).update(raw)
 

@@ -51,7 +51,7 @@ class Job:
     dtype: mx.Dtype | None = None  # to cast to before packing
 
     def blocks(self, tally: Tally) -> Iterator[tuple[OutputTensor, Buffer]]:
-        """The bytes of all tensors, one tensor after another; `tally` gets the error if there can be one."""
+        """The bytes of all tensors, each from its first to its last; `tally` gets the error if there can be one."""
         if self.packing is not None:
             by_leaf = {tensor.name.rsplit(".", 1)[1]: tensor for tensor in self.tensors}
             for leaf, raw in packed_blocks(self.runs, self.packing, self.dtype or self.runs[0].dtype, tally):
@@ -93,10 +93,16 @@ def layout_modules(parts: Mapping[str, Part], config: Qwen3Config, recipe: Recip
     """Every module of the result: the parts as its layout stacks them."""
     if recipe.layout == "native":
         return modules(parts, config, recipe)
-    # The parts of Hugging Face, but packed experts in the stacks of mlx-lm, which reads them in no other form.
-    packed = {name for name in parts if packing_of(parts[name], recipe)}
-    switch = {name: fusion for name, fusion in fusions(config, SWITCH).items() if packed.issuperset(fusion.parts)}
-    return _stacked_parts(parts, recipe, switch)
+    # The parts of Hugging Face. But if any expert of a layer is packed, they are in the stacks of mlx-lm, which reads all
+    # three matrices in this form or none.
+    stacks = fusions(config, SWITCH)
+    packed = {_owner(name) for name, stack in stacks.items() if any(packing_of(parts[p], recipe) for p in stack.parts)}
+    return _stacked_parts(parts, recipe, {name: stack for name, stack in stacks.items() if _owner(name) in packed})
+
+
+def _owner(name: str) -> str:
+    """layers.0.mlp.switch_mlp.up_proj -> layers.0.mlp.switch_mlp"""
+    return name.rpartition(".")[0]
 
 
 def packing_of(part: Part, recipe: Recipe) -> Quantization | None:
