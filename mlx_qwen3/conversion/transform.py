@@ -93,8 +93,8 @@ def layout_modules(parts: Mapping[str, Part], config: Qwen3Config, recipe: Recip
     """Every module of the result: the parts as its layout stacks them."""
     if recipe.layout == "native":
         return modules(parts, config, recipe)
-    # The parts of Hugging Face. But if any expert of a layer is packed, they are in the stacks of mlx-lm, which reads all
-    # three matrices in this form or none.
+    # The parts of Hugging Face. But if any expert of a layer is packed, its experts are in the stacks of mlx-lm, which
+    # reads all three matrices in this form or none.
     stacks = fusions(config, SWITCH)
     packed = {_owner(name) for name, stack in stacks.items() if any(packing_of(parts[p], recipe) for p in stack.parts)}
     return _stacked_parts(parts, recipe, {name: stack for name, stack in stacks.items() if _owner(name) in packed})
