@@ -30,7 +30,7 @@ PROMPT = mx.array([[1, 2, 3]])
 
 
 def one_norm_rope(qkv: mx.array, weight: mx.array, cos: mx.array, *_: Any) -> tuple[mx.array, mx.array]:
-    (B, L, _, _), (normed, D) = cos.shape, weight.shape
+    (B, _, L, _), (normed, _, D) = cos.shape, weight.shape
     done = mx.sort(qkv).reshape(B, -1, L, D)
     H = 2 * normed - done.shape[1]
     return done[:, :H], done[:, H:].reshape(B, 2, -1, L, D).transpose(1, 0, 2, 3, 4)

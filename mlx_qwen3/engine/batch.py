@@ -40,17 +40,12 @@ class Batch:
         """
         self._model, self._step, self._vocabulary = model, decode_step(model), vocabulary
         self._cache = cache
-        self.slots: list[Row | None] = list(rows)
         self._prompts: mx.array | None = logits
         self._coming: Coming | None = None  # a step that was built before it was needed
         self._before: tuple[list[mx.array], int] | None = None  # the cache without that step, until it is submitted
         self._ready: News = []
         self._failures: News = []  # of making masks, until the news of the step are told
-        self._sampler = self._new_sampler()
-
-    @property
-    def rows(self) -> list[Row]:
-        return [row for row in self.slots if row is not None]
+        self._seat(rows)
 
     @property
     def end(self) -> int:
@@ -79,32 +74,33 @@ class Batch:
         self._settle()
         if (needed := len(self.rows) + len(other.rows)) > len(self.slots):
             self._resize(_size(needed))
+        slots = list(self.slots)
         for index, row in enumerate(other.slots):
             if row is not None:
-                slot = self.slots.index(None)
+                slot = slots.index(None)
                 self._cache.admit(slot, other._cache, index)
-                self.slots[slot] = row
+                slots[slot] = row
         mx.eval(self._cache.buffers)  # written in place
-        self._sampler = self._new_sampler()
+        self._seat(slots)
 
     def leave(self, row: Row) -> None:
         """Remove a row, and drop its keys and values."""
         self._settle()
         slot = self.slots.index(row)
-        self.slots[slot] = None
+        self._seat([*self.slots[:slot], None, *self.slots[slot + 1 :]])
         self._cache.retire(slot)
         rows = len(self.rows)
         if rows and 4 * rows <= len(self.slots):
             self._resize(_size(rows))
         elif rows:
             self._cache.compact([slot for slot, row in enumerate(self.slots) if row])
-        self._sampler = self._new_sampler()
 
     def take_out(self, row: Row) -> KVCache:
         """Remove a row. Returns its keys and values: of all its tokens but the last, which the model has not read."""
         self._settle()
         if self.slots == [row]:
-            self.slots, cache = [None], self._cache
+            self._seat([None])
+            cache = self._cache
         else:
             cache = self._cache.extract(self.slots.index(row))
             self.leave(row)
@@ -124,7 +120,17 @@ class Batch:
     def _resize(self, size: int) -> None:
         """Change the number of slots; the rows move to the first of them."""
         self._cache.resize(size, [slot for slot, row in enumerate(self.slots) if row])
-        self.slots = [*self.rows, *[None] * (size - len(self.rows))]
+        self._seat([*self.rows, *[None] * (size - len(self.rows))])
+
+    def _seat(self, slots: Sequence[Row | None]) -> None:
+        """Put rows into slots, and note here what every step would have to look up."""
+        self.slots = list(slots)
+        self.rows = [row for row in slots if row is not None]
+        self._drafter = self.rows[0].drafter if len(slots) == 1 and self.rows else None
+        self._steered = any(row.steering for row in self.rows)
+        self._asked = [row.logprobs if row else None for row in slots]
+        self._scored = any(wanted is not None for wanted in self._asked)
+        self._sampler = self._new_sampler()
 
     def _settle(self) -> None:
         """Bring the cache to the last known tokens: drop a step that was only built, wait for one that is running."""
@@ -153,7 +159,6 @@ class Batch:
     def _plain_step(self) -> News:
         if len(self.slots) not in SIZES:
             self._resize(_size(len(self.rows)))
-            self._sampler = self._new_sampler()
         coming = self._coming
         if coming is None:
             coming = self._following(mx.array([row.tokens[-1] if row else 0 for row in self.slots]), 0)
@@ -180,13 +185,11 @@ class Batch:
 
     def _goes_on(self) -> bool:
         """Whether to build the next step before the tokens of the running one are known."""
-        rows = self.rows
-        drafter = rows[0].drafter if len(self.slots) == 1 else None
-        return (
-            any(row.left > 1 for row in rows)
-            and not any(row.waits() for row in rows)
-            and not (drafter and drafter.expects())
-        )
+        if self._steered and any(row.waits() for row in self.rows):
+            return False
+        if self._drafter and self._drafter.expects():
+            return False
+        return any(row.left > 1 for row in self.rows)
 
     def _following(self, tokens: mx.array, unknown: int) -> Coming:
         """The tokens after `tokens` (B,), of which the last `unknown` of each row are not in its list yet."""
@@ -195,14 +198,11 @@ class Batch:
     def _chosen(self, logits: mx.array, unknown: int) -> Coming:
         """The tokens that are chosen by logits (B, V)."""
         raw = logits
-        if any(row.steering for row in self.rows):
+        if self._steered:
             logits = self._allowed(logits)
         positions = [len(row.tokens) + unknown if row else 0 for row in self.slots]
         following = self._sampler.next(logits, positions)
-        asked = [row.logprobs if row else None for row in self.slots]
-        if all(wanted is None for wanted in asked):
-            return following, None
-        return following, Scores(raw, following, asked, self._vocabulary)
+        return following, Scores(raw, following, self._asked, self._vocabulary) if self._scored else None
 
     def _allowed(self, logits: mx.array) -> mx.array:
         """The logits (B, V) without the ids that the steering of a row excludes."""
@@ -250,10 +250,9 @@ class Batch:
     # --- drafts
 
     def _drafts(self) -> list[int]:
-        row = self.slots[0]
-        if len(self.slots) > 1 or row is None or row.drafter is None or self._coming is not None or row.waits():
+        if self._drafter is None or self._coming is not None or self.rows[0].waits():
             return []
-        return row.drafter.propose(row.left - 1, self._sampler)
+        return self._drafter.propose(self.rows[0].left - 1, self._sampler)
 
     def _check(self, drafts: Sequence[int]) -> News:
         """The next tokens of the only row, from one pass over its last token and its drafts."""
@@ -268,10 +267,14 @@ class Batch:
             self._cache.erase(len(fed))
             row.drafter.checked(len(drafts), 0)
             return self._plain_step()
-        taken: list[int] = []
+        asked, taken = row.logprobs, list[int]()
+        kept = logits[: len(tokens)]
+        scores = Scores(kept, mx.array(tokens), [asked] * len(tokens), self._vocabulary) if self._scored else None
         for token in tokens:
             try:
                 taken.append(row.take(token))
+                if scores:
+                    row.scores.append(scores.of(len(taken) - 1, taken[-1]))
             except Exception as error:
                 row.ended = True
                 return [*((row, token) for token in taken), (row, error)]

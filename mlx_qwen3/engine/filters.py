@@ -130,7 +130,7 @@ def _draw(logits: mx.array, keys: mx.array) -> mx.array:
 
 def _checked(ids: mx.array, largest: mx.array) -> mx.array:
     """Ids (B,) int32 of ids (B, 1), BROKEN for a row whose largest logit (B, 1) is not finite."""
-    return mx.where(mx.abs(largest) < mx.inf, ids.astype(mx.int32), BROKEN)[:, 0]
+    return mx.where(mx.abs(largest) < mx.inf, ids.astype(mx.int32), BROKEN).squeeze(1)
 
 
 def _cooled(logits: mx.array, largest: mx.array, temperature: mx.array) -> mx.array:

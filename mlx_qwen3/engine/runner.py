@@ -52,7 +52,7 @@ class DecodeStep:
 
     def __call__(self, tokens: mx.array, cache: KVCache, watch: Listener | None = None) -> mx.array:
         """Logits (B, V) of the tokens (B,) that follow the prompt in the cache. A watched step is built anew."""
-        arrays = cache.arrays(1)
+        arrays = cache.arrays()
         if watch is None:
             if (step := self._steps.get(cache.kv_format)) is None:
                 step = self._steps[cache.kv_format] = kernels.Replayed(partial(_step, self._model, cache.kv_format))
@@ -79,8 +79,8 @@ def _step(
     """Logits (B, V) and the cache's new buffers, as a function of arrays alone."""
     alive = model()
     assert alive is not None, "the caller holds the model"
-    view = ReplayView(1, *arrays, watch=watch, kv_format=kv_format)
-    logits = alive.logits(alive.forward(tokens[:, None], view)[:, 0])
+    view = ReplayView(*arrays, watch=watch, kv_format=kv_format)
+    logits = alive.logits(alive.states(tokens, view))
     if watch is not None:
         watch("logits", logits[:, None])
     return [logits, *view.buffers]

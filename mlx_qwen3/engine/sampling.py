@@ -135,10 +135,13 @@ class Sampler:
 
     def next(self, logits: mx.array, position: int | Sequence[int]) -> mx.array:
         """The token of every row, (B,) int32, at its position in the reply, from logits (B, V); see `known`."""
-        positions = [position] * len(logits) if isinstance(position, int) else position
-        places = [(*stream, at) for stream, at in zip(self._streams, positions, strict=True)]
+        places: list[tuple[int, int, int]] = []
+        if self._random:
+            positions = [position] * len(logits) if isinstance(position, int) else position
+            places = [(*stream, at) for stream, at in zip(self._streams, positions, strict=True)]
         tokens = self._choose(logits, self._penalties, places)
-        self._note(tokens[:, None])
+        if self._penalties:
+            self._penalties.add(tokens[:, None])
         return tokens
 
     def known(self, tokens: mx.array, position: int | Sequence[int], rows: Collection[int] | None = None) -> list[int]:
@@ -164,7 +167,8 @@ class Sampler:
         right = next((i for i, guess in enumerate(fed[1:]) if chosen[i] != guess), len(fed) - 1)
         if BROKEN in chosen[: right + 1]:
             raise self.broken(0, position + chosen.index(BROKEN))
-        self._note(mx.array([chosen[: right + 1]]))
+        if self._penalties:
+            self._penalties.add(mx.array([chosen[: right + 1]]))
         return chosen[: right + 1]
 
     def fork(self, vocabulary: int, model: str) -> "Sampler":
@@ -176,18 +180,14 @@ class Sampler:
             other._penalties = self._penalties.cut(vocabulary) if self._penalties else None
         return other
 
-    def _note(self, tokens: mx.array) -> None:
-        """Tokens (B, L) are in the replies from now on."""
-        if self._penalties:
-            self._penalties.add(tokens)
-
     def _along(self, fed: Sequence[int]) -> Penalties | None:
         return self._penalties.along(fed[1:]) if self._penalties else None
 
     def _choose(
         self, logits: mx.array, penalties: Penalties | None, places: Sequence[tuple[int, int, int]]
     ) -> mx.array:
-        logits = logits[:, : self.vocabulary]
+        if logits.shape[1] > self.vocabulary:
+            logits = logits[:, : self.vocabulary]
         if penalties:
             logits = penalties(logits)
         return self._chooser(logits, random_keys(places) if self._random else None)

@@ -85,15 +85,21 @@ class Scheduler:
 
         Set `ended` of a row to end it: what it holds is freed by the end of the next step.
         """
-        self._make_room()
-        for batch in list(self._batches):
-            yield from self._decode(batch)
-        yield from self._prefill()
+        return self._step()
 
+    @any_thread
     def run(self) -> Iterator[Event]:
         """Step until all rows have ended."""
         while self.busy:
-            yield from self.step()
+            yield from self._step()
+
+    def _step(self) -> Iterator[Event]:
+        if self.prefixes:
+            self._make_room()
+        for batch in list(self._batches):
+            yield from self._decode(batch)
+        if self._prompt or self._waiting:
+            yield from self._prefill()
 
     @any_thread
     def close(self) -> Iterator[Event]:

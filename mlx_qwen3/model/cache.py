@@ -88,29 +88,27 @@ class EagerView(View):
 
 
 class ReplayView(View):
-    """The view of a pass whose graph is built once and replayed: everything that changes between steps is an array.
+    """The view of a decode step, whose graph is built once and replayed: what changes between steps is an array.
 
-    `end` is the number of slots filled before the pass, `start` (B,) the first slot of each row. The pass attends to
-    the whole capacity of the buffers; the mask hides the slots that are not filled.
+    A step has one token of each row. `end` is the number of slots filled before it, `start` (B,) the first slot of each
+    row. It attends to the whole capacity of the buffers; the mask hides the slots that are not filled.
     """
 
     traced = True
 
     def __init__(
         self,
-        length: int,
         end: mx.array,
         start: mx.array,
         *buffers: mx.array,
         watch: Listener | None = None,
         kv_format: KVFormat = PLAIN,
     ):
-        new = mx.arange(length)[:, None]
-        super().__init__((end + new - start).T, length, watch, kv_format)
+        super().__init__((end - start)[:, None], 1, watch, kv_format)
         self.buffers = list(buffers)
         self._end = end
         slots = mx.arange(buffers[0].shape[3])
-        self._mask = (slots <= end + new) & (slots >= start[:, None, None, None])
+        self._mask = (slots <= end) & (slots >= start[:, None, None, None])
 
     def attend(self, layer: int, q: mx.array, kv: mx.array, scale: float) -> mx.array:
         first, last = layer * self.kv_format.arrays, (layer + 1) * self.kv_format.arrays
@@ -157,9 +155,9 @@ class KVCache:
         """The view of a pass over `length` new tokens. Call `commit` with its buffers after the pass."""
         return EagerView(self, length, watch)
 
-    def arrays(self, length: int) -> list[mx.array]:
-        """What a ReplayView of `length` new tokens takes: `end`, `start` and the buffers, which have room for them."""
-        self.reserve(length)
+    def arrays(self) -> list[mx.array]:
+        """What a ReplayView takes: `end`, `start` and the buffers, which have room for one more token."""
+        self.reserve(1)
         return [mx.array(self.end), self.start, *self.buffers]
 
     def commit(self, buffers: list[mx.array], length: int) -> None:
@@ -182,7 +180,8 @@ class KVCache:
 
     def reserve(self, length: int) -> None:
         """Make room for `length` more tokens."""
-        self.buffers = [_with_capacity(buffer, self.end + length) for buffer in self.buffers]
+        if self.capacity < self.end + length:
+            self.buffers = [_with_capacity(buffer, self.end + length) for buffer in self.buffers]
 
     def mask(self, length: int) -> kernels.Mask:
         """Which of end + length keys `length` new queries may see, as scaled_dot_product_attention takes it."""

@@ -38,7 +38,7 @@ def on_metal() -> bool:
 def norm_rope(qkv: mx.array, weight: mx.array, cos: mx.array, sin: mx.array, eps: float) -> tuple[mx.array, mx.array]:
     """QK-norm and rotation of a fused projection.
 
-    qkv (T, (H + 2K) * D); weight (H + K, D) of the norms; cos and sin (B, L, 1, D) float32, the first half of sin
+    qkv (T, (H + 2K) * D); weight (H + K, 1, D) of the norms; cos and sin (B, 1, L, D) float32, the first half of sin
     negated. Returns queries (B, H, L, D), and keys and values (2, B, K, L, D) as the cache takes them.
     """
     # MLX has no call for the two together: on Metal one kernel takes the place of five, and of the copies that
@@ -49,22 +49,25 @@ def norm_rope(qkv: mx.array, weight: mx.array, cos: mx.array, sin: mx.array, eps
 def plain_norm_rope(
     qkv: mx.array, weight: mx.array, cos: mx.array, sin: mx.array, eps: float
 ) -> tuple[mx.array, mx.array]:
-    (B, L, _, _), (normed, D) = cos.shape, weight.shape
-    heads = qkv.reshape(B, L, -1, D)
-    H = 2 * normed - heads.shape[2]
-    qk = rotate(qk_norm(heads[:, :, :normed], weight, eps), cos, sin).astype(qkv.dtype).transpose(0, 2, 1, 3)
-    return qk[:, :H], mx.stack([qk[:, H:], heads[:, :, normed:].transpose(0, 2, 1, 3)])
+    (B, _, L, _), (normed, _, D) = cos.shape, weight.shape
+    # A decode step has one token: it is reshaped and not transposed, which is a node less.
+    heads = qkv.reshape(B, -1, 1, D) if L == 1 else qkv.reshape(B, L, -1, D).transpose(0, 2, 1, 3)
+    K = heads.shape[1] - normed
+    qk, v = mx.split(heads, [normed], axis=1)
+    qk = rotate(qk_norm(qk, weight, eps), cos, sin).astype(qkv.dtype)
+    q, k = mx.split(qk, [normed - K], axis=1)
+    return q, mx.concatenate([k, v]).reshape(2, B, K, L, D)  # two nodes less than mx.stack
 
 
 def qk_norm(qk: mx.array, weight: mx.array, eps: float) -> mx.array:
-    """RMSNorm over the D of each query and key head: qk (B, L, H + K, D), weight (H + K, D)."""
+    """RMSNorm over the D of each query and key head, times the norms' weights, in any order of the axes before D."""
     return mx.fast.rms_norm(qk, None, eps) * weight
 
 
 def metal_norm_rope(
     qkv: mx.array, weight: mx.array, cos: mx.array, sin: mx.array, eps: float
 ) -> tuple[mx.array, mx.array]:
-    (B, L, _, _), (normed, D) = cos.shape, weight.shape
+    (B, _, L, _), (normed, _, D) = cos.shape, weight.shape
     heads = qkv.shape[1] // D
     H, K = 2 * normed - heads, heads - normed
     q, kv = _metal_kernel()(
@@ -82,7 +85,7 @@ def metal_norm_rope(
 # hands over the shape of cos because its name occurs: L as a template argument would compile a kernel for each length.
 NORM_ROPE = """
     const uint lane = thread_position_in_grid.x, head = thread_position_in_grid.y, token = thread_position_in_grid.z;
-    const uint B = cos_shape[0], L = cos_shape[1];
+    const uint B = cos_shape[0], L = cos_shape[2];
     const uint row = token / L, place = token % L;
     const uint from = (token * (H + 2 * K) + head) * D;
     float squares = 0;
@@ -145,22 +148,26 @@ def _few_rows(x: mx.array, weight: mx.array) -> bool:
     return few and x.dtype == mx.float32 and not on_gpu() and "mkl" in (blas.in_use or "")
 
 
-def attend(q: mx.array, keys: mx.array, values: mx.array, scale: float, mask: Mask) -> mx.array:
-    """Attention of q (B, H, L, D) over keys and values (B, K, S, D), (B, H, L, D).
+def attend(q: mx.array, kv: mx.array, scale: float, mask: Mask) -> mx.array:
+    """Attention of q (B, H, L, D) over keys and values (2, B, K, S, D), (B, H, L, D).
 
     mask: (B, 1, L, S) bool, "causal", or None if every query sees every key.
     """
     B, H, L, D = q.shape
     if on_gpu() or L > 1 or isinstance(mask, str):
-        return mx.fast.scaled_dot_product_attention(q, keys, values, scale=scale, mask=mask)
+        # slices, because kv[0] is a gather, which copies
+        return mx.fast.scaled_dot_product_attention(q, kv[0, :], kv[1, :], scale=scale, mask=mask)
     # A CPU has no fused kernel. The queries of a key head as the rows of one product read the keys once; MLX's own
-    # expansion multiplies one row for every query head.
-    scores = (q * scale).reshape(B, keys.shape[1], -1, D) @ mx.swapaxes(keys, 2, 3)
+    # expansion multiplies one row for every query head. An axis of length 1 at the front saves nodes that remove it.
+    keys, values = mx.split(kv, 2)
+    queries = q.reshape(1, B, kv.shape[2], -1, D)
     if B == 1 or q.dtype != mx.float32:
+        scores = (queries @ mx.swapaxes(keys, 3, 4)) * scale  # one kernel with the mask, if the step is compiled
         scores = scores if mask is None else mx.where(mask, scores, -mx.inf)
         return (mx.softmax(scores, axis=-1, precise=True) @ values).reshape(B, H, 1, D)
     # Softmax in parts, for the sake of `exp`: one row has too few scores to pay for more operations. To add -inf takes
     # less time for each score than to choose it.
+    scores = (queries * scale) @ mx.swapaxes(keys, 3, 4)
     scores = scores if mask is None else scores + mx.where(mask, 0.0, -mx.inf)
     weights = exp(scores - mx.max(scores, axis=-1, keepdims=True))
     return ((weights @ values) / mx.sum(weights, axis=-1, keepdims=True)).reshape(B, H, 1, D)
@@ -204,8 +211,7 @@ def _packed_product(x: mx.array, matrix: Sequence[mx.array], transpose: bool, gr
 
 def swiglu(gate_up: mx.array) -> mx.array:
     """silu(gate) * up of the two halves of gate_up (T, 2 * inner)."""
-    inner = gate_up.shape[1] // 2
-    gate, up = gate_up[:, :inner], gate_up[:, inner:]
+    gate, up = mx.split(gate_up, 2, axis=1)
     if on_gpu():
         return _fused_swiglu(gate, up)
     one = len(gate) == 1  # token, whose numbers are too few to pay for more operations

@@ -55,8 +55,7 @@ class Plain:
         return stored[0]
 
     def attend(self, q: mx.array, stored: Sequence[mx.array], scale: float, mask: kernels.Mask) -> mx.array:
-        # slices, because stored[0][0] is a gather, which copies
-        return kernels.attend(q, stored[0][0, :], stored[0][1, :], scale, mask)
+        return kernels.attend(q, stored[0], scale, mask)
 
 
 @dataclass(frozen=True)
@@ -85,8 +84,7 @@ class Quantized:
 
     def attend(self, q: mx.array, stored: Sequence[mx.array], scale: float, mask: kernels.Mask) -> mx.array:
         if q.shape[2] > kernels.FEW_QUERIES:  # unpack this layer; it is freed after its attention
-            kv = self.unpack(stored)
-            return kernels.attend(q, kv[0, :], kv[1, :], scale, mask)
+            return kernels.attend(q, self.unpack(stored), scale, mask)
         keys, values = ([array[side, :] for array in stored] for side in (0, 1))
         return kernels.attend_quantized(q, keys, values, scale, mask, self.group, self.bits)
 

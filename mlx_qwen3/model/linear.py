@@ -21,21 +21,13 @@ class Linear(nn.Linear):
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__(inputs, outputs, bias=False)
-        self._columns = None, None  # a weight and its transpose
 
     def __call__(self, x: mx.array) -> mx.array:
-        return kernels.product(x, self["weight"], self._transposed())
+        return kernels.product(x, self["weight"], _transposed(self))
 
     def add(self, residual: mx.array, x: mx.array) -> mx.array:
         """residual + self(x)"""
-        return kernels.add_product(residual, x, self["weight"], self._transposed())
-
-    def _transposed(self) -> mx.array:
-        weight, (of, columns) = self["weight"], self["_columns"]
-        if of is not weight:
-            columns = weight.T
-            self["_columns"] = weight, columns
-        return columns
+        return kernels.add_product(residual, x, self["weight"], _transposed(self))
 
     def to_quantized(self, group_size: int, bits: int, mode: str) -> nn.Module:  # type: ignore[override]
         return QuantizedLinear.from_linear(self, group_size, bits, mode)
@@ -45,8 +37,16 @@ class Embedding(nn.Embedding):
     """Rows of a matrix by token ids, and the projection onto them where the output is tied to the input."""
 
     def as_linear(self, x: mx.array) -> mx.array:
-        weight = self["weight"]
-        return kernels.product(x, weight, weight.T)
+        return kernels.product(x, self["weight"], _transposed(self))
+
+
+def _transposed(module: nn.Module) -> mx.array:
+    """The transpose of the weight, kept as long as the module has this weight."""
+    weight, (of, columns) = module["weight"], module.get("_columns", (None, None))
+    if of is not weight:
+        columns = weight.T
+        module["_columns"] = weight, columns
+    return columns
 
 
 class QuantizedLinear(nn.QuantizedLinear):

@@ -63,11 +63,11 @@ class Attention(nn.Module):
         return self["o_proj"].add(residual, merged)
 
     def _norm_weight(self) -> mx.array:
-        """The weights of q_norm and k_norm for every head, (H + K, D). Computed again if one has been replaced."""
+        """The weights of q_norm and k_norm for every head, (H + K, 1, D). Computed again if one has been replaced."""
         q, k = self["q_norm"]["weight"], self["k_norm"]["weight"]
         of_q, of_k, weight = self["_norms"]
         if of_q is not q or of_k is not k:
-            weight = mx.stack([q] * self.heads + [k] * self.kv_heads)
+            weight = mx.stack([q] * self.heads + [k] * self.kv_heads)[:, None]
             self["_norms"] = q, k, weight
         return weight
 
@@ -79,7 +79,7 @@ class Attention(nn.Module):
         heads = qkv.reshape(*qkv.shape[:2], -1, D)
         q, k, v = mx.split(heads, [H, H + K], axis=2)
         watch("heads", q, k, v)
-        q, k = mx.split(kernels.qk_norm(heads[:, :, : H + K], weight, self.q_norm.eps), [H], axis=2)
+        q, k = mx.split(kernels.qk_norm(heads[:, :, : H + K], weight[:, 0], self.q_norm.eps), [H], axis=2)
         watch("qk_norm", q, k)
         watch("transpose", *(x.transpose(0, 2, 1, 3) for x in (q, k, v)))
 
@@ -167,21 +167,24 @@ class Qwen3(nn.Module):
 
     def forward(self, ids: mx.array, view: View) -> mx.array:
         """The normalised hidden states (B, L, hidden) of token ids (B, L), for a view of a cache."""
+        return self.states(ids.reshape(-1), view).reshape(*ids.shape, -1)
+
+    def states(self, ids: mx.array, view: View) -> mx.array:
+        """The same without the axis of rows: (T, hidden) of token ids (T,)."""
         [x] = deque(self._residuals(ids, view), maxlen=1)
-        x = self.norm(x).reshape(*ids.shape, -1)
-        if view.watch is not None:
-            view.watch("final_norm", x)
+        x = self.norm(x)
+        view.show("final_norm", x)
         return x
 
     def residuals(self, ids: Ids, view: View | None = None) -> Iterator[mx.array]:
         """The residual stream (B, L, hidden) after the embedding and after each layer: layers + 1 arrays."""
         ids = _token_ids(ids)
         view = NoCache(ids.shape[0], ids.shape[1]) if view is None else view
-        return (x.reshape(*ids.shape, -1) for x in self._residuals(ids, view))
+        return (x.reshape(*ids.shape, -1) for x in self._residuals(ids.reshape(-1), view))
 
     def _residuals(self, ids: mx.array, view: View) -> Iterator[mx.array]:
         # The fp4 and fp8 modes keep no float dtype of their own and dequantize to bfloat16.
-        x = self.embed_tokens(ids.reshape(-1)).astype(self.norm.weight.dtype)
+        x = self.embed_tokens(ids).astype(self.norm.weight.dtype)
         yield x
         turn = self.rope(view.positions)
         for layer in self.layers:

@@ -24,18 +24,16 @@ class RoPE:
         self.inv_freq = mx.array(inv_freq)  # (D / 2,)
 
     def __call__(self, positions: mx.array) -> tuple[mx.array, mx.array]:
-        """cos and sin for `rotate`, each (B, L, 1, D) float32, for positions (B, L)."""
-        angles = positions[:, :, None, None] * self.inv_freq
+        """cos and sin for `rotate`, each (B, 1, L, D) float32, for positions (B, L)."""
+        angles = positions[:, None, :, None] * self.inv_freq
         cos, sin = mx.cos(angles), mx.sin(angles)
         return mx.concatenate([cos, cos], axis=-1), mx.concatenate([-sin, sin], axis=-1)
 
 
 def rotate(x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
-    """Turn the pairs (i, i + D/2) of x (B, L, heads, D) by the angles of its tokens; float32 if x is."""
-    half = x.shape[-1] // 2
-    # Not x[..., half:]: an index with "..." takes the host twice as long.
-    swapped = mx.concatenate([x[:, :, :, half:], x[:, :, :, :half]], axis=-1)
-    return x * cos + swapped * sin  # the first half of sin is negated
+    """Turn the pairs (i, i + D/2) of x (B, heads, L, D) by the angles of its tokens; float32 if x is."""
+    first, second = mx.split(x, 2, axis=-1)  # one node, where two slices are two
+    return x * cos + mx.concatenate([second, first], axis=-1) * sin  # the first half of sin is negated
 
 
 def inverse_frequencies(dims: int, theta: float, scaling: Scaling | None) -> np.ndarray:

@@ -13,12 +13,16 @@ class MarkerScanner:
 
     def __init__(self, markers: Sequence[str]):
         self._markers = tuple(markers)
+        self._first = {marker[0] for marker in markers}
         self.held = ""
         self.found = ""  # the marker that was found last
 
     def feed(self, text: str) -> tuple[str, bool]:
         """(text before the first marker, whether a marker follows). The text after the marker stays in `held`."""
         text = self.held + text
+        if self._first.isdisjoint(text):  # as in most tokens: nothing can begin in them
+            self.held = ""
+            return text, False
         places = [(at + len(marker), at, marker) for marker in self._markers if (at := text.find(marker)) >= 0]
         if places:
             end, at, self.found = min(places)  # the one that ends first, so that the pieces' sizes do not matter
@@ -158,7 +162,7 @@ class ReplyText:
     ):
         self._tokenizer = tokenizer
         self._decoder = StreamDecoder(tokenizer)
-        self._stops = StopScanner(stop)
+        self._stops = StopScanner(stop) if stop else None
         self._splitter = ThinkingSplitter(opens_thinking, begun)
         self.stopped = False  # whether a stop string ended the reply
         self.part = ""  # what the last token belongs to: "thinking", "answer", "tag", or "" while that is not known
@@ -174,11 +178,15 @@ class ReplyText:
         `last`: the reply ends with this token, so nothing is held back. After a stop string nothing may be added.
         """
         before = self.thinks
-        parts = [self._splitter.feed(*piece) for piece in self._before_stop(token, last)]
+        thinking = answer = ""
+        for text, special in self._before_stop(token, last):
+            more = self._splitter.feed(text, special)
+            thinking, answer = thinking + more[0], answer + more[1]
         self.part = self._part(token, before)
         if last or self.stopped:
-            parts.append(self._splitter.flush())
-        return "".join(thinking for thinking, _ in parts), "".join(answer for _, answer in parts)
+            more = self._splitter.flush()
+            thinking, answer = thinking + more[0], answer + more[1]
+        return thinking, answer
 
     def _part(self, token: int, before: bool | None) -> str:
         after = self.thinks
@@ -191,8 +199,11 @@ class ReplyText:
         return "thinking" if after else "tag" if self._splitter.trims else "answer"
 
     def _before_stop(self, token: int, last: bool) -> list[Piece]:
+        pieces = self._pieces(token, last)
+        if self._stops is None:
+            return pieces
         result: list[Piece] = []
-        for piece in self._pieces(token, last):
+        for piece in pieces:
             before, self.stopped = self._stops.feed(piece)
             result += before
             if self.stopped:
@@ -205,7 +216,8 @@ class ReplyText:
             special = self._tokenizer.decode([token])
         text = self._decoder.add(token) if special is None else ""
         text += self._decoder.flush() if last else ""
-        return [(text, False)] + ([] if special is None else [(special, True)])
+        pieces = [(text, False)] if text else []
+        return pieces if special is None else [*pieces, (special, True)]
 
 
 def _overlap(text: str, marker: str) -> int:

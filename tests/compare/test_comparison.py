@@ -48,7 +48,7 @@ def shift_rope(model):
 def shift_rope_of_keys(model):
     def apart(positions):
         queries, keys = model.rope(positions), model.rope(positions + 1)
-        return [mx.concatenate([q] * 6 + [k] * 2, axis=2) for q, k in zip(queries, keys, strict=True)]
+        return [mx.concatenate([q] * 6 + [k] * 2, axis=1) for q, k in zip(queries, keys, strict=True)]
 
     with_turn(model, apart)
 

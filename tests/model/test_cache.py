@@ -93,17 +93,16 @@ def test_trim_does_not_reach_into_the_padding(model, ids):
 
 
 @pytest.mark.parametrize("padding", [[0, 0], [0, 12]], ids=["equal", "padded"])
-@pytest.mark.parametrize("length", [1, 4])
-def test_a_replayed_view_gives_what_an_eager_one_gives(model, ids, length, padding):
+def test_a_replayed_view_gives_what_an_eager_one_gives(model, ids, padding):
     caches = [model.make_cache(2, padding) for _ in range(2)]
     for cache in caches:
         feed(model, ids[:, :30], [25, 5], cache)
         cache.trim(5)  # what stands after the end must not matter
-    new = mx.array(ids[:, 25 : 25 + length])
-    view = ReplayView(length, *caches[1].arrays(length))
+    new = mx.array(ids[:, 25:26])
+    view = ReplayView(*caches[1].arrays())
     eager, replayed = model.hidden(new, caches[0]), model.forward(new, view)
-    caches[1].commit(view.buffers, length)
-    assert caches[0].end == caches[1].end == 25 + length
+    caches[1].commit(view.buffers, 1)
+    assert caches[0].end == caches[1].end == 26
     assert np.abs(as_numpy(eager) - as_numpy(replayed)).max() < TOLERANCE
     end = caches[0].end
     for a, b in zip(caches[0].buffers, caches[1].buffers, strict=True):

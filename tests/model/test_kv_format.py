@@ -89,7 +89,7 @@ def test_the_replayed_view_attends_to_the_same(form):
     q, kv = random_pass(D)
     cache = KVCache(B, [0, 11], form)
     feed(cache, q[:, :, :19], kv[:, :, :, :19], [19])
-    view = ReplayView(1, *cache.arrays(1), kv_format=form)
+    view = ReplayView(*cache.arrays(), kv_format=form)
     out = as_numpy(view.attend(0, q[:, :, 19:], kv[:, :, :, 19:], 0.1))
     assert np.abs(out - expected(q, form.unpack(form.pack(kv)), (0, 11))[:, :, 19:]).max() < TOLERANCE
 
@@ -156,7 +156,7 @@ def test_a_step_writes_in_place_and_unpacks_nothing(bits, replayed):
     mx.reset_peak_memory()
     before = mx.get_active_memory()
     for _ in range(steps):
-        add(1, ReplayView(1, *cache.arrays(1), kv_format=cache.kv_format) if replayed else None)
+        add(1, ReplayView(*cache.arrays(), kv_format=cache.kv_format) if replayed else None)
     # MLX's CPU copies packed arrays with gaps; in a replayed step there are none.
     spare = 0.1 if replayed else 1.1
     scores = 3 * 16 * 20_224 * 4  # of all heads, before and after the softmax

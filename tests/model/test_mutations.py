@@ -114,9 +114,8 @@ def scale_by_hidden_over_heads(model, patch):
 def kv_heads_in_turn(model, patch):
     attend = kernels.attend
 
-    def tiled(q, k, v, scale, mask):
-        repeats = q.shape[1] // k.shape[1]
-        return attend(q, mx.tile(k, (1, repeats, 1, 1)), mx.tile(v, (1, repeats, 1, 1)), scale, mask)
+    def tiled(q, kv, scale, mask):
+        return attend(q, mx.tile(kv, (1, 1, q.shape[1] // kv.shape[2], 1, 1)), scale, mask)
 
     patch.setattr(kernels, "attend", tiled)
 
@@ -162,7 +161,7 @@ def queries_shifted_against_keys(model, patch):
 
     def apart(positions):
         queries, keys = turn(positions + 1), turn(positions)
-        return [mx.concatenate([q] * 6 + [k] * 2, axis=2) for q, k in zip(queries, keys, strict=True)]
+        return [mx.concatenate([q] * 6 + [k] * 2, axis=1) for q, k in zip(queries, keys, strict=True)]
 
     model.rope = apart
 
