@@ -84,9 +84,8 @@ def command(
         _check_raw(of_reply, system)
     if of_reply.grammar:
         check_guesses(of_model.draft, of_model.lookup)
-    drafts = {"--draft": of_model.draft, "--lookup": of_model.lookup}
     flags = {"--raw": raw or None, "--json": as_json or None, "--verbose": verbose or None}
-    check_choice(prompt, prompts, rows, {"--prefill": prefill, **drafts, **flags, "--prompt-cache": prompt_cache})
+    check_choice(prompt, prompts, rows, {"--prefill": prefill, **flags, "--prompt-cache": prompt_cache})
     if as_json and verbose:
         raise UsageError("--json has all statistics already; drop --verbose")
     if prompts is not None:

@@ -266,7 +266,7 @@ def generate(
     thinking_budget: the most tokens of thinking. Then the block is closed with the sentence that Qwen documents, and
     the answer follows. The tokens of that sentence count as tokens of the reply.
     logprobs: the number of alternatives, 0 to 20: the result has the log-probability of each token and of its
-    alternatives. They are the model's own, before penalties, temperature and filters. Such a reply has no drafts.
+    alternatives. They are the model's own, before penalties, temperature and filters.
     grammar: JsonSchema(schema), JsonObject(), Regex(pattern) or Lark(text) bind the answer, after any thinking.
     draft: a smaller model of the same tokenizer whose guesses are checked.
     lookup: guesses from prompt and reply: while that is faster (None), always (True) or never (False). With a draft

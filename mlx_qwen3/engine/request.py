@@ -129,8 +129,8 @@ class Request:
 
     @property
     def may_draft(self) -> bool:
-        """Whether tokens may be guessed: if one pass checks several, they have neither scores nor a mask."""
-        return self.logprobs is None and self.grammar is None
+        """Whether tokens may be guessed: a pass that checks several has no mask of a grammar for each of them."""
+        return self.grammar is None
 
 
 def prepare(config: Qwen3Config, tokenizer: Tokenizer, prompt: Prompt, options: ReplyOptions | None = None) -> Request:

@@ -62,8 +62,6 @@ REFUSED = {
     "json": (["--prompts", "-", "--json"], "--json does not go with --prompts, which writes JSON anyway"),
     "prefill": (["--prompts", "-", "--prefill", "x"], "--prefill does not go with --prompts"),
     "raw": (["--prompts", "-", "--raw"], "--raw does not go with --prompts"),
-    "draft": (["--prompts", "-", "--draft", "demo"], "--draft does not go with --prompts"),
-    "lookup": (["--prompts", "-", "--no-lookup"], "--lookup does not go with --prompts"),
     "rows alone": (["--prompt", "a", "--rows", "2"], "--rows belongs to --prompts"),
     "no rows": (["--prompts", "-", "--rows", "0"], "Invalid value for '--rows'"),
     "no file": (["--prompts", "nowhere.txt"], "nowhere.txt cannot be read (No such file or directory)"),
@@ -86,6 +84,20 @@ def test_a_wrong_line_is_refused_before_the_weights_are_read(chat, monkeypatch):
     code, stdout, stderr = run(chat, "--prompts", "-", stdin='hi\n{"prompt": 1}\n')
     assert (code, stdout) == (1, "")
     assert stderr == "error: standard input, line 2: prompt is 1; expected a text\n"
+
+
+def test_guesses_for_a_file_change_no_token(chat):
+    lines, options = "hello\nhello again\n", ("--prompts", "-", "--temp", "0", "--max-tokens", "20", "--rows", "1")
+    plain = run(chat, *options, "--no-lookup", stdin=lines)
+    for guesser in (["--lookup"], ["--draft", str(chat)]):
+        code, stdout, _ = run(chat, *options, *guesser, stdin=lines)
+        assert (code, stdout) == (0, plain[1])
+
+
+def test_guesses_beside_the_grammar_of_a_line_are_refused(chat):
+    code, stdout, stderr = run(chat, "--prompts", "-", "--lookup", stdin='a\n{"prompt": "b", "regex": "x+"}\n')
+    assert (code, stdout) == (2, "")
+    assert stderr.startswith("error: standard input, line 2: lookup guesses tokens that a grammar may not allow")
 
 
 def test_a_thinking_budget(chat):

@@ -39,6 +39,17 @@ def test_they_are_those_of_the_model_before_penalties_and_temperature(chat):
     check(model, prompt, result.tokens, result.logprobs, 3)
 
 
+def test_guesses_that_are_right_have_them_too(chat):
+    model, tokenizer = chat
+    prompt = tokenizer.encode("hello hello hello hello")
+    options = {"sampling": SamplingParams(temperature=0), "max_tokens": 24, "logprobs": 3}
+    plain = generate(model, tokenizer, prompt, **options, lookup=False)
+    result = generate(model, tokenizer, prompt, **options, lookup=True)
+    assert result.tokens == plain.tokens
+    assert result.drafted_tokens >= result.accepted_tokens > 0
+    check(model, prompt, result.tokens, result.logprobs, 3)
+
+
 def test_only_the_rows_that_ask_have_them_and_no_token_changes(chat):
     model, tokenizer = chat
     prompts = [tokenizer.encode(text) for text in ("hello", "a longer prompt", "the third")]
