@@ -141,7 +141,7 @@ class Sampler:
             places = [(*stream, at) for stream, at in zip(self._streams, positions, strict=True)]
         tokens = self._choose(logits, self._penalties, places)
         if self._penalties:
-            self._penalties.add(tokens[:, None])
+            self._note(tokens[:, None])
         return tokens
 
     def known(self, tokens: mx.array, position: int | Sequence[int], rows: Collection[int] | None = None) -> list[int]:
@@ -167,8 +167,7 @@ class Sampler:
         right = next((i for i, guess in enumerate(fed[1:]) if chosen[i] != guess), len(fed) - 1)
         if BROKEN in chosen[: right + 1]:
             raise self.broken(0, position + chosen.index(BROKEN))
-        if self._penalties:
-            self._penalties.add(mx.array([chosen[: right + 1]]))
+        self._note(mx.array([chosen[: right + 1]]))
         return chosen[: right + 1]
 
     def fork(self, vocabulary: int, model: str) -> "Sampler":
@@ -179,6 +178,11 @@ class Sampler:
             other.vocabulary, other._chooser = vocabulary, Chooser(self._params, vocabulary)
             other._penalties = self._penalties.cut(vocabulary) if self._penalties else None
         return other
+
+    def _note(self, tokens: mx.array) -> None:
+        """Tokens (B, L) are in the replies from now on."""
+        if self._penalties:
+            self._penalties.add(tokens)
 
     def _along(self, fed: Sequence[int]) -> Penalties | None:
         return self._penalties.along(fed[1:]) if self._penalties else None

@@ -8,7 +8,7 @@ from checkpoints import TINY, VOCABULARY, YARN, write_checkpoint
 
 from mlx_qwen3.engine import batch
 from mlx_qwen3.engine.decode import decode, generate_batch
-from mlx_qwen3.engine.runner import prefill
+from mlx_qwen3.engine.runner import DecodeStep, prefill
 from mlx_qwen3.engine.sampling import SamplingParams
 from mlx_qwen3.model import kernels
 from mlx_qwen3.model.load import load_model
@@ -126,6 +126,7 @@ def test_a_prompt_is_one_pass_and_asks_for_one_row_of_logits(chat, monkeypatch):
     model, _ = chat
     passes, projected = [], []
     hidden, logits = type(model).hidden, type(model).logits
+    monkeypatch.setattr(batch, "decode_step", DecodeStep)  # the model's own may be replayed by now
     monkeypatch.setattr(type(model), "hidden", lambda m, ids, c: passes.append(ids.shape) or hidden(m, ids, c))
     monkeypatch.setattr(type(model), "logits", lambda m, h, *rest: projected.append(h.shape) or logits(m, h, *rest))
     generate_batch(model, prompts(50), max_tokens=3)
