@@ -97,7 +97,7 @@ def mlp_shapes(prefix: str, hidden: int, inner: int) -> dict[str, tuple[int, ...
 
 def is_sparse(config: dict[str, Any], layer: int) -> bool:
     """Whether a layer has experts, as transformers decides it."""
-    sparse = config["model_type"] == "qwen3_moe" and (layer + 1) % config.get("decoder_sparse_step", 1) == 0
+    sparse = config.get("model_type") == "qwen3_moe" and (layer + 1) % config.get("decoder_sparse_step", 1) == 0
     return sparse and layer not in config.get("mlp_only_layers", [])
 
 

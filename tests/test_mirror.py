@@ -25,6 +25,7 @@ ELSEWHERE = {
 }
 # Test files that are about no single module
 BEYOND = {
+    "conversion/test_experts.py",  # the three forms of experts, through the whole conversion
     "test_house.py",  # which folder imports which
     "test_mirror.py",
     "test_names.py",  # what is public

@@ -115,7 +115,7 @@ def make_plan(source: Checkpoint, options: Options, progress: Progress = silent)
         source=source,
         options=options,
         config=config,
-        config_json=_config(raw, options.layout, dtype, _packings_by_name(result, recipe), repeats_head),
+        config_json=_config(raw, config, options.layout, dtype, _packings_by_name(result, recipe), repeats_head),
         dtype=dtype_name(dtype),
         shards=tuple(plan_shards(made, options.shard_bytes)),
         dropped={name: _why_dropped(name) for name in sorted(stored.keys() - used)},
@@ -196,20 +196,27 @@ def _repeats_head(stored: Mapping[str, Any], raw: Mapping[str, Any], config: Qwe
 
 
 def _config(
-    raw: Mapping[str, Any], layout: str, dtype: mx.Dtype, packings: Mapping[str, Quantization], repeats_head: bool
+    raw: Mapping[str, Any],
+    config: Qwen3Config,
+    layout: str,
+    dtype: mx.Dtype,
+    packings: Mapping[str, Quantization],
+    repeats_head: bool,
 ) -> dict[str, Any]:
     """config.json of the result: the keys of the source, with dtype and quantization where this layout has them."""
     ours = ("mlx_qwen3", "quantization", "quantization_config")
-    config = {key: value for key, value in raw.items() if key not in ours}
-    for key in {"dtype", "torch_dtype"} & config.keys() or {"torch_dtype"}:  # transformers 5 and 4
-        config[key] = dtype_name(dtype)
+    result = {key: value for key, value in raw.items() if key not in ours}
+    for key in {"dtype", "torch_dtype"} & result.keys() or {"torch_dtype"}:  # transformers 5 and 4
+        result[key] = dtype_name(dtype)
+    if layout == "hf" and (moe := config.moe):  # mlx-lm does not know the names of transformers 5
+        result |= {"num_experts": moe.num_experts, "rope_theta": config.rope_theta}
     if layout == "native":
         quantization = _quantization(packings, "")
         note = {"format": FORMAT, "layout": layout, "dtype": dtype_name(dtype), "quantization": quantization}
-        return config | {"mlx_qwen3": note | ({"repeats_lm_head": True} if repeats_head else {})}
+        return result | {"mlx_qwen3": note | ({"repeats_lm_head": True} if repeats_head else {})}
     if quantization := _quantization(packings, "model."):
-        config |= {"quantization": quantization, "quantization_config": quantization}  # mlx-lm writes both
-    return config
+        result |= {"quantization": quantization, "quantization_config": quantization}  # mlx-lm writes both
+    return result
 
 
 def _quantization(packings: Mapping[str, Quantization], prefix: str) -> dict[str, Any] | None:

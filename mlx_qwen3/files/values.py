@@ -6,6 +6,7 @@ formats, to compare MLX's with.
 
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import mlx.core as mx
@@ -13,13 +14,14 @@ import numpy as np
 
 from ..errors import CheckpointError
 from .dtypes import FLOATS
-from .headers import Buffer, StoredTensor, read_pieces
+from .headers import READERS, Buffer, StoredTensor, read_pieces
 from .quantization import Quantization
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 Codes = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 COMPARED_BYTES = 1 << 22  # at a time
+CAST_BYTES = 1 << 22  # at a time
 # Unsigned integers of the size of a dtype, for its bits: NumPy has no bfloat16.
 CARRIERS: dict[int, tuple[mx.Dtype, type[np.unsignedinteger[Any]]]] = {
     1: (mx.uint8, np.uint8),
@@ -58,8 +60,42 @@ def stacked(runs: Sequence[StoredTensor]) -> mx.array:
         pieces += run.pieces(target[done : done + run.nbytes])
         done += run.nbytes
     read_pieces(pieces)
-    rows = sum(run.shape[0] for run in runs) if runs[0].shape else 1
-    return raw.view(runs[0].dtype).reshape((rows, *runs[0].shape[1:]) if runs[0].shape else ())
+    return raw.view(runs[0].dtype).reshape(_rows_of(runs))
+
+
+def converted(runs: Sequence[StoredTensor], dtype: mx.Dtype) -> mx.array:
+    """`stacked` for floats of any dtypes, cast to `dtype` block by block: they are never all in memory twice.
+
+    Raises CheckpointError if a file has become shorter, or float16 cannot hold a value.
+    """
+    values = sum(math.prod(run.shape) for run in runs)
+    raw = mx.empty((values * dtype.size,), mx.uint8)
+    mx.eval(raw)
+    target, done, jobs = np.array(raw, copy=False), 0, []
+    for block in (block for run in runs for block in run.row_blocks(CAST_BYTES)):
+        size = math.prod(block.shape) * dtype.size
+        jobs.append((block, dtype, target[done : done + size]))
+        done += size
+    if dtype == mx.float32 and not any(run.made for run in runs):  # by NumPy, and from files alone
+        with ThreadPoolExecutor(READERS) as pool:
+            list(pool.map(_convert, *zip(*jobs, strict=True)))
+    else:
+        for job in jobs:
+            _convert(*job)
+    return raw.view(dtype).reshape(_rows_of(runs))
+
+
+def _convert(block: StoredTensor, dtype: mx.Dtype, target: np.ndarray) -> None:
+    """Fill the bytes `target` with the values of a block in `dtype`."""
+    if dtype == mx.float32:
+        to_float32(block.read(), block.dtype, target.view(np.float32))
+    else:
+        target[:] = bits_of(cast(stored(block), dtype, block.name)).reshape(-1).view(np.uint8)
+
+
+def _rows_of(runs: Sequence[StoredTensor]) -> tuple[int, ...]:
+    """The shape of runs stacked along the rows."""
+    return (sum(run.shape[0] for run in runs), *runs[0].shape[1:]) if runs[0].shape else ()
 
 
 def stored(tensor: StoredTensor) -> mx.array:
@@ -105,11 +141,15 @@ def float32_of(array: mx.array) -> Floats:
     return to_float32(bits_of(array), array.dtype).reshape(array.shape)
 
 
-def to_float32(raw: Buffer | np.ndarray, dtype: mx.Dtype) -> Floats:
-    """The values of stored floats, one after another."""
+def to_float32(raw: Buffer | np.ndarray, dtype: mx.Dtype, out: Floats | None = None) -> Floats:
+    """The values of stored floats, one after another, written to `out` if it is given."""
+    if out is not None and dtype != mx.bfloat16:
+        out[:] = to_float32(raw, dtype)
+        return out
     if dtype == mx.bfloat16:
-        codes = np.frombuffer(raw, np.uint16).astype(np.uint32)
-        codes <<= 16
+        found = np.frombuffer(raw, np.uint16)
+        codes = np.empty(found.size, np.uint32) if out is None else out.view(np.uint32)
+        np.left_shift(found, 16, out=codes, dtype=np.uint32)
         return codes.view(np.float32)
     if dtype == mx.float16:
         return np.frombuffer(raw, np.float16).astype(np.float32)

@@ -11,12 +11,12 @@ from mlx.utils import tree_unflatten
 from ..errors import CheckpointError
 from ..files.checkpoint import Checkpoint
 from ..files.config import Qwen3Config
-from ..files.dtypes import parse_dtype
+from ..files.dtypes import FLOATS, parse_dtype
 from ..files.fingerprint import fingerprint
 from ..files.headers import StoredTensor
 from ..files.layout import Module, checkpoint_dtype, native_modules
 from ..files.names import APART, EXPERT_MAP, NAME_MAP, Fusion, fusions, part_shapes
-from ..files.values import cast, stacked
+from ..files.values import converted, stacked
 from . import kernels
 from .linear import ConcatLinear, ExpertLinear, Linear
 from .qwen3 import Qwen3
@@ -83,11 +83,8 @@ def _projections(fusion: Fusion, names: list[str], config: Qwen3Config) -> list[
 
 def _read(tensors: Sequence[StoredTensor], dtype: mx.Dtype) -> mx.array:
     """The tensors stacked along the rows, evaluated; floats in `dtype`."""
-    stored = {tensor.dtype for tensor in tensors}
-    if len(stored) == 1 and (dtype != mx.float16 or stored == {dtype}):
-        array = cast(stacked(tensors), dtype, tensors[0].name)
-    else:  # one by one: their dtypes differ, or one may not fit float16, and the error must name it
-        array = mx.concatenate([cast(stacked([tensor]), dtype, tensor.name) for tensor in tensors])
+    same = all(tensor.dtype == dtype or tensor.dtype not in FLOATS for tensor in tensors)
+    array = stacked(tensors) if same else converted(tensors, dtype)
     mx.eval(array)
     mx.clear_cache()  # or the memory of the stored dtype stays allocated: two copies of the weights
     return array
