@@ -1,8 +1,8 @@
 """Exact match per task on held-out examples, greedy, through this package's own convert and generate.
 
-    python training/evaluate.py [--examples 500] [--task NAME]... [--against-transformers 200] [--json FILE]
+    python training/evaluate.py [--examples 500] [--task NAME]... [--against-transformers 200] [--loads] [--json FILE]
 
-Prints a Markdown table on stdout and progress on stderr. `--engine transformers` asks transformers instead.
+Prints Markdown tables on stdout and progress on stderr. `--engine transformers` asks transformers instead.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from mlx_qwen3.files.hub import resolve  # noqa: E402
 from training.corpus import TASKS, examples  # noqa: E402
 from training.example import Example  # noqa: E402
 
@@ -114,10 +115,10 @@ class TransformersTokenizer:
 
 def transformers_engine(source: str) -> tuple[Engine, Any]:
     import torch
-    from transformers import Qwen3ForCausalLM
+    from transformers import AutoModelForCausalLM
 
     tokenizer = TransformersTokenizer(source)
-    model = Qwen3ForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
     pad, stop = tokenizer.inner.pad_token_id, tokenizer.stop_ids
 
     @torch.inference_mode()
@@ -156,9 +157,9 @@ def against_transformers(source: str, found: list[Case], count: int) -> str:
     answer is the same text.
     """
     import torch
-    from transformers import Qwen3ForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    model = Qwen3ForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
     stop, step = TransformersTokenizer(source).stop_ids, max(1, len(found) // count)
     picked = found[::step][:count]
     equal = tokens = 0
@@ -176,9 +177,31 @@ def against_transformers(source: str, found: list[Case], count: int) -> str:
     )
 
 
+def loads(source: str, found: list[Case]) -> tuple[str, list[list[float]]]:
+    """A mixture of experts: a Markdown table of each expert's share of the choices in each layer, over the prompts.
+
+    transformers' routers in float32 choose. The shares of a layer sum to 1.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    counts = torch.zeros(model.config.num_hidden_layers, model.config.num_experts)
+    for case in (c for c in found if c.thinking):
+        with torch.inference_mode():
+            routers = model(torch.tensor([case.prompt]), output_router_logits=True, logits_to_keep=1).router_logits
+        for layer, logits in enumerate(routers):
+            chosen = logits.topk(model.config.num_experts_per_tok).indices
+            counts[layer] += torch.bincount(chosen.flatten(), minlength=model.config.num_experts)
+    shares = (counts / counts.sum(1, keepdim=True)).tolist()
+    lines = [f"| layer | {' | '.join(map(str, range(len(shares[0]))))} |", f"|--:|{'--:|' * len(shares[0])}"]
+    lines += [f"| {i} | {' | '.join(f'{share:.1%}' for share in row)} |" for i, row in enumerate(shares)]
+    return "\n".join(lines), shares
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--source", default=str(ROOT / "mlx_qwen3" / "demo"), help="a Hugging Face folder")
+    parser.add_argument("--source", default="demo", help="demo, demo-moe or a Hugging Face folder")
     parser.add_argument("--engine", choices=["mlx", "transformers"], default="mlx")
     parser.add_argument("--examples", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
@@ -186,23 +209,26 @@ def main() -> None:
     parser.add_argument(
         "--against-transformers", type=int, metavar="N", help="compare N answers with transformers, token by token"
     )
+    parser.add_argument("--loads", action="store_true", help="each expert's share of the choices, over the prompts")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument(
         "--show", type=int, default=0, metavar="N", help="print up to N wrong answers of each task on stderr"
     )
     args = parser.parse_args()
+    source = str(resolve(args.source))
     with tempfile.TemporaryDirectory() as folder:
-        engine, tokenizer = (
-            transformers_engine(args.source) if args.engine == "transformers" else mlx_engine(args.source, folder)
-        )
+        engine, tokenizer = transformers_engine(source) if args.engine == "transformers" else mlx_engine(source, folder)
         found = cases(tokenizer, args.task or TASKS, args.examples, args.seed)
         answer_all(found, engine, tokenizer)
     text, figures = table(found)
     print(text)
     show_wrong(found, args.show)
     if args.against_transformers:
-        figures["against_transformers"] = against_transformers(args.source, found, args.against_transformers)
+        figures["against_transformers"] = against_transformers(source, found, args.against_transformers)
         print("\n" + figures["against_transformers"])
+    if args.loads:
+        shares, figures["loads"] = loads(source, found)
+        print("\n" + shares)
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1) + "\n")
 

@@ -17,7 +17,13 @@ class Recipe:
     seed: int = 3
     chunk: int = 6144  # examples drawn, sorted by length and cut into batches at a time
     muon_rate: float = 4e-3  # hidden matrices; scaled to AdamW's step size
-    adam_rate: float = 4e-3  # embedding and norms
+    adam_rate: float = 4e-3  # embedding, norms and routers
+    balance: float = 0.0  # weight of the loss that keeps the load of the experts even; 0 without experts
+
+
+DENSE = Recipe()
+# from the trained dense demo: fewer steps, lower rates, and another order of examples
+MOE = Recipe(steps=1100, decay=600, seed=5, muon_rate=2e-3, adam_rate=2e-3, balance=0.01)
 
 
 def rate(recipe: Recipe, step: int) -> float:

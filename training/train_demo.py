@@ -1,8 +1,9 @@
 """Trains the demo checkpoint in PyTorch and writes it as a Hugging Face folder.
 
-    python training/train_demo.py [--out mlx_qwen3/demo] [--work DIR]
+    python training/train_demo.py [--moe] [--out DIR] [--work DIR]
 
-The seed is fixed. Progress goes to stdout. If it is killed, rerun the command to resume from DIR.
+With --moe it cuts the dense demo into experts and trains these (moe.py). The seed is fixed. Progress goes to stdout.
+If it is killed, rerun the command to resume from DIR.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, Qwen3MoeForCausalLM
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from training import attention  # noqa: E402
 from training.corpus import stream  # noqa: E402
-from training.recipe import Recipe, rate  # noqa: E402
+from training.moe import as_qwen3_moe, balance_loss, upcycled  # noqa: E402
+from training.recipe import DENSE, MOE, Recipe, rate  # noqa: E402
 from training.text import EOS, PAD, encoded, shipped_tokenizer, train_tokenizer  # noqa: E402
 
 
@@ -108,7 +110,7 @@ def batches(
 
 
 def optimizers(model: Qwen3ForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    matrices = [p for name, p in model.model.layers.named_parameters() if p.ndim == 2 and "router" not in name]
     others = [p for p in model.parameters() if not any(p is m for m in matrices)]
     return [
         torch.optim.Muon(matrices, lr=recipe.muon_rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
@@ -157,7 +159,7 @@ def set_rates(optims: list[torch.optim.Optimizer], recipe: Recipe, step: int) ->
 
 
 def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, work: Path) -> Qwen3ForCausalLM:
-    model = new_model(tokenizer, recipe.seed)
+    model = upcycled(recipe.seed) if recipe.balance else new_model(tokenizer, recipe.seed)
     optims = optimizers(model, recipe)
     place, before = load_state(work / "state.pt", model, optims)
     size = sum(p.numel() for p in model.parameters()) / 1e6
@@ -172,7 +174,8 @@ def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, work: Path) -> Qwe
         set_rates(optims, recipe, place.step)
         ids, labels, place = next(source)
         loss = loss_of(model, body, ids, labels)
-        loss.backward()
+        balance = recipe.balance * balance_loss(model, ids != tokenizer.pad_token_id) if recipe.balance else 0.0
+        (loss + balance).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optim in optims:
             optim.step()
@@ -191,7 +194,7 @@ def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, work: Path) -> Qwe
     return model
 
 
-def write(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+def write(model: Qwen3ForCausalLM | Qwen3MoeForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """The Hugging Face folder: bf16 weights, greedy decoding as the default."""
     end, pad = tokenizer.encode(EOS + PAD, add_special_tokens=False)
     model.config._attn_implementation = "sdpa"
@@ -202,19 +205,21 @@ def write(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "mlx_qwen3" / "demo")
-    parser.add_argument(
-        "--work", type=Path, default=ROOT / "training" / "work", help="where the training state is kept"
-    )
+    parser.add_argument("--moe", action="store_true", help="the demo with a mixture of experts, from the dense demo")
+    parser.add_argument("--out", type=Path, help="default: mlx_qwen3/demo, or mlx_qwen3/demo_moe")
+    parser.add_argument("--work", type=Path, help="where the training state is kept; default: in training/work")
     parser.add_argument("--new-tokenizer", action="store_true", help="train it on the corpus too; not the shipped one")
     args = parser.parse_args()
-    recipe = Recipe()
-    args.work.mkdir(parents=True, exist_ok=True)
+    if args.moe and args.new_tokenizer:
+        parser.error("--moe starts from the demo, whose weights fit its own tokenizer; drop --new-tokenizer")
+    name, recipe = ("demo_moe", MOE) if args.moe else ("demo", DENSE)
+    out, work = args.out or ROOT / "mlx_qwen3" / name, args.work or ROOT / "training" / "work" / name
+    work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(2)
     tokenizer = train_tokenizer(recipe.seed) if args.new_tokenizer else shipped_tokenizer()
-    model = train(recipe, tokenizer, args.work)
-    write(model, tokenizer, args.out)
-    print(f"wrote {args.out}")
+    model = train(recipe, tokenizer, work)
+    write(as_qwen3_moe(model) if args.moe else model, tokenizer, out)
+    print(f"wrote {out}")
 
 
 if __name__ == "__main__":
