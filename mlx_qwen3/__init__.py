@@ -81,7 +81,7 @@ __all__ = [
 
 
 def load(source: str | Path, dtype: str | None = None, memory: int | str | None = None) -> "tuple[Qwen3, Tokenizer]":
-    """Model and tokenizer of a folder, a Hub id or "demo".
+    """Model and tokenizer of a folder, a Hub id, "demo" or "demo-moe".
 
     `dtype`: bf16, fp16 or fp32; the default is the checkpoint's on a GPU and float32 on a CPU.
     `memory`: what the weights may take at most, in bytes or as a text such as 12GB; by default what the machine allows.

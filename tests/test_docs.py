@@ -12,11 +12,12 @@ from docs.refresh import SCRIPT, refreshed
 from mlx_qwen3.cli.app import COMMANDS, cli
 from mlx_qwen3.conversion.convert import convert, dry_plan
 from mlx_qwen3.engine.memory import Costs
-from mlx_qwen3.files.hub import DEMO, resolve
+from mlx_qwen3.files.hub import PACKAGED, resolve
 from mlx_qwen3.model.load import load_model
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("dev/*.md"), DEMO / "README.md"])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("dev/*.md")])
+PAGES += [folder / "README.md" for folder in PACKAGED.values()]
 FOLDERS = ("benchmarks", "dev", "docs", "mlx_qwen3", "tests", "training")  # of the repository, as pages name them
 CODE = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -39,7 +39,8 @@ BEYOND = {
     "server/test_page_text.py",
     "server/test_schemathesis.py",  # random requests
     "server/test_soak.py",  # a crowd
-    "demo/test_demo.py",  # the trained model in the package
+    "demo/test_demo.py",  # the trained models in the package
+    "demo/test_demo_moe.py",
     "model/test_mutations.py",  # mistakes that are planted in the whole model
 }
 

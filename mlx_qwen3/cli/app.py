@@ -122,7 +122,11 @@ class Commands(click.Group):
 )
 @click.pass_context
 def cli(context: click.Context) -> None:
-    """Qwen3 on MLX. SOURCE is a checkpoint folder, a Hub id such as Qwen/Qwen3-0.6B, or `demo`."""
+    """Qwen3 on MLX.
+
+    SOURCE is a checkpoint folder, a Hub id such as Qwen/Qwen3-0.6B, or a model of the package: `demo`, or `demo-moe`
+    with a mixture of experts.
+    """
     from .. import blas
 
     if context.invoked_subcommand is None:

@@ -1,4 +1,4 @@
-"""From a SOURCE, which is a folder, a Hub id or `demo`, to a local folder."""
+"""From a SOURCE, which is a folder, a Hub id, `demo` or `demo-moe`, to a local folder."""
 
 import re
 from pathlib import Path
@@ -8,9 +8,11 @@ from .forms import NO_GGUF
 from .members import MEMBERS
 from .reading import short
 
-DEMO = Path(__file__).parent.parent / "demo"
+PACKAGE = Path(__file__).parent.parent
+DEMO, DEMO_MOE = PACKAGE / "demo", PACKAGE / "demo_moe"
+PACKAGED: dict[str | Path, Path] = {"demo": DEMO, "demo-moe": DEMO_MOE}  # the trained checkpoints inside the package
 DEFAULT = "Qwen/Qwen3-0.6B"
-SOURCE = f"a folder, a Hub id such as {DEFAULT}, or 'demo'"
+SOURCE = f"a folder, a Hub id such as {DEFAULT}, 'demo' or 'demo-moe'"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # A checkpoint has at least one file of each group
 REQUIRED = (("config.json",), ("model*.safetensors",), ("tokenizer.json", "vocab.json"))
@@ -27,7 +29,7 @@ def resolve(source: str | Path, expected: str = SOURCE) -> Path:
         raise SourceError(f"SOURCE is empty; give {expected}")
     check_text(name)
     try:
-        folder = DEMO if source == "demo" else Path(source).expanduser()
+        folder = PACKAGED.get(source) or Path(source).expanduser()
         is_folder, exists = folder.is_dir(), folder.exists()
     except (OSError, RuntimeError, ValueError):  # a name too long, a home that is unknown, a null byte
         is_folder = exists = False
