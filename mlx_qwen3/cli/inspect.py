@@ -65,6 +65,6 @@ def command(
     if as_json:
         show_json(inspect.as_json(report))
     else:
-        show(inspect.render(report, full))
+        show(*inspect.shown(report, full))
     if strict:
         report.raise_for_fault()

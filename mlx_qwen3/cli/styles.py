@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from textwrap import wrap
 from typing import Any
 
 import click
@@ -42,9 +43,16 @@ def _lines(part: Part, width: int | None) -> Iterator[Line]:
     if isinstance(part, Table):
         yield from part.lines(width)
     elif isinstance(part, Line):
-        yield part
+        yield from (Line(text, part.style) for text in _wrapped(part.text, width))
     else:
         yield from map(Line, part.split("\n"))
+
+
+def _wrapped(text: str, width: int | None) -> list[str]:
+    if width is None or len(text) <= width:
+        return [text]
+    indent = " " * (len(text) - len(text.lstrip()) + 2)
+    return wrap(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _painted(line: Line) -> str:

@@ -3,7 +3,7 @@
 from ..compare.comparison import Comparison, Difference
 from .files import check_files, write_files
 from .options import Options
-from .output import as_json, render
+from .output import as_json, render, shown
 from .report import Fault, Report, inspect
 from .rules import load_rules
 
@@ -18,5 +18,6 @@ __all__ = [
     "inspect",
     "load_rules",
     "render",
+    "shown",
     "write_files",
 ]

@@ -4,17 +4,27 @@ from dataclasses import asdict
 from typing import Any
 
 from ..report import finite
+from ..table import EMPHASIS, Line, Table
 from .report import Report, place
 from .statistics import Statistics
 from .tables import forecast, tables, verdict_lines
 from .tensors import TensorRow, collapsed
 
 
+def shown(report: Report, full: bool = False) -> list[str | Line | Table]:
+    """The report for a terminal: what ran, the verdict and its reasons, the tables."""
+    name, *more = headline(report).splitlines()
+    parts: list[str | Line | Table] = [Line(name, EMPHASIS), *map(Line, more), ""]
+    parts += [Line("Verdict", EMPHASIS), *(Line(f"  {line.text}", line.style) for line in verdict_lines(report))]
+    for table in tables(report, full):
+        parts += ["", table]
+    return parts
+
+
 def render(report: Report, full: bool = False) -> str:
-    """The report as text: what ran, the tables, the verdict."""
-    head = headline(report)
-    blocks = [table.text() for table in tables(report, full)]
-    return "\n\n".join([head, *blocks, "\n".join(["Verdict", *("  " + line for line in verdict_lines(report))])])
+    """The same as plain text of any width."""
+    parts = shown(report, full)
+    return "\n".join(p.text() if isinstance(p, Table) else p.text if isinstance(p, Line) else p for p in parts)
 
 
 def headline(report: Report) -> str:

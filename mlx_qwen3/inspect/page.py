@@ -26,7 +26,7 @@ def page(report: Report, full: bool = False, picture: bytes | None = None) -> st
     parts = [f"<h1>{escape(title)}</h1>"]
     parts += [f"<p>{escape(line)}</p>" for line in headline(report).splitlines()]
     kind = "verdict fault" if report.complaint else "verdict"
-    parts += [f'<p class="{kind}">{escape(line)}</p>' for line in verdict_lines(report)]
+    parts += [f'<p class="{kind}">{escape(line.text)}</p>' for line in verdict_lines(report)]
     if picture is not None:
         data = b64encode(picture).decode()
         parts.append(f'<img alt="heat maps, attention map and residual stream" src="data:image/png;base64,{data}">')

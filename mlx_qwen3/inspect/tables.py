@@ -1,20 +1,22 @@
 """A report as tables of text, which the terminal and the HTML page show."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from ..compare.cache_cost import CacheCost
 from ..compare.comparison import Difference
 from ..compare.flow import FLOW, NUMBERS
-from ..table import Table
+from ..table import BAD, GOOD, WARNING, Line, Table, in_one_notation, spans
 from .numbers import Key
 from .report import Report, describe, place
-from .rules import ABNORMAL, NORMAL, Verdict
+from .rules import ABNORMAL, NORMAL, UNUSUAL, Verdict
 from .statistics import Statistics
 from .tensors import TensorRow, collapsed
 
 COLUMNS = ("mean", "std", "rms", "min", "max", "NaN", "Inf")
 NUMERIC = "r" * len(COLUMNS)  # the alignment of these columns
+DROP = ("NaN", "Inf", "rms")  # of them, on a narrow terminal; the verdict says if a number is not finite
 # What the table of layers shows: (heading, step, statistic)
 OVERVIEW = (
     ("residual rms", "output", "rms"),
@@ -36,26 +38,27 @@ def tables(report: Report, full: bool = False) -> Iterator[Table]:
     """All tables of the report; `full`: every tensor by itself, and the numbers of every layer."""
     layers = range(report.config.num_hidden_layers)
     shown: Sequence[int] = layers if full else [report.options.layer]
-    yield weights(report, full)
-    yield flow(report)
+    yield overview(report)
     for layer in shown:
         yield numbers(report, layer)
     yield after_layers(report)
     if report.options.heads:
         for layer in shown:
             yield heads(report, layer)
-    yield overview(report)
     if report.cache_cost:
         yield quantized_cache(report.cache_cost)
     if report.comparison:
         yield comparison(report, full)
+    yield flow(report)
+    yield weights(report, full)
 
 
 def weights(report: Report, full: bool) -> Table:
     shown = list(report.rows) if full else collapsed(report.rows)
+    moments = _moments([row.statistics for row in shown])
     rows = [
-        [row.name, str(list(row.shape)), row.dtype, f"{row.parameters:,}", *_moments(row.statistics), _share(row)]
-        for row in shown
+        [row.name, str(list(row.shape)), row.dtype, f"{row.parameters:,}", *own, _share(row)]
+        for row, own in zip(shown, moments, strict=True)
     ]
     parameters, size = sum(row.parameters for row in report.rows), sum(row.bytes for row in report.rows)
     notes = [f"total: {len(report.rows)} tensors, {parameters:,} parameters, {size / 1e9:.3f} GB"]
@@ -63,7 +66,8 @@ def weights(report: Report, full: bool) -> Table:
     notes += [f"fault: {row.name} has {row.statistics.nan} NaN, {row.statistics.inf} infinite" for row in _sick(report)]
     marked = frozenset(index for index, row in enumerate(shown) if row.warnings or row.sick)
     columns = ("tensor", "shape", "dtype", "parameters", *COLUMNS, "zeros")
-    return Table("Weights, as stored", columns, rows, "lllr" + NUMERIC + "r", marked, notes)
+    drop = ("zeros", *DROP, "dtype", "parameters", "mean")
+    return Table("Weights, as stored", columns, rows, "lllr" + NUMERIC + "r", marked, notes, drop)
 
 
 def flow(report: Report) -> Table:
@@ -80,7 +84,8 @@ def flow(report: Report) -> Table:
         rows.append([step.name, str(list(shapes[key])), step.axes, report.numbers.dtypes[key], meaning])
     title = f"Shape flow of layer {layer}, and after the last layer"
     legend = "B batch, L new tokens, S cached + new, H query heads, K key/value heads, D head_dim, V vocabulary"
-    return Table(title, ("step", "shape", "axes", "dtype", "what happens"), rows, "lllll", notes=(legend,))
+    columns = ("step", "shape", "axes", "dtype", "what happens")
+    return Table(title, columns, rows, "lllll", notes=(legend,), drop=("dtype", "axes"))
 
 
 def numbers(report: Report, layer: int) -> Table:
@@ -94,36 +99,50 @@ def after_layers(report: Report) -> Table:
 
 
 def heads(report: Report, layer: int) -> Table:
-    rows: list[list[str]] = []
-    marked = set()
-    for step in NUMBERS:
-        for head, verdict in enumerate(report.head_verdicts.get((layer, step.name), ())):
-            if verdict.level == ABNORMAL:
-                marked.add(len(rows))
-            statistics = report.numbers.heads[(layer, step.name)][head]
-            rows.append([step.name, str(head), *_moments(statistics), _verdict(verdict)])
-    columns = ("step", "head", *COLUMNS, "verdict")
-    return Table(f"Numbers of layer {layer} per head", columns, rows, "lr" + NUMERIC + "l", frozenset(marked))
+    found = [
+        (step.name, head, verdict, report.numbers.heads[(layer, step.name)][head])
+        for step in NUMBERS
+        for head, verdict in enumerate(report.head_verdicts.get((layer, step.name), ()))
+    ]
+    moments = _moments([statistics for *_, statistics in found])
+    rows = [
+        [step, str(head), *own, _verdict(verdict)] for (step, head, verdict, _), own in zip(found, moments, strict=True)
+    ]
+    return Table(
+        f"Numbers of layer {layer} per head",
+        ("step", "head", *COLUMNS, "verdict"),
+        rows,
+        "lr" + NUMERIC + "l",
+        _at([verdict for _, _, verdict, _ in found], ABNORMAL),
+        drop=DROP,
+        unusual=_at([verdict for _, _, verdict, _ in found], UNUSUAL),
+    )
 
 
 def overview(report: Report) -> Table:
-    rows, marked = [], set()
-    for layer in range(report.config.num_hidden_layers):
-        values = [
-            number(getattr(report.numbers.overall[(layer, step)], statistic))
-            if (layer, step) in report.numbers.overall
-            else "-"
-            for _, step, statistic in OVERVIEW
-        ]
+    rows, marked, odd = [], set(), set()
+    layers = range(report.config.num_hidden_layers)
+    columns = [in_one_notation([_value(report, (layer, step), name) for layer in layers]) for _, step, name in OVERVIEW]
+    for layer in layers:
         own = [(key, verdict) for key, verdict in report.verdicts.items() if key[0] == layer]
         faults = [f"{key[1]} {verdict.level}" for key, verdict in own if verdict.level == ABNORMAL]
         unusual = [key[1] for key, verdict in own if verdict.level not in (NORMAL, ABNORMAL)]
         if faults:
             marked.add(layer)
+        elif unusual:
+            odd.add(layer)
         words = faults or ([f"unusual: {', '.join(unusual)}"] if unusual else [NORMAL])
-        rows.append([str(layer), *values, "; ".join(words)])
-    columns = ("layer", *(heading for heading, _, _ in OVERVIEW), "verdict")
-    return Table("All layers", columns, rows, "r" * (len(columns) - 1) + "l", frozenset(marked), report.rules.notes)
+        rows.append([str(layer), *(column[layer] for column in columns), "; ".join(words)])
+    return Table(
+        "All layers",
+        ("layer", *(heading for heading, _, _ in OVERVIEW), "verdict"),
+        rows,
+        "r" * (len(OVERVIEW) + 1) + "l",
+        frozenset(marked),
+        report.rules.notes,
+        ("q std", "k std", "score std", "on 1st token", "v std"),
+        frozenset(odd),
+    )
 
 
 def quantized_cache(cost: CacheCost) -> Table:
@@ -161,16 +180,32 @@ def comparison(report: Report, full: bool) -> Table:
         rows.append([str(layer), *(relative(own[step]) if step in own else "-" for step in COMPARED), bound])
     ends = [f"{difference.step} {relative(difference)}" for difference in differences if difference.layer is None]
     columns = ("layer", *COMPARED, "bound")
-    return Table(title, columns, rows, "r" * len(columns), frozenset(marked), (", ".join(ends), verdict))
+    drop = ("q_rope", "k_rope", "k_norm", "q_norm", "activation", "gate_up", "softmax", "residual")
+    return Table(title, columns, rows, "r" * len(columns), frozenset(marked), (", ".join(ends), verdict), drop)
 
 
-def verdict_lines(report: Report) -> list[str]:
-    """The verdict: the faults, and whether float16 would hold all numbers."""
+def verdict_lines(report: Report) -> list[Line]:
+    """The verdict: the faults, what is unusual, and whether float16 would hold all numbers."""
     faults = report.faults
-    lines = [f"FAULT: first in {report.first_fault}"] if faults else ["no fault: every number is within its limit"]
+    lines = [Line("no fault: every number is within its limit", GOOD)]
+    if faults:
+        lines = [Line(f"FAULT: first in {report.first_fault}", BAD)]
     if len(faults) > 1:
-        lines.append(f"{len(faults)} faults in all, in layers {_layers(report)}")
-    return [*lines, forecast(report)]
+        lines.append(Line(f"{len(faults)} faults in all, in layers {_layers(report)}", BAD))
+    if report.comparison and (outside := report.comparison.first_outside):
+        lines.append(Line(describe(outside, report.comparison.against), BAD))
+    if unusual := _unusual(report):
+        lines.append(Line(f"unusual, by rules of thumb: {unusual}", WARNING))
+    return [*lines, Line(forecast(report))]
+
+
+def _unusual(report: Report) -> str:
+    """The steps that are outside what trained models show, each with its layers."""
+    layers: dict[str, list[int]] = defaultdict(list)
+    for (layer, step), verdict in report.verdicts.items():
+        if verdict.level == UNUSUAL:
+            layers[step] += [] if layer is None else [layer]
+    return "; ".join(f"{step} in layers {spans(found)}" if found else step for step, found in layers.items())
 
 
 def forecast(report: Report) -> str:
@@ -219,9 +254,20 @@ def relative(difference: Difference) -> str:
 
 
 def _statistics_table(report: Report, title: str, keys: Sequence[Key], notes: tuple[str, ...]) -> Table:
-    rows = [[key[1], *_moments(report.numbers.overall[key]), _verdict(report.verdicts[key])] for key in keys]
-    marked = frozenset(index for index, key in enumerate(keys) if report.verdicts[key].level == ABNORMAL)
-    return Table(title, ("step", *COLUMNS, "verdict"), rows, "l" + NUMERIC + "l", marked, notes)
+    moments = _moments([report.numbers.overall[key] for key in keys])
+    verdicts = [report.verdicts[key] for key in keys]
+    rows = [[key[1], *own, _verdict(verdict)] for key, own, verdict in zip(keys, moments, verdicts, strict=True)]
+    marked, unusual = _at(verdicts, ABNORMAL), _at(verdicts, UNUSUAL)
+    return Table(title, ("step", *COLUMNS, "verdict"), rows, "l" + NUMERIC + "l", marked, notes, DROP, unusual)
+
+
+def _at(verdicts: Sequence[Verdict], level: str) -> frozenset[int]:
+    return frozenset(index for index, verdict in enumerate(verdicts) if verdict.level == level)
+
+
+def _value(report: Report, key: Key, statistic: str) -> float | None:
+    statistics = report.numbers.overall.get(key)
+    return None if statistics is None else getattr(statistics, statistic)
 
 
 def _size_notes(report: Report, layer: int) -> tuple[str, ...]:
@@ -232,8 +278,11 @@ def _size_notes(report: Report, layer: int) -> tuple[str, ...]:
     )
 
 
-def _moments(s: Statistics) -> list[str]:
-    return [*map(number, (s.mean, s.std, s.rms, s.min, s.max)), str(s.nan), str(s.inf)]
+def _moments(rows: Sequence[Statistics]) -> list[list[str]]:
+    """The cells of COLUMNS for each row."""
+    columns = [in_one_notation([getattr(row, name) for row in rows]) for name in ("mean", "std", "rms", "min", "max")]
+    counts = [[str(row.nan) for row in rows], [str(row.inf) for row in rows]]
+    return [list(cells) for cells in zip(*columns, *counts, strict=True)]
 
 
 def _verdict(verdict: Verdict) -> str:

@@ -65,7 +65,8 @@ def test_the_first_command_answers_with_no_network_and_says_what_it_is(tmp_path)
     note, _, statistics = result.stderr.strip().partition("\n")
     assert "demo" in note
     assert "--model Qwen/Qwen3-0.6B" in note
-    assert "stop" in statistics
+    assert "tok/s" in statistics
+    assert "cut" not in statistics
 
 
 @pytest.mark.parametrize("thinking", [None, True, False])

@@ -5,8 +5,9 @@ import math
 
 import pytest
 from checkpoints import AFFINE_4, TINY, random_weights, write_checkpoint, write_packed
+from screens import on_screen
 
-from mlx_qwen3.inspect import Options, as_json, inspect, render, write_files
+from mlx_qwen3.inspect import Options, as_json, inspect, render, shown, write_files
 
 
 @pytest.mark.parametrize("odd", ["packed", "one layer, one head", "all NaN", "infinite"])
@@ -25,3 +26,34 @@ def test_odd_models_have_reports_and_pictures_too(odd, tmp_path):
     assert "Verdict" in render(report, full=True)
     write_files(report, tmp_path / "p.png", tmp_path / "p.html", True)
     assert (report.first_fault is not None) == (odd in ("all NaN", "infinite"))
+
+
+def test_the_verdict_comes_first_and_everything_fits_80_columns(monkeypatch):
+    lines = on_screen(shown(inspect("demo", Options())), monkeypatch)
+    assert lines[:7] == [
+        "emphasis: demo: 5 layers, hidden 256, 4 query heads on 2 key/value heads of 96, MLP 768,",
+        "emphasis:   vocabulary 2560",
+        "ran random tokens [1, 16], seed 0, in float32 on the cpu",
+        "",
+        "emphasis: Verdict",
+        "good:   no fault: every number is within its limit",
+        lines[6],
+    ]
+    assert lines[6].startswith("  fp16: fits; ")
+    assert not any("unusual," in line for line in lines)  # a healthy trained model
+    titles = [line for line in lines if line.startswith("emphasis: ")][3:]
+    assert titles[:2] == ["emphasis: All layers", "emphasis: Numbers of layer 0"]
+    assert titles[-1] == "emphasis: Weights, as stored"
+
+
+def test_a_fault_comes_first_and_in_red(sick, monkeypatch):
+    lines = on_screen(shown(inspect(sick, Options())), monkeypatch)
+    start = lines.index("emphasis: Verdict")
+    assert lines[start + 1].startswith("bad:   FAULT: first in layer 2, gate_up")
+    assert any(line.startswith("bad: ! ") for line in lines)
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_no_table_is_wider_than_the_terminal(columns, four_layers, monkeypatch):
+    report = inspect(four_layers, Options(heads=True, against=str(four_layers), kv_bits=4))
+    on_screen(shown(report, full=True), monkeypatch, columns)

@@ -36,9 +36,9 @@ QKV = ("q_heads", "k_heads", "v_heads", "q_norm", "k_norm", "q_rope", "k_rope")
         ({"std": 0.55}, NORMAL, None),
         ({"std": 1.9}, NORMAL, None),
         ({"std": 0.4}, UNUSUAL, "std 0.4 below 0.5"),
-        ({"std": 2.5}, UNUSUAL, "std 2.5 above 2"),
-        ({"mean": 2}, UNUSUAL, "mean 2 above 0.5"),
-        ({"peak": 12}, UNUSUAL, "|value| 12 above 10"),
+        ({"std": 4.5}, UNUSUAL, None),
+        ({"mean": 2}, UNUSUAL, None),
+        ({"peak": 60}, UNUSUAL, None),
         ({"mean": 10.5}, ABNORMAL, "mean 10.5 above 10 (shifted)"),
         ({"mean": -10.5}, ABNORMAL, "mean -10.5 below -10 (shifted)"),
         ({"std": 0.005}, ABNORMAL, "std 0.005 below 0.01 (collapse)"),
@@ -56,11 +56,19 @@ def test_verdicts_on_queries_keys_and_values(name, changes, level, word):
 
 
 @pytest.mark.parametrize(
+    ("name", "reason"),
+    [("q_norm", "std 4.5 above 2"), ("k_rope", "std 4.5 above 2"), ("q_heads", "std 4.5 above 4")],
+)
+def test_what_has_a_norm_is_judged_more_strictly(name, reason):
+    assert judge(name, filled(std=4.5), load_rules(), {}).reasons == (reason,)
+
+
+@pytest.mark.parametrize(
     ("changes", "level", "word"),
     [
         ({}, NORMAL, None),
         ({"peak": 5.5}, NORMAL, None),
-        ({"peak": 60}, UNUSUAL, "|value| 60 above 6"),
+        ({"peak": 60}, UNUSUAL, "|value| 60 above 20"),
         ({"peak": 999}, UNUSUAL, None),
         ({"peak": -1001}, ABNORMAL, "|value| 1e+03 above 1e+03 (softmax sees one token)"),
     ],
