@@ -94,7 +94,7 @@ class Table:
         margin, mark = ("  ", "! ") if self.title or self.marked else ("", "")
         columns = [self._column(index) for index in range(len(self.columns))]
         shown, widths = self._fit(columns, (UNLIMITED if width is None else width) - len(margin))
-        lines = [Line(self.title, EMPHASIS)] if self.title else []
+        lines = [Line(text, EMPHASIS) for text in wrap(self.title, width or UNLIMITED, subsequent_indent=margin)]
         for row in range(len(self.rows) + 1):
             cells = [columns[index][row] for index in shown]
             before, style = (mark, BAD) if row - 1 in self.marked else (margin, self._style(row - 1))

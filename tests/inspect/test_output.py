@@ -54,6 +54,6 @@ def test_a_fault_comes_first_and_in_red(sick, monkeypatch):
 
 
 @pytest.mark.parametrize("columns", [60, 80, 200])
-def test_no_table_is_wider_than_the_terminal(columns, four_layers, monkeypatch):
-    report = inspect(four_layers, Options(heads=True, against=str(four_layers), kv_bits=4))
+def test_no_table_is_wider_than_the_terminal(columns, monkeypatch):
+    report = inspect("demo", Options(heads=True, against="demo", kv_bits=4))
     on_screen(shown(report, full=True), monkeypatch, columns)
