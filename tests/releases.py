@@ -221,7 +221,7 @@ def _write(
     for name, shape in shapes(config).items():
         base = name.removesuffix(".weight")
         inside = name.startswith("model.layers.") or (base == "lm_head" and settings.get("lm_head"))
-        if len(shape) == 1 or not inside or any(part in name for part in skip):
+        if len(shape) == 1 or not inside or any(part in name for part in (*skip, ".mlp.gate.")):  # a router stays
             stored[name] = mx.array(values[name]).astype(dtype)
             weights[name] = np.array(stored[name].astype(mx.float32))
             continue

@@ -9,10 +9,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from arrays import as_numpy
-from checkpoints import write_checkpoint
+from checkpoints import TINY_MOE, write_checkpoint
 from oracle import logits
-from releases import Release, rename_dtype, write_awq, write_compressed, write_fp8, write_gptq
+from releases import SIZES, Release, rename_dtype, write_awq, write_compressed, write_fp8, write_gptq
 
+from mlx_qwen3.conversion.convert import convert
 from mlx_qwen3.errors import CheckpointError, ConfigError, Qwen3Warning
 from mlx_qwen3.files.checkpoint import Checkpoint
 from mlx_qwen3.files.quantization import Quantization
@@ -224,3 +225,21 @@ def test_a_packed_head_and_the_embedding_that_it_is_not_tied_to(tmp_path, ids):
     check_values(release)
     check_logits(release, ids)
     assert Checkpoint(release.folder).parts["lm_head"].quantization == Quantization("affine", 4, 32)
+
+
+MOE = {**TINY_MOE, **SIZES, "moe_intermediate_size": 64}
+
+
+@pytest.mark.parametrize("write", [write_fp8, write_gptq, write_awq, write_compressed])
+def test_experts_are_packed_too(tmp_path, ids, write):
+    release = write(tmp_path / "release", **MOE)
+    check_values(release)
+    check_logits(release, ids)
+
+
+@pytest.mark.parametrize("layout", ["native", "hf"])
+@pytest.mark.parametrize("write", [write_fp8, write_gptq])
+def test_experts_are_converted(tmp_path, layout, write):
+    release = write(tmp_path / "release", **MOE)
+    convert(release.folder, tmp_path / "out", layout=layout, dtype="fp32")
+    check_values(Release(tmp_path / "out", release.weights))
