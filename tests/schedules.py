@@ -126,7 +126,8 @@ class Schedule:
     def _job(self, rng: random.Random) -> Job:
         prompt = tuple(rng.choice(self.prompts))
         if rng.random() < 0.3:  # a beginning of another prompt, one token at the least
-            prompt = prompt[: rng.randint(1, len(prompt))]
+            # few lengths, so that several schedules share the reply of the row alone, which takes most of the time
+            prompt = prompt[: rng.choice([1, 2, len(prompt) // 2, len(prompt) - 1])]
         job = Job(prompt, rng.randrange(len(SETTINGS)), rng.randrange(3), rng.randint(1, 40), rng.random() < 0.3)
         if self.tokenizer is not None and rng.random() < 0.2:
             return replace(job, budget=rng.choice([0, 2, 9]), max_tokens=rng.randint(1, LONGEST))
