@@ -12,6 +12,7 @@ from ..errors import CheckpointError, VerificationError
 from ..files.members import MEMBERS, is_member
 from ..files.reading import exists, read_json, short
 from ..report import replace_file
+from .groups import Group
 from .records import decode
 from .shards import FileRecord, TensorRecord
 
@@ -35,6 +36,7 @@ class Certificate:
     source_files: Mapping[str, FileRecord]
     files: Mapping[str, FileRecord]
     tensors: tuple[TensorRecord, ...]
+    groups: Mapping[str, Group]  # attention, routers, experts, ...
     dropped: Mapping[str, str]  # tensors of the source that are left out of the result -> why
     divergence: Divergence | None
     versions: Mapping[str, str]
@@ -90,6 +92,11 @@ def _current(content: dict[str, Any]) -> dict[str, Any]:
         content["divergence"] = content.pop("behaviour")
     if isinstance(divergence := content.get("divergence"), dict):
         divergence.pop("perplexity_ratio", None)  # follows from the others
+    content.setdefault("groups", {})  # the first certificates had neither these nor the errors of experts
+    tensors = content.get("tensors")
+    for record in tensors if isinstance(tensors, list) else ():
+        if isinstance(record, dict) and isinstance(error := record.get("error"), dict):
+            error.setdefault("experts", [])
     return content
 
 

@@ -18,6 +18,7 @@ from ..files.members import CARRIED, CONFIG, INDEX, members
 from ..progress import BYTES, Progress, Stage, silent
 from ..report import replace_file
 from .certificate import Certificate
+from .groups import groups
 from .plan import SHARD_BYTES, Options, Plan, default_layout, make_plan
 from .records import decode
 from .shards import FileRecord, SourceDigests, TensorRecord, write_shard
@@ -202,6 +203,7 @@ def _certify(
         source_files=source_files,
         files=files,
         tensors=tuple(tensors),
+        groups=groups(tensors, plan.config),
         dropped=plan.dropped,
         divergence=divergence,
         versions={"mlx-qwen3": version("mlx-qwen3"), "mlx": version("mlx")},

@@ -91,7 +91,7 @@ def write_shard(
         hasher.add(header, 0)
         ends = dict(starts)  # where the next bytes of each tensor go
         for job in shard.jobs:
-            tally = Tally(job.tensors[0].sources[0])
+            tally = Tally(job.tensors[0].sources[0], job.tensors[0].shape)
             for tensor, raw in job.blocks(tally):
                 if tensor.name in ends:  # the others are in another file
                     file.seek(ends[tensor.name])

@@ -78,13 +78,33 @@ def certified_in_full(made: Certificate) -> list[Part]:
     ]
     columns = ("tensor", "n", "shape", "dtype", "made", "max error", "relative", "worst row")
     drop = ("n", "dtype", "max error", "worst row")
-    parts: list[Part] = [Table("Tensors", columns, rows, "lrlll..l", drop=drop), ""]
+    parts: list[Part] = [Table("Tensors", columns, rows, "lrlll..l", drop=drop), "", groups_table(made), ""]
     parts += [f"left out: {name} ({why})" for name, why in made.dropped.items()]
     for title, files in (("source", made.source_files), ("result", made.files)):
         checksums = [(name, f"{file.bytes:,}", file.sha256) for name, file in files.items()]
         parts += [Table(f"Files of the {title}", ("file", "bytes", "sha256"), checksums, "lrl", drop=("bytes",)), ""]
     parts += [divergence_table(made.divergence), ""] if made.divergence else []
     return [*parts, *certified(made)]
+
+
+def groups_table(made: Certificate) -> Table:
+    """How large each kind of part is, and which tensor or expert of it lost most."""
+    errors = in_one_notation([group.relative for group in made.groups.values()])
+    rows = [
+        (
+            kind,
+            f"{group.bytes:,}",
+            f"{group.bytes / made.bytes:.1%}",
+            f"{group.bits_per_weight:.3f}",
+            error,
+            group.worst,
+        )
+        for (kind, group), error in zip(made.groups.items(), errors, strict=True)
+    ]
+    columns = ("part", "bytes", "share", "bits per weight", "error", "of")
+    return Table(
+        "Parts, with the largest relative error of a tensor or an expert", columns, rows, "lrr..l", drop=("share",)
+    )
 
 
 def planned_in_full(plan: Plan) -> list[Part]:

@@ -11,19 +11,26 @@ from ..files.values import Floats
 
 @dataclass(frozen=True)
 class TensorError:
-    """The largest difference, the norm of the difference over the norm, and the latter for the worst row."""
+    """The largest difference, the norm of the difference over the norm, and the latter for the worst row.
+
+    `experts` has the latter for each expert of a stack, and is empty for any other tensor.
+    """
 
     max: float
     relative: float
     worst_row: int
     worst_row_relative: float
+    experts: tuple[float, ...] = ()
 
 
 class Tally:
     """Adds up the error of a tensor, one block of rows after the other."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, shape: tuple[int, ...] = ()):
+        """`shape` is that of the whole tensor: with 3 dimensions it is a stack of experts."""
         self._name = name
+        self._experts, self._rows_each = shape[:2] if len(shape) == 3 else (0, 0)
+        self._sums = np.zeros((2, self._experts))  # squares of the differences and of the values, of each expert
         self._rows = 0
         self._largest = 0.0
         self._difference = self._norm = 0.0  # squares
@@ -47,6 +54,9 @@ class Tally:
         row = int(relative.argmax())
         if relative[row] > self._worst[1]:
             self._worst = (self._rows + row, float(relative[row]))
+        if self._experts:
+            experts = np.arange(self._rows, self._rows + len(source)) // self._rows_each
+            self._sums += [np.bincount(experts, values, self._experts) for values in (squares, norms)]
         self._rows += len(source)
 
     @property
@@ -56,4 +66,6 @@ class Tally:
     @property
     def error(self) -> TensorError:
         relative = math.sqrt(self._difference / self._norm) if self._norm else 0.0
-        return TensorError(self._largest, relative, self._worst[0], math.sqrt(self._worst[1]))
+        differences, norms = self._sums
+        experts = np.sqrt(differences / np.where(norms > 0, norms, 1))  # an expert of zeros has no error
+        return TensorError(self._largest, relative, self._worst[0], math.sqrt(self._worst[1]), tuple(experts.tolist()))

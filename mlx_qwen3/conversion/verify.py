@@ -17,6 +17,7 @@ from ..progress import BYTES, Progress, Stage, silent
 from ..table import GOOD, Line
 from .certificate import FILE, Certificate, divergence_figures
 from .parity import StateDifference, check_transformers, compare_with_transformers
+from .remeasure import check_errors
 from .shards import FileRecord, sha256
 from .summary import Part, divergence_table
 
@@ -29,6 +30,7 @@ class Verification:
     files: int
     tensors: int
     source: str | None
+    errors: int  # of tensors, measured again
     divergence: Divergence | None
     transformers: tuple[StateDifference, ...]
 
@@ -42,6 +44,8 @@ def report(verification: Verification) -> list[Part]:
     """What was checked, for a terminal."""
     done = f"{verification.folder}: {verification.files} files with {verification.tensors} tensors are as certified"
     parts: list[Part] = [Line(done, GOOD)]
+    if verification.errors:
+        parts.append(f"the errors of {verification.errors} tensors, measured again, are as certified")
     if verification.divergence:
         parts += ["", divergence_table(verification.divergence)]
     for state in verification.transformers:
@@ -58,8 +62,9 @@ def verify(
 ) -> Verification:
     """Check a folder that `convert` wrote against its certificate, and against its source if that is given.
 
-    It first checks the digests of all files. Then it measures the divergence from the source and compares it with the
-    certificate's; without a source, it compares the result's own figures with the recorded ones. `transformers`
+    It first checks the digests of all files. Then it measures the error of every tensor and expert and the divergence
+    from the source, and compares them with the certificate's; without a source, it compares the result's own figures
+    with the recorded ones. `transformers`
     compares every layer with transformers, which needs torch and transformers. Raises VerificationError that names the
     first wrong tensor, file, figure or layer, and UsageError if a package is missing.
     """
@@ -71,6 +76,7 @@ def verify(
     original = Checkpoint(resolve(source)) if source is not None else None
     if original is not None:
         _check_source(original, certificate, progress)
+    errors = check_errors(result, original, certificate, progress) if original is not None else 0
     measured = _check_divergence(result, original, certificate, progress)
     states = tuple(compare_with_transformers(result, original, progress)) if transformers else ()
     return Verification(
@@ -78,6 +84,7 @@ def verify(
         files=len(certificate.files),
         tensors=len(certificate.tensors),
         source=str(source) if source is not None else None,
+        errors=errors,
         divergence=measured,
         transformers=states,
     )
