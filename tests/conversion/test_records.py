@@ -9,7 +9,9 @@ from mlx_qwen3.conversion.records import decode
 from mlx_qwen3.conversion.shards import TensorRecord
 from mlx_qwen3.conversion.tally import TensorError
 
-TENSOR = TensorRecord("a", ("b", "c"), (2, 3), "F32", "fused", "", "f", 8, 24, "0a", TensorError(0.5, 1, 2, 0.25, (0.5, 0.75)))
+TENSOR = TensorRecord(
+    "a", ("b", "c"), (2, 3), "F32", "fused", "", "f", 8, 24, "0a", TensorError(0.5, 1, 2, 0.25, (0.5, 0.75))
+)
 STORED = json.loads(json.dumps(asdict(TENSOR)))
 
 
@@ -21,7 +23,7 @@ class Nested:
 
 def test_a_record_comes_back():
     assert decode(TensorRecord, STORED) == TENSOR
-    assert decode(TensorRecord, stored | {"error": None}).error is None
+    assert decode(TensorRecord, STORED | {"error": None}).error is None
     assert decode(Nested, {"rows": [[1, 2], []], "name": None}) == Nested(((1, 2), ()), None)
 
 
