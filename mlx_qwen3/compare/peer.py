@@ -81,7 +81,10 @@ def steps(model: Any, ids: np.ndarray) -> Iterator[LayerSteps]:
         body.layers = nn.ModuleList([layer])
         with _watched(layer) as found:
             y = body(inputs_embeds=x, use_cache=False).last_hidden_state
-        yield _named(found, x, y, body.rotary_emb.attention_scaling, config)
+        layer_steps = _named(found, x, y, body.rotary_emb.attention_scaling, config)
+        if hasattr(layer.mlp, "experts"):
+            layer_steps.arrays["expert_down"] = _expert_outputs(layer.mlp.experts, layer_steps.arrays)
+        yield layer_steps
         x = y
     hidden = norm(x)
     yield LayerSteps({"final_norm": hidden, "logits": model.lm_head(hidden)})
@@ -118,6 +121,14 @@ def _named(found: dict[str, Any], x: Any, y: Any, factor: float, config: Any) ->
         "output": y,
     }
     return LayerSteps(arrays, score_maker(arrays["q_rope"], arrays["k_cache"], scale * factor**2))
+
+
+def _expert_outputs(experts: Any, arrays: dict[str, Any]) -> Any:
+    """The output of each chosen expert, (B, L, k, hidden): transformers adds them up, so each is computed alone."""
+    x, chosen = (arrays[name].flatten(0, 1) for name in ("post_norm", "chosen_experts"))
+    ones = torch.ones(len(x), 1)
+    outputs = [experts(x, chosen[:, [slot]], ones) for slot in range(chosen.shape[-1])]
+    return torch.stack(outputs, dim=1).reshape(*arrays["chosen_experts"].shape, -1)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 B batch, L new tokens, S cached + new
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -14,6 +14,8 @@ from ..compare.probe import Probe, ScoreBlock
 from ..engine.runner import decode_step, known_cache, prefill_chunk
 from ..files.dtypes import dtype_name
 from ..model.qwen3 import Qwen3
+from . import router
+from .router import Router, RouterSteps
 from .statistics import Accumulator, Statistics, grouped
 
 LOGIT_POSITIONS = 128  # positions whose logits are computed at once; 78 MB for the vocabulary of Qwen3
@@ -37,6 +39,7 @@ class Numbers:
     map_head: int
     # (cells of L, cells of S) of the first row: mean over a cell's queries, sum over its keys
     attention_map: np.ndarray
+    routers: Mapping[int, Router]  # of the layers with experts
 
 
 def measure(model: Qwen3, ids: mx.array, *, layer: int = 0, head: int = 0, chunk: int | None = None) -> Numbers:
@@ -76,10 +79,13 @@ class Collector:
         self._sums: dict[Key, Accumulator] = {}
         self._with_heads: list[Key] = []
         self._map = _Map(self._length, self._keys)
+        self._routers: dict[int, RouterSteps] = {}
         self._queries: dict[int, int] = {}  # how many queries of each layer have been seen
 
     def step(self, layer: int | None, step: Step, array: mx.array) -> None:
         self._note(layer, step, array.shape, array.dtype)
+        if layer is not None and step.name in router.STEPS:
+            self._routers.setdefault(layer, RouterSteps()).add(step.name, array)
         if not step.view:
             self._add(layer, step, array)
 
@@ -102,7 +108,8 @@ class Collector:
         attention_map = self._map.cells()
         place = (self._map_layer, self._map_head)
         sizes = (batch, self._length, self._keys)
-        return Numbers(*sizes, self._shapes, self._dtypes, overall, heads, *place, attention_map)
+        routers = {layer: steps.result() for layer, steps in self._routers.items()}
+        return Numbers(*sizes, self._shapes, self._dtypes, overall, heads, *place, attention_map, routers)
 
     def _add_block(self, layer: int, scores: mx.array, weights: mx.array, visible: mx.array | None) -> None:
         self._add(layer, SCORES, scores, visible)

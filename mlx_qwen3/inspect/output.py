@@ -3,9 +3,11 @@
 from dataclasses import asdict
 from typing import Any
 
+from ..compare.experts import CHOSEN
 from ..report import finite
 from ..table import EMPHASIS, Line, Table
 from .report import Report, place
+from .router import NONE, Router
 from .statistics import Statistics
 from .tables import forecast, tables, verdict_lines
 from .tensors import TensorRow, collapsed
@@ -51,6 +53,7 @@ def as_json(report: Report) -> dict[str, Any]:
             "flow": _flow(report),
             "numbers": _numbers(report),
             "heads": _heads(report),
+            "routers": _routers(report),
             "faults": [asdict(fault) for fault in report.faults],
             "first_fault": asdict(report.first_fault) if report.first_fault else None,
             "fp16": {"forecast": forecast(report), "peaks": [asdict(peak) for peak in report.peaks[:20]]},
@@ -115,6 +118,43 @@ def _heads(report: Report) -> list[dict[str, Any]]:
             zip(report.numbers.heads[(layer, step)], verdicts, strict=True),
         )
     ]
+
+
+def _routers(report: Report) -> list[dict[str, Any]]:
+    """One entry for each layer with experts."""
+    nearness = report.rules.settings["router"]["near_tie"]
+    entries = []
+    for layer, router in report.numbers.routers.items():
+        verdict, closest = report.verdicts[layer, CHOSEN], router.closest
+        margin = None if closest is None else float(router.margins[closest])
+        entries.append(
+            {
+                "layer": layer,
+                "tokens": router.tokens,
+                "experts_per_token": router.for_each,
+                "load": router.load.tolist(),
+                "mean_weights": router.mean_weights.tolist(),
+                "busiest": {"expert": router.busiest, "share": router.busiest_share},
+                "unused": router.unused,
+                "unused_share": len(router.unused) / router.experts,
+                "histogram": dict(zip(("unused", "below", "around", "above"), router.histogram, strict=True)),
+                "entropy": router.entropy,
+                "evenness": router.evenness,
+                "near_ties": router.near_ties(nearness),
+                "closest": closest and {"row": closest[0], "token": closest[1], "margin": margin},
+                "choices": _choices(router) if report.reply else None,
+                "verdict": verdict.level,
+                "reasons": list(verdict.reasons),
+            }
+        )
+    return entries
+
+
+def _choices(router: Router) -> list[dict[str, Any]]:
+    """Per row: the experts of the decode step, their weights, and the best expert that was not chosen."""
+    following = [None if expert == NONE else int(expert) for expert in router.following[:, 0]]
+    steps = zip(router.chosen[:, 0].tolist(), router.weights[:, 0].tolist(), following, strict=True)
+    return [{"experts": chosen, "weights": weights, "next": next_} for chosen, weights, next_ in steps]
 
 
 def _comparison(report: Report) -> dict[str, Any] | None:

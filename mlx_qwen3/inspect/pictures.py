@@ -8,6 +8,7 @@ import numpy as np
 from ..compare.flow import NUMBERS
 from ..report import figure_class
 from .report import Report
+from .router_pictures import router_histogram, router_load, whole_ticks
 from .rules import ABNORMAL, UNUSUAL
 
 if TYPE_CHECKING:
@@ -21,13 +22,17 @@ RED, ORANGE = "#e00000", "#ff9500"
 
 def draw(report: Report) -> "Figure":
     layers = report.config.num_hidden_layers
-    figure = figure_class()(figsize=(19, 6.5 + max(6.0, 0.24 * layers)), layout="constrained")
-    grid = figure.add_gridspec(2, 3, height_ratios=[max(6.0, 0.24 * layers), 5.6])
+    heights = [max(6.0, 0.24 * layers), 5.6, *([max(4.0, 0.2 * layers)] if report.numbers.routers else [])]
+    figure = figure_class()(figsize=(19, sum(heights) + 0.9), layout="constrained")
+    grid = figure.add_gridspec(len(heights), 3, height_ratios=heights)
     for column, (statistic, title) in enumerate(HEAT_MAPS.items()):
         _heat_map(figure, figure.add_subplot(grid[0, column]), report, statistic, title)
     _attention_map(figure, figure.add_subplot(grid[1, 0]), report)
     _depth(figure.add_subplot(grid[1, 1]), report)
     _first_token(figure, figure.add_subplot(grid[1, 2]), report)
+    if report.numbers.routers:
+        router_load(figure, figure.add_subplot(grid[2, :2]), report)
+        router_histogram(figure.add_subplot(grid[2, 2]), report)
     fault = report.first_fault
     verdict = f"first fault in {fault}" if fault else "no fault"
     title = f"{Path(report.source).name}, {report.tokens}, {report.dtype}: {verdict}"
@@ -37,9 +42,10 @@ def draw(report: Report) -> "Figure":
 
 def _heat_map(figure: "Figure", axes: Any, report: Report, statistic: str, title: str) -> None:
     layers = report.config.num_hidden_layers
-    values = np.full((layers, len(LAYER_STEPS)), np.nan)
+    steps = [step for step in LAYER_STEPS if any((layer, step) in report.numbers.overall for layer in range(layers))]
+    values = np.full((layers, len(steps)), np.nan)
     for layer in range(layers):
-        for column, step in enumerate(LAYER_STEPS):
+        for column, step in enumerate(steps):
             found = report.numbers.overall.get((layer, step))
             value = None if found is None else getattr(found, statistic)
             values[layer, column] = np.nan if value is None else abs(value)
@@ -49,12 +55,15 @@ def _heat_map(figure: "Figure", axes: Any, report: Report, statistic: str, title
         logarithms, aspect="auto", cmap="viridis", vmin=-3, vmax=np.nan_to_num(logarithms, nan=0).max(initial=2)
     )
     for layer in range(layers):
-        for column, step in enumerate(LAYER_STEPS):
+        for column, step in enumerate(steps):
             _mark(axes, report, layer, column, step, statistic)
-    axes.set_title(f"{title}\nred box: past its limit   orange dot: outside the normal range   grey: NaN", fontsize=10)
-    axes.set_xticks(range(len(LAYER_STEPS)), LAYER_STEPS, rotation=60, ha="right", rotation_mode="anchor")
+    axes.set_title(
+        f"{title}\nred box: past its limit   orange dot: outside the normal range   grey: NaN, or not in this layer",
+        fontsize=10,
+    )
+    axes.set_xticks(range(len(steps)), steps, rotation=60, ha="right", rotation_mode="anchor")
     axes.set_ylabel("layer")
-    _ticks(axes.yaxis, layers, 40)
+    whole_ticks(axes.yaxis, layers, 40)
     bar = figure.colorbar(image, ax=axes, pad=0.01)
     ticks = [tick for tick in range(-6, 40) if image.norm.vmin <= tick <= image.norm.vmax]
     bar.set_ticks(ticks, labels=[f"{10.0**tick:g}" for tick in ticks])
@@ -101,7 +110,7 @@ def _depth(axes: Any, report: Report) -> None:
     axes.set_xlabel("after layer (-1: the embedding)")
     axes.set_ylabel("magnitude, logarithmic")
     axes.grid(alpha=0.3, which="both")
-    _ticks(axes.xaxis, layers, 16)
+    whole_ticks(axes.xaxis, layers, 16)
     axes.legend()
 
 
@@ -116,11 +125,6 @@ def _first_token(figure: "Figure", axes: Any, report: Report) -> None:
     axes.set_title("mean weight on the first token (attention sink)")
     axes.set_xlabel("query head")
     axes.set_ylabel("layer")
-    _ticks(axes.yaxis, layers, 40)
-    _ticks(axes.xaxis, heads, 16)
+    whole_ticks(axes.yaxis, layers, 40)
+    whole_ticks(axes.xaxis, heads, 16)
     figure.colorbar(image, ax=axes, pad=0.02, label="weight")
-
-
-def _ticks(axis: Any, count: int, most: int) -> None:
-    """Whole numbers from 0, at most about `most` of them."""
-    axis.set_ticks(range(0, count, -(-count // most)))

@@ -11,6 +11,7 @@ import mlx.core as mx
 from ..compare.bounds import step_bound
 from ..compare.cache_cost import CacheCost, cache_cost
 from ..compare.comparison import Comparison, Difference, check_same_shape, differences
+from ..compare.experts import CHOSEN, Choice
 from ..compare.flow import NUMBERS
 from ..compare.layer_steps import LayerSteps
 from ..compare.steps import (
@@ -32,6 +33,7 @@ from ..model.load import load_model
 from ..model.qwen3 import Qwen3
 from .numbers import Key, Numbers, measure, measure_step
 from .options import Options, check_options
+from .router import judge_router
 from .rules import ABNORMAL, Rules, Verdict, judge, load_rules, typical, units
 from .tensors import TensorRow, read_rows
 from .tokens import Prompts, Reply, prompts_for, reply_to
@@ -144,6 +146,7 @@ def inspect(source: str | Path, options: Options) -> Report:
     sizes = [units(model, layer, rules) for layer in range(config.num_hidden_layers)]
     known = {key: _sizes(numbers, sizes, rules, key) for key in numbers.overall}
     verdicts = {key: judge(key[1], s, rules, known[key]) for key, s in numbers.overall.items()}
+    verdicts |= {(layer, CHOSEN): judge_router(router, rules) for layer, router in numbers.routers.items()}
     head_verdicts = {
         key: [judge(key[1], s, rules, known[key]) for s in heads]
         for key, heads in (numbers.heads if options.heads else {}).items()
@@ -194,9 +197,18 @@ def _words(prompts: Prompts, reply: Reply | None) -> str:
 def describe(difference: Difference, against: str) -> str:
     """A difference outside its bound, in words."""
     where = f"{place(difference.layer)}, {difference.step}"
+    if difference.expert is not None:
+        where += f" of expert {difference.expert}"
+    if difference.choice is not None:
+        return f"first difference from {against} in {where}: {choice_in_words(difference.choice, against)}"
     if difference.relative is None:
         return f"first difference from {against} in {where}: NaN or infinite on one side"
     return f"first difference from {against} in {where}: {difference.relative:.2g}, bound {difference.bound:.2g}"
+
+
+def choice_in_words(choice: Choice, against: str) -> str:
+    where = f"token {choice.token} of row {choice.row}"
+    return f"{where} goes to expert {choice.expert}, in {against} to expert {choice.other}"
 
 
 def place(layer: int | None) -> str:

@@ -24,6 +24,7 @@ SETTINGS = {
     "unit": ("smallest", "largest", "layers"),
     "outliers": ("z", "ratio", "zeros", "layers"),
     "fp16": ("largest", "margin"),
+    "router": ("tokens", "busiest", "evenness", "unused", "near_tie"),
     "compare": (*bounds.STEPS, "growth"),
 }
 # What it means if a statistic is past its limit, by statistic and side

@@ -10,6 +10,7 @@ from ..compare.flow import FLOW, NUMBERS
 from ..table import BAD, GOOD, WARNING, Line, Table, in_one_notation, spans
 from .numbers import Key
 from .report import Report, describe, place
+from .router_tables import other_choices, router_tables
 from .rules import ABNORMAL, NORMAL, UNUSUAL, Verdict
 from .statistics import Statistics
 from .tensors import TensorRow, collapsed
@@ -29,9 +30,14 @@ OVERVIEW = (
     ("on 1st token", "first_token", "mean"),
     ("|act| max", "activation", "abs_max"),
 )
+IN_EXPERTS = {"activation": "expert_activation"}  # the step in place of one, in a layer with experts
 COMPARED = (
     "qkv q_norm k_norm q_rope k_rope scores softmax attention o_proj residual gate_up activation down output"
 ).split()
+
+
+# In a model with experts also these
+COMPARED_SPARSE = ("router_logits", "chosen_experts", "expert_down")
 
 
 def tables(report: Report, full: bool = False) -> Iterator[Table]:
@@ -45,6 +51,7 @@ def tables(report: Report, full: bool = False) -> Iterator[Table]:
     if report.options.heads:
         for layer in shown:
             yield heads(report, layer)
+    yield from router_tables(report, full)
     if report.cache_cost:
         yield quantized_cache(report.cache_cost)
     if report.comparison:
@@ -84,6 +91,8 @@ def flow(report: Report) -> Table:
         rows.append([step.name, str(list(shapes[key])), step.axes, report.numbers.dtypes[key], meaning])
     title = f"Shape flow of layer {layer}, and after the last layer"
     legend = "B batch, L new tokens, S cached + new, H query heads, K key/value heads, D head_dim, V vocabulary"
+    if report.config.moe:
+        legend += ", E experts, k of them for each token"
     columns = ("step", "shape", "axes", "dtype", "what happens")
     return Table(title, columns, rows, "lllll", notes=(legend,), drop=("dtype", "axes"))
 
@@ -122,7 +131,7 @@ def heads(report: Report, layer: int) -> Table:
 def overview(report: Report) -> Table:
     rows, marked, odd = [], set(), set()
     layers = range(report.config.num_hidden_layers)
-    columns = [in_one_notation([_value(report, (layer, step), name) for layer in layers]) for _, step, name in OVERVIEW]
+    columns = [in_one_notation([_statistic(report, layer, step, name) for layer in layers]) for _, step, name in OVERVIEW]
     for layer in layers:
         own = [(key, verdict) for key, verdict in report.verdicts.items() if key[0] == layer]
         faults = [f"{key[1]} {verdict.level}" for key, verdict in own if verdict.level == ABNORMAL]
@@ -145,6 +154,13 @@ def overview(report: Report) -> Table:
     )
 
 
+def _statistic(report: Report, layer: int, step: str, statistic: str) -> float | None:
+    """None if the layer does not have the step."""
+    name = IN_EXPERTS.get(step, step) if layer in report.numbers.routers else step
+    value: float | None = getattr(report.numbers.overall.get((layer, name)), statistic, None)
+    return value
+
+
 def quantized_cache(cost: CacheCost) -> Table:
     """Relative differences, with a row for each layer, and the difference of the logits."""
     rows = [
@@ -165,23 +181,25 @@ def comparison(report: Report, full: bool) -> Table:
     assert report.comparison
     differences, against = report.comparison.differences, report.comparison.against
     outside = report.comparison.first_outside
+    steps = (*COMPARED, *(COMPARED_SPARSE if report.numbers.routers else ()))
     verdict = describe(outside, against) if outside else f"every step of every layer is within its bound of {against}"
+    notes = (*other_choices(report.comparison), verdict)
     title = f"Relative difference from {against}: ||a - b|| / ||b||"
     if full:
         rows = [[place(d.layer), d.step, relative(d), number(d.bound)] for d in differences]
         outsiders = frozenset(index for index, difference in enumerate(differences) if difference.outside)
-        return Table(title, ("layer", "step", "difference", "bound"), rows, "llrr", outsiders, (verdict,))
+        return Table(title, ("layer", "step", "difference", "bound"), rows, "llrr", outsiders, notes)
     rows, marked = [], set()
     for layer in range(report.config.num_hidden_layers):
         own = {difference.step: difference for difference in differences if difference.layer == layer}
         if any(difference.outside for difference in own.values()):
             marked.add(layer)
         bound = number(next(iter(own.values())).bound)
-        rows.append([str(layer), *(relative(own[step]) if step in own else "-" for step in COMPARED), bound])
-    ends = [f"{difference.step} {relative(difference)}" for difference in differences if difference.layer is None]
-    columns = ("layer", *COMPARED, "bound")
+        rows.append([str(layer), *(relative(own[step]) if step in own else "-" for step in steps), bound])
+    after = [f"{difference.step} {relative(difference)}" for difference in differences if difference.layer is None]
+    columns = ("layer", *steps, "bound")
     drop = ("q_rope", "k_rope", "k_norm", "q_norm", "activation", "gate_up", "softmax", "residual")
-    return Table(title, columns, rows, "r" * len(columns), frozenset(marked), (", ".join(ends), verdict), drop)
+    return Table(title, columns, rows, "r" * len(columns), frozenset(marked), (", ".join(after), *notes), drop)
 
 
 def verdict_lines(report: Report) -> list[Line]:

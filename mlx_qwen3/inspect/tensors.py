@@ -12,7 +12,7 @@ from ..files.checkpoint import Checkpoint
 from ..files.config import Qwen3Config
 from ..files.headers import StoredTensor
 from ..files.layout import Part
-from ..files.names import LEAVES
+from ..files.names import LEAVES, bare
 from ..files.packed import why_left_out
 from ..files.quantization import Quantization
 from ..files.values import unpacked
@@ -21,9 +21,10 @@ from .rules import Rules
 from .statistics import Statistics, grouped, pooled, summarize
 
 LAYER = re.compile(r"\blayers\.(\d+)\.")
+EXPERT = re.compile(r"\bexperts\.(\d+)\.")
 BLOCK = (
     "input_layernorm qkv_proj q_proj k_proj v_proj q_norm k_norm o_proj "
-    "post_attention_layernorm gate_up_proj gate_proj up_proj down_proj"
+    "post_attention_layernorm gate gate_up_proj gate_proj up_proj down_proj"
 ).split()
 Z_OF_MAD = 0.6745  # median absolute deviation of a normal distribution, in standard deviations
 
@@ -62,12 +63,19 @@ def read_rows(checkpoint: Checkpoint, rules: Rules) -> list[TensorRow]:
 
 
 def collapsed(rows: Sequence[TensorRow]) -> list[TensorRow]:
-    """One row for the same tensor of several layers, if shape and dtype agree. Outliers and sick ones have own rows."""
+    """One row for the same tensor of several experts and layers, if shape and dtype agree.
+
+    Outliers and sick ones have own rows.
+    """
+    return _collapsed("layers", LAYER, _collapsed("experts", EXPERT, rows))
+
+
+def _collapsed(word: str, pattern: re.Pattern[str], rows: Sequence[TensorRow]) -> list[TensorRow]:
     groups: dict[tuple[object, ...], list[TensorRow]] = defaultdict(list)
     for row in rows:
-        alone = row.name if row.warnings or row.sick or not row.layers else ""
-        groups[(_kind(row.name), row.shape, row.dtype, alone)].append(row)
-    return [_together(members) for members in groups.values()]
+        alone = row.name if row.warnings or row.sick else ""
+        groups[(_without_number(word, pattern, row.name), row.shape, row.dtype, alone)].append(row)
+    return [_together(word, pattern, members) for members in groups.values()]
 
 
 def with_warnings(rows: Sequence[TensorRow], rule: Mapping[str, float]) -> list[TensorRow]:
@@ -82,24 +90,27 @@ def with_warnings(rows: Sequence[TensorRow], rule: Mapping[str, float]) -> list[
     warnings: dict[str, tuple[str, ...]] = {}
     for members in kinds.values():
         if len(members) >= rule["layers"]:
-            found = _outliers([row.statistics for row in members], rule)
+            others = "experts" if EXPERT.search(members[0].name) else "layers"
+            found = _outliers([row.statistics for row in members], others, rule)
             warnings |= {members[index].name: tuple(reasons) for index, reasons in found.items()}
     return [replace(row, warnings=warnings.get(row.name, ())) for row in rows]
 
 
-def _outliers(statistics: Sequence[Statistics], rule: Mapping[str, float]) -> dict[int, list[str]]:
+def _outliers(statistics: Sequence[Statistics], others: str, rule: Mapping[str, float]) -> dict[int, list[str]]:
     found: dict[int, list[str]] = defaultdict(list)
     rms = np.array([s.rms for s in statistics])
     largest = np.array([s.abs_max for s in statistics])
     for name, values in (("rms", rms), ("largest value", largest)):
         for index, z in _far(np.log(np.maximum(values, 1e-30)), math.log(rule["ratio"]), rule["z"]):
-            found[index].append(f"{name} {values[index]:.3g}, median of the layers {np.median(values):.3g}, z {z:.0f}")
+            found[index].append(
+                f"{name} {values[index]:.3g}, median of the {others} {np.median(values):.3g}, z {z:.0f}"
+            )
     means = np.array([s.mean for s in statistics])
     for index, z in _far(means / max(float(np.median(rms)), 1e-30), rule["ratio"] - 1, rule["z"]):
-        found[index].append(f"mean {means[index]:.3g}, median of the layers {np.median(means):.3g}, z {z:.0f}")
+        found[index].append(f"mean {means[index]:.3g}, median of the {others} {np.median(means):.3g}, z {z:.0f}")
     zeros = np.array([s.zeros for s in statistics])
     for index in map(int, np.flatnonzero((zeros >= rule["zeros"]) & (np.median(zeros) < rule["zeros"] / 10))):
-        found[index].append(f"{zeros[index]:.0%} zeros, median of the layers {np.median(zeros):.1%}")
+        found[index].append(f"{zeros[index]:.0%} zeros, median of the {others} {np.median(zeros):.1%}")
     return found
 
 
@@ -136,35 +147,41 @@ def _row(
     leaves = {leaf: tensors[f"{base}.{leaf}"] for leaf in names if f"{base}.{leaf}" in tensors}
     values = unpacked(leaves if packing else {"weight": tensor}, packing)
     repeats = config.tie_word_embeddings and "lm_head." in tensor.name
-    parameters = 0 if repeats or not tensor.name.endswith(".weight") else math.prod(values.shape)
+    parameters = 0 if repeats or not bare(tensor.name).endswith(".weight") else math.prod(values.shape)
     layers = tuple(int(index) for index in LAYER.findall(tensor.name)[:1])
     shape, dtype = tensor.shape, tensor.dtype_name
     return TensorRow(tensor.name, shape, dtype, parameters, tensor.kept_bytes, summarize(grouped(values)), layers)
 
 
-def _together(members: Sequence[TensorRow]) -> TensorRow:
+def _together(word: str, pattern: re.Pattern[str], members: Sequence[TensorRow]) -> TensorRow:
     first = members[0]
     if len(members) == 1:
         return first
-    layers = tuple(sorted(layer for row in members for layer in row.layers))
+    numbers = sorted(int(number) for row in members for number in pattern.findall(row.name))
     return replace(
         first,
-        name=LAYER.sub(lambda _: f"layers.{{{spans(layers)}}}.", first.name, count=1),
+        name=pattern.sub(lambda _: f"{word}.{{{spans(numbers)}}}.", first.name, count=1),
         parameters=sum(row.parameters for row in members),
         bytes=sum(row.bytes for row in members),
         statistics=pooled([row.statistics for row in members]),
-        layers=layers,
+        layers=tuple(sorted({layer for row in members for layer in row.layers})),
     )
 
 
 def _kind(name: str) -> str:
-    return LAYER.sub("layers.*.", name, count=1)
+    """What the same tensor of all layers and experts has in common."""
+    return _without_number("experts", EXPERT, _without_number("layers", LAYER, name))
+
+
+def _without_number(word: str, pattern: re.Pattern[str], name: str) -> str:
+    return pattern.sub(f"{word}.*.", name, count=1)
 
 
 def _order(tensor: StoredTensor) -> tuple[object, ...]:
     """The embedding first, then layer by layer in the order of the forward pass, then the rest."""
-    found = LAYER.search(tensor.name)
+    found, name = LAYER.search(tensor.name), bare(tensor.name)
     if not found:
-        return (0 if "embed_tokens" in tensor.name else 2), 0, 0, tensor.name
-    place = next((index for index, part in enumerate(BLOCK) if f".{part}." in tensor.name), len(BLOCK))
-    return 1, int(found[1]), place, LEAVES.index(tensor.name.rpartition(".")[2])
+        return (0 if "embed_tokens" in name else 2), 0, 0, name
+    place = next((index for index, part in enumerate(BLOCK) if f".{part}." in name), len(BLOCK))
+    expert = EXPERT.search(name)
+    return 1, int(found[1]), place, int(expert[1]) if expert else 0, LEAVES.index(name.rpartition(".")[2])
