@@ -1,18 +1,15 @@
 """The load of the experts as a heat map of layer by expert, and as a histogram."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .report import Report
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 MOST = 4.0  # times the even share; larger loads have the same colour
 
 
-def router_load(figure: "Figure", axes: Any, report: Report) -> None:
+def router_load(figure: Any, axes: Any, report: Report) -> None:
     """A row for each layer, a column for each expert; a cross marks an expert without a token."""
     routers, layers = report.numbers.routers, report.config.num_hidden_layers
     count = next(iter(routers.values())).experts

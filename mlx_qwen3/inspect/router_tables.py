@@ -4,11 +4,10 @@ from collections.abc import Iterator, Mapping
 
 from ..compare.comparison import Comparison
 from ..compare.experts import CHOSEN
-from ..table import Table, in_one_notation
+from ..table import Table, in_one_notation, spans
 from .report import Report, choice_in_words, place
 from .router import HIGH, LOW, NONE, Router, enough
 from .rules import UNUSUAL
-from .tensors import spans
 
 FEW = 16  # experts that are shown in detail unless all are asked for
 BAR = 24  # characters of the longest bar

@@ -131,7 +131,9 @@ def heads(report: Report, layer: int) -> Table:
 def overview(report: Report) -> Table:
     rows, marked, odd = [], set(), set()
     layers = range(report.config.num_hidden_layers)
-    columns = [in_one_notation([_statistic(report, layer, step, name) for layer in layers]) for _, step, name in OVERVIEW]
+    columns = [
+        in_one_notation([_statistic(report, layer, step, name) for layer in layers]) for _, step, name in OVERVIEW
+    ]
     for layer in layers:
         own = [(key, verdict) for key, verdict in report.verdicts.items() if key[0] == layer]
         faults = [f"{key[1]} {verdict.level}" for key, verdict in own if verdict.level == ABNORMAL]
@@ -157,8 +159,8 @@ def overview(report: Report) -> Table:
 def _statistic(report: Report, layer: int, step: str, statistic: str) -> float | None:
     """None if the layer does not have the step."""
     name = IN_EXPERTS.get(step, step) if layer in report.numbers.routers else step
-    value: float | None = getattr(report.numbers.overall.get((layer, name)), statistic, None)
-    return value
+    statistics = report.numbers.overall.get((layer, name))
+    return None if statistics is None else getattr(statistics, statistic)
 
 
 def quantized_cache(cost: CacheCost) -> Table:
@@ -281,11 +283,6 @@ def _statistics_table(report: Report, title: str, keys: Sequence[Key], notes: tu
 
 def _at(verdicts: Sequence[Verdict], level: str) -> frozenset[int]:
     return frozenset(index for index, verdict in enumerate(verdicts) if verdict.level == level)
-
-
-def _value(report: Report, key: Key, statistic: str) -> float | None:
-    statistics = report.numbers.overall.get(key)
-    return None if statistics is None else getattr(statistics, statistic)
 
 
 def _size_notes(report: Report, layer: int) -> tuple[str, ...]:

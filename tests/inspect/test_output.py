@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from checkpoints import AFFINE_4, TINY, random_weights, write_checkpoint, write_packed
+from checkpoints import AFFINE_4, TINY, TINY_MOE, random_weights, write_checkpoint, write_packed
 from screens import on_screen
 
 from mlx_qwen3.inspect import Options, as_json, inspect, render, shown, write_files
@@ -57,3 +57,34 @@ def test_a_fault_comes_first_and_in_red(sick, monkeypatch):
 def test_no_table_is_wider_than_the_terminal(columns, monkeypatch):
     report = inspect("demo", Options(heads=True, against="demo", kv_bits=4))
     on_screen(shown(report, full=True), monkeypatch, columns)
+
+
+def test_the_routers_in_json(tiny_moe):
+    report = inspect(tiny_moe, Options(length=50))
+    assert [entry["layer"] for entry in as_json(report)["routers"]] == [0, 2]
+    entry, router = as_json(report)["routers"][1], report.numbers.routers[2]
+    assert sum(entry["load"]) == entry["tokens"] * entry["experts_per_token"] == 150
+    assert entry["busiest"] == {"expert": router.busiest, "share": max(entry["load"]) / 50}
+    assert (entry["unused"], entry["unused_share"]) == (router.unused, len(router.unused) / 7)
+    assert sum(entry["histogram"].values()) == 7
+    assert entry["closest"]["margin"] == router.margins.min()
+    assert (entry["verdict"], entry["choices"]) == ("normal", None)
+    step = as_json(inspect(tiny_moe, Options(length=5, decode=2, batch=2)))["routers"][0]
+    assert [sorted(choice["experts"]) == choice["experts"] for choice in step["choices"]] == [True, True]
+    assert all(choice["next"] not in choice["experts"] for choice in step["choices"])
+    assert sum(step["choices"][0]["weights"]) == pytest.approx(1, abs=1e-6)
+
+
+def test_a_dense_model_has_no_routers_in_json(tiny):
+    assert as_json(inspect(tiny, Options()))["routers"] == []
+
+
+def test_odd_routers_have_reports_and_pictures_too(tmp_path):
+    weights = random_weights(TINY_MOE)
+    weights["model.layers.0.mlp.gate.weight"][:] = math.nan
+    folder = write_checkpoint(tmp_path / "odd", TINY_MOE, weights)
+    report = inspect(folder, Options(length=1, against=str(folder)))
+    json.dumps(as_json(report), allow_nan=False)
+    assert "Router" in render(report, full=True)
+    write_files(report, tmp_path / "p.png", tmp_path / "p.html", True)
+    assert report.first_fault.step == "router_logits"

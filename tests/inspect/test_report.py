@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from checkpoints import TINY, random_weights, write_checkpoint
+from checkpoints import TINY, TINY_MOE, random_weights, write_checkpoint
 
 from mlx_qwen3.engine import runner
 from mlx_qwen3.inspect import Options, inspect
@@ -111,6 +111,28 @@ def test_a_decode_step_is_compared(against, options, four_layers):
     assert {"q_norm", "k_cache", "scores", "softmax", "o_proj"} <= {d.step for d in comparison.differences}
     largest = max(d.relative for d in comparison.differences)
     assert largest == 0 if against == "itself" else 0 < largest < 5e-6
+
+
+FAULTS_OF_EXPERTS = {
+    "a router with the same score for all": ("mlp.gate", 0, "router_logits", "std 0 below 1e-06 (collapse)"),
+    "a NaN in one expert": ("mlp.experts.4.down_proj", math.nan, "expert_down", "NaN"),
+    "an expert that explodes": ("mlp.experts.4.up_proj", 1e7, "expert_gate_up", "|value|"),
+}
+
+
+@pytest.mark.parametrize(("tensor", "factor", "step", "word"), FAULTS_OF_EXPERTS.values(), ids=FAULTS_OF_EXPERTS.keys())
+def test_faults_of_experts_are_named(tensor, factor, step, word, tmp_path):
+    weights = random_weights(TINY_MOE)
+    weights[f"model.layers.2.{tensor}.weight"] *= np.float32(factor)
+    report = inspect(write_checkpoint(tmp_path, TINY_MOE, weights), Options(length=40))
+    assert (report.first_fault.layer, report.first_fault.step) == (2, step)
+    assert any(word in reason for reason in report.first_fault.reasons)
+
+
+def test_a_healthy_mixture_of_experts_is_not_reported_sick(tiny_moe):
+    report = inspect(tiny_moe, Options(length=100, heads=True))
+    assert report.faults == []
+    assert {report.verdicts[layer, "chosen_experts"].level for layer in (0, 2)} == {NORMAL}
 
 
 def shift_positions(monkeypatch):

@@ -5,7 +5,7 @@ from checkpoints import TINY_MOE, random_weights, write_checkpoint
 
 from mlx_qwen3.inspect import Options, inspect, render
 from mlx_qwen3.inspect.router_tables import router_tables
-from mlx_qwen3.inspect.tensors import spans
+from mlx_qwen3.table import spans
 
 FORTY = {**TINY_MOE, "num_experts": 40, "mlp_only_layers": [1]}
 

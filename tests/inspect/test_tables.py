@@ -5,10 +5,10 @@ import math
 import mlx.core as mx
 import numpy as np
 import pytest
-from checkpoints import TINY, random_weights, write_checkpoint
+from checkpoints import TINY, TINY_MOE, random_weights, write_checkpoint
 
 from mlx_qwen3.inspect import Options, as_json, inspect, render
-from mlx_qwen3.inspect.tables import forecast, number, sharing
+from mlx_qwen3.inspect.tables import forecast, number, overview, sharing
 from mlx_qwen3.model.load import load_model
 
 
@@ -39,6 +39,26 @@ def test_the_forecast_is_what_float16_does(tmp_path):
         folder = write_checkpoint(tmp_path / str(factor), weights=weights)
         assert ("overflow past" in forecast(inspect(folder, Options()))) == overflows
         assert mx.isfinite(load_model(folder, "fp16")(ids)).all().item() == (not overflows)
+
+
+def test_the_forecast_sees_every_expert(tmp_path):
+    """One expert whose output float16 cannot hold: forecast, and what float16 does."""
+    weights = random_weights(TINY_MOE)
+    weights["model.layers.2.mlp.experts.4.down_proj.weight"] *= np.float32(6e4)
+    folder = write_checkpoint(tmp_path, TINY_MOE, weights)
+    report = inspect(folder, Options(length=40))
+    assert "would overflow past 65504 at" in forecast(report)
+    assert any((peak.layer, peak.step) == (2, "expert_down") for peak in report.peaks if peak.value > 65504)
+    ids = mx.array(np.random.default_rng(0).integers(0, TINY["vocab_size"], (1, 40)))
+    assert not mx.isfinite(load_model(folder, "fp16")(ids)).all().item()
+
+
+def test_the_table_of_layers_has_the_activations_of_experts(tiny_moe):
+    report = inspect(tiny_moe, Options())
+    table = overview(report)
+    for layer, step in enumerate(("expert_activation", "activation", "expert_activation")):
+        found = dict(zip(table.columns, table.rows[layer], strict=True))["|act| max"]
+        assert float(found) == pytest.approx(report.numbers.overall[layer, step].abs_max, rel=0.01)
 
 
 def test_full_and_heads_show_all(four_layers):

@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from arrays import as_numpy
-from checkpoints import AFFINE_4, PACKABLE, TINY, random_weights, shapes, write_checkpoint, write_packed
+from checkpoints import AFFINE_4, PACKABLE, TINY, TINY_MOE, random_weights, shapes, write_checkpoint, write_packed
 from releases import write_fp8, write_gptq
 from safetensors.numpy import load_file
 
@@ -163,3 +163,65 @@ def test_the_weights_of_a_release_have_the_statistics_of_their_values(write, dty
     assert rows["model.layers.1.mlp.up_proj.weight"].dtype == dtype
     assert sum(row.parameters for row in rows.values()) == sum(values.size for values in release.weights.values())
     assert not [name for name in rows if name.endswith(("activation_scale", "bias"))]
+
+
+SIXTEEN = {**TINY_MOE, "num_experts": 16, "num_hidden_layers": 5}  # layer 1 has a dense MLP
+
+
+def test_experts_that_agree_are_one_row(tmp_path):
+    weights = random_weights(SIXTEEN)
+    rows = collapsed(rows_of(write_checkpoint(tmp_path, SIXTEEN, weights)))
+    names = [row.name for row in rows]
+    assert names[9:13] == [
+        "model.layers.{0,2-4}.mlp.gate.weight",
+        *(f"model.layers.{{0,2-4}}.mlp.experts.{{0-15}}.{name}_proj.weight" for name in ("gate", "up", "down")),
+    ]
+    row = rows[10]
+    layers = [[weights[f"model.layers.{i}.mlp.experts.{e}.gate_proj.weight"] for e in range(16)] for i in (0, 2, 3, 4)]
+    assert numbers(row.statistics) == pytest.approx(by_numpy(np.stack(layers)), rel=1e-5, abs=1e-6)
+    assert (row.parameters, row.shape, row.layers) == (4 * 16 * 28 * 48, (28, 48), (0, 2, 3, 4))
+
+
+def test_an_expert_that_differs_from_the_others_is_named(tmp_path):
+    weights = random_weights(SIXTEEN)
+    name = "model.layers.3.mlp.experts.6.up_proj.weight"
+    weights[name] *= 30
+    rows = rows_of(write_checkpoint(tmp_path, SIXTEEN, weights))
+    [odd] = [row for row in rows if row.warnings]
+    assert odd.name == name
+    assert "median of the experts" in odd.warnings[0]
+    assert {name, "model.layers.{0,2,4}.mlp.experts.{0-15}.up_proj.weight"} | {
+        "model.layers.3.mlp.experts.{0-5,7-15}.up_proj.weight"
+    } == {row.name for row in collapsed(rows) if "experts" in row.name and "up_proj" in row.name}
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["float", "packed"])
+def test_stacked_experts_have_the_statistics_and_parameters_of_all(packed, tmp_path):
+    sizes = {**TINY_MOE, **PACKABLE, "moe_intermediate_size": 64}
+    plain = write_checkpoint(tmp_path / "plain", sizes)
+    convert(plain, tmp_path / "native", quantize="affine8" if packed else None)
+    rows = rows_of(tmp_path / "native")
+    weights = random_weights(sizes)
+    assert sum(row.parameters for row in rows) == sum(value.size for value in weights.values())
+    [row] = [row for row in rows if "layers.2." in row.name and row.name.endswith("down_proj.weight")]
+    together = np.stack([weights[f"model.layers.2.mlp.experts.{expert}.down_proj.weight"] for expert in range(7)])
+    assert row.parameters == together.size
+    assert numbers(row.statistics) == pytest.approx(by_numpy(together), rel=0.02, abs=0.002)
+
+
+def test_tensors_that_transformers_fuses_are_counted(tmp_path):
+    weights = random_weights(TINY_MOE)
+    fused = {name: value for name, value in weights.items() if "experts" not in name}
+    for layer in (0, 2):
+        prefix = f"model.layers.{layer}.mlp.experts"
+        gates, ups, downs = (
+            np.stack([weights[f"{prefix}.{expert}.{name}_proj.weight"] for expert in range(7)])
+            for name in ("gate", "up", "down")
+        )
+        fused |= {f"{prefix}.gate_up_proj": np.concatenate([gates, ups], axis=1), f"{prefix}.down_proj": downs}
+    rows = rows_of(write_checkpoint(tmp_path, TINY_MOE, fused))
+    assert sum(row.parameters for row in rows) == sum(value.size for value in weights.values())
+    names = [row.name for row in rows if "layers.2.mlp" in row.name]
+    assert names == [
+        f"model.layers.2.mlp.{name}" for name in ("gate.weight", "experts.gate_up_proj", "experts.down_proj")
+    ]
