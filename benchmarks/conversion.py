@@ -3,7 +3,7 @@
 python benchmarks/conversion.py speed SOURCE [ROUNDS]     time and peak memory of whole processes, interleaved
 python benchmarks/conversion.py modes SOURCE [MODE...]    bits, size, KL divergence, top-1, perplexity ratio
 python benchmarks/conversion.py exact [MODE...]           exact match of the demo model on its own tasks
-python benchmarks/conversion.py random FOLDER [SHAPE]     random weights: 0.6B, or two layers of 30B-A3B
+python benchmarks/conversion.py random FOLDER [SHAPE]     random weights: 0.6B, 0.6B-mid, 30B-A3B
 
 Peak memory is the VmHWM of Linux's /proc, of the process and its threads.
 """
@@ -103,19 +103,20 @@ def exact(*wanted: str) -> None:
 
 
 def random(folder: str, shape: str = "0.6B") -> None:
-    """0.6B with all layers, and Qwen3's tokenizer if QWEN3_TOKENIZER says where it is. 30B-A3B with two layers, and a
-    small vocabulary, beside which they count."""
+    """0.6B with all layers, or with four (0.6B-mid), and Qwen3's tokenizer if QWEN3_TOKENIZER says where it is. 30B-A3B
+    with two layers, and a small vocabulary, beside which they count."""
     sys.path.insert(0, str(ROOT / "tests"))
     import mlx.core as mx
     from checkpoints import FULL_MOE, random_weights, write_checkpoint
     from test_full_size import SHAPE
 
     small = {"num_hidden_layers": 2, "vocab_size": 4096, "torch_dtype": "bfloat16"}
-    config = {"0.6B": SHAPE, "30B-A3B": {**FULL_MOE, **small}}[shape]
+    mid = {**SHAPE, "num_hidden_layers": 4}
+    config = {"0.6B": SHAPE, "0.6B-mid": mid, "30B-A3B": {**FULL_MOE, **small}}[shape]
     write_checkpoint(Path(folder), config, {})
     weights = {name: mx.array(value).astype(mx.bfloat16) for name, value in random_weights(config).items()}
     mx.save_safetensors(f"{folder}/model.safetensors", weights, {"format": "pt"})
-    if shape == "0.6B" and (tokenizer := os.environ.get("QWEN3_TOKENIZER")):
+    if shape != "30B-A3B" and (tokenizer := os.environ.get("QWEN3_TOKENIZER")):
         for path in Path(tokenizer).glob("tokenizer*.json"):
             shutil.copyfile(path, Path(folder) / path.name)
 
