@@ -101,7 +101,7 @@ class Table:
             sides = [self.align[index] for index in shown]
             lines += [Line((before + text).rstrip(), style) for text in _folded(cells, widths, sides)]
         hidden = [name for index, name in enumerate(self.columns) if index not in shown]
-        notes = [*self.notes, *([f"not shown at this width: {', '.join(hidden)}"] if hidden else [])]
+        notes = [*self.notes, *([f"not shown at this width: {'; '.join(hidden)}"] if hidden else [])]
         room = min(width or WIDTH, WIDTH)
         for note in map(escape, notes):
             lines += [

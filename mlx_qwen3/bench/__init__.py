@@ -7,7 +7,7 @@ from .report import Report
 from .serving import bench_serving, parse_serving
 from .serving_tables import render_serving, write_serving
 from .session import bench
-from .tables import limits_table, render
+from .tables import limits_table, render, shown
 
 __all__ = [
     "Options",
@@ -23,6 +23,7 @@ __all__ = [
     "read_baseline",
     "render",
     "render_serving",
+    "shown",
     "write_files",
     "write_serving",
 ]

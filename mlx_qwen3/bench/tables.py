@@ -1,8 +1,8 @@
-"""A report as Markdown."""
+"""A report as tables for a terminal, and as Markdown."""
 
 from collections.abc import Sequence
 
-from ..table import Table
+from ..table import EMPHASIS, Line, Table
 from .outputs import sentence
 from .report import (
     PER_LENGTH,
@@ -22,6 +22,9 @@ from .report import (
 from .roofline import decode_limit, prefill_limit
 
 NONE = "-"
+BRIEF = "Medians of the repeats. x: ours divided by this row's. --markdown also gives the spread."
+# Columns that a narrow terminal does without
+DROP = ("peak by MLX or CUDA, MB", "host, ms/token", "of copy", "GB/s", "dtype")
 LEGEND = (
     "Medians; in brackets the lowest and the highest of the repeats. x: ours divided by this row's, the median of the "
     "repeats, because each repeat was measured side by side."
@@ -29,18 +32,37 @@ LEGEND = (
 
 
 def render(report: Report) -> str:
-    """What ran; a table for each prompt length; one for what has no prompt length; and how the outputs compare."""
-    blocks = [_heading(report)]
-    blocks += [_length_table(report, length) for length in report.options.prompt_tokens]
-    blocks += [_rows_table(report)] if report.options.rows else []
-    blocks.append(_process_table(report))
-    found = [sentence(row.name, output) for row in report.rows for output in row.outputs]
-    notes = [note for row in report.rows for note in row.notes]
-    blocks += [_list("Outputs, compared with ours", found), _list("Notes", notes)]
+    """As Markdown: what ran; a table for each prompt length; one for what has none; and how the outputs compare."""
+    blocks = [f"## {report.options.source}", *_heading(report), LEGEND]
+    blocks += [table.markdown() for table in _tables(report, brief=False)]
+    blocks += [_list(title, lines) for title, lines in _lists(report).items()]
     return "\n\n".join(block for block in blocks if block)
 
 
-def limits_table(report: Report) -> str:
+def shown(report: Report) -> list[str | Line | Table]:
+    """The same for a terminal: medians and ratios, without the spread of the repeats."""
+    parts: list[str | Line | Table] = [Line(report.options.source, EMPHASIS), *map(Line, _heading(report)), Line(BRIEF)]
+    for table in _tables(report, brief=True):
+        parts += ["", table]
+    for title, lines in _lists(report).items():
+        parts += ["", Line(title, EMPHASIS), *(Line(f"  {line}") for line in lines)] if lines else []
+    return parts
+
+
+def _tables(report: Report, brief: bool) -> list[Table]:
+    tables = [_length_table(report, length, brief) for length in report.options.prompt_tokens]
+    tables += [_rows_table(report, brief)] if report.options.rows else []
+    return [*tables, _process_table(report, brief)]
+
+
+def _lists(report: Report) -> dict[str, list[str]]:
+    return {
+        "Outputs, compared with ours": [sentence(row.name, output) for row in report.rows for output in row.outputs],
+        "Notes": [note for row in report.rows for note in row.notes],
+    }
+
+
+def limits_table(report: Report) -> Table:
     """The roofline: what no program can pass on this machine."""
     limits, lengths = report.limits, report.options.prompt_tokens
     rows = []
@@ -60,37 +82,33 @@ def limits_table(report: Report) -> str:
     return _table("Limits", columns, rows, note)
 
 
-def _heading(report: Report) -> str:
+def _heading(report: Report) -> list[str]:
     m, o, c = report.machine, report.options, report.config
     libraries = ", ".join(f"{name} {m[name]}" for name in ("mlx", "mlx-lm", "torch", "transformers", "python"))
     contestants = "; ".join(f"{row.name} {row.dtype} on {row.device}, BLAS {row.blas}" for row in report.rows)
-    return "\n\n".join(
-        [
-            f"### {o.source}",
-            f"{c.num_hidden_layers} layers, hidden {c.hidden_size}, {c.num_attention_heads} query heads on "
-            f"{c.num_key_value_heads} of {c.head_dim}, {c.mlp_in_words}, vocabulary {c.vocab_size}. "
-            f"{o.generate} tokens generated, {o.repeat} repeats.",
-            f"{m['chip']}; {m['backend']}; {m['os']}; {libraries}. Copies at "
-            f"{report.limits['copy_bytes_per_s'] / 1e9:.1f} GB/s.",
-            f"{contestants}.",
-            LEGEND,
-        ]
-    )
+    return [
+        f"{c.num_hidden_layers} layers, hidden {c.hidden_size}, {c.num_attention_heads} query heads on "
+        f"{c.num_key_value_heads} of {c.head_dim}, {c.mlp_in_words}, vocabulary {c.vocab_size}. "
+        f"{o.generate} tokens generated, {o.repeat} repeats.",
+        f"{m['chip']}; {m['backend']}; {m['os']}; {libraries}. Copies at "
+        f"{report.limits['copy_bytes_per_s'] / 1e9:.1f} GB/s.",
+        f"{contestants}.",
+    ]
 
 
-def _length_table(report: Report, length: int) -> str:
+def _length_table(report: Report, length: int, brief: bool) -> Table:
     columns = ["", "dtype", *(metric.title for metric in PER_LENGTH), "peak by MLX or CUDA, MB", "GB/s", "of copy"]
     rows = []
     for row in report.rows:
         if not row.agrees(length):
             rows.append([row.name, row.dtype, "outputs differ", *[NONE] * (len(columns) - 3)])
         elif row.at(length):
-            cells = [_cell(report, row, metric, length) for metric in PER_LENGTH]
+            cells = [_cell(report, row, metric, length, brief) for metric in PER_LENGTH]
             rows.append([row.name, row.dtype, *cells, _framework_peak(row, length), *_bandwidth(report, row, length)])
     return _table(f"Prompt of {length} tokens", columns, rows)
 
 
-def _rows_table(report: Report) -> str:
+def _rows_table(report: Report, brief: bool) -> Table:
     """Tokens per second of all rows; beside each, how many times one row's, if that was measured."""
     [metric], options = PER_ROWS, report.options
     length, several = min(options.prompt_tokens), [rows for rows in options.rows if rows > 1]
@@ -101,7 +119,8 @@ def _rows_table(report: Report) -> str:
         if not row.batches and not any(found.rows for found in row.outputs):  # it cannot batch
             continue
         cells = [
-            _cell(report, row, metric, Rows(n)) if row.agrees(length, n) else "outputs differ" for n in options.rows
+            _cell(report, row, metric, Rows(n), brief) if row.agrees(length, n) else "outputs differ"
+            for n in options.rows
         ]
         if one := Spread.of(samples(row, metric, Rows(1))):
             speeds = [Spread.of(samples(row, metric, Rows(n))) for n in several]
@@ -110,18 +129,21 @@ def _rows_table(report: Report) -> str:
     return _table(f"Many requests at once, each with a prompt of {length} tokens", columns, rows)
 
 
-def _process_table(report: Report) -> str:
-    rows = [[row.name, row.dtype, *(_cell(report, row, metric, None) for metric in PER_PROCESS)] for row in report.rows]
+def _process_table(report: Report, brief: bool) -> Table:
+    rows = [
+        [row.name, row.dtype, *(_cell(report, row, metric, None, brief) for metric in PER_PROCESS)]
+        for row in report.rows
+    ]
     columns = ["", "dtype", *(metric.title for metric in PER_PROCESS)]
     return _table("The same for every prompt", columns, rows)
 
 
-def _cell(report: Report, row: Row, metric: Metric, length: Place) -> str:
+def _cell(report: Report, row: Row, metric: Metric, length: Place, brief: bool) -> str:
     spread = Spread.of(samples(row, metric, length))
     if spread is None:
         return NONE
     text = metric.show(spread.median)
-    if (low := metric.show(spread.low)) != (high := metric.show(spread.high)):
+    if not brief and (low := metric.show(spread.low)) != (high := metric.show(spread.high)):
         text += f" [{low}, {high}]"
     share = None if row is report.ours else ratio(report, row, metric, length)
     return text if share is None else f"{text} x{share.median:.2f}"
@@ -144,9 +166,10 @@ def _decode_bound(report: Report, row: Row, length: int) -> float:
     return decode_limit(report.limits["copy_bytes_per_s"], row.bytes_per_token(report.context(length)))
 
 
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *notes: str) -> str:
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *notes: str) -> Table:
     """A contestant in each row: name and dtype, then numbers."""
-    return Table(title, columns, rows, "ll" + "r" * (len(columns) - 2), notes=notes).markdown()
+    drop = [column for column in DROP if column in columns]
+    return Table(title, columns, rows, "ll" + "." * (len(columns) - 2), notes=notes, drop=drop)
 
 
 def _list(title: str, lines: Sequence[str]) -> str:

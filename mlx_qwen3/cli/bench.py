@@ -67,7 +67,8 @@ NOT_WITH_SERVE = ("prompt_tokens", "rows", "no_reference", "roofline", "plot", "
     metavar="X",
     help="How much worse a ratio may be, as a share.",
 )
-@click.option("--progress/--no-progress", default=None, help="Default: a bar on a terminal.")
+@click.option("--markdown", is_flag=True, help="Print Markdown, with the spread of the repeats.")
+@click.option("--progress/--no-progress", default=None, help="Default: a bar on a terminal, lines elsewhere.")
 @click.pass_context
 def command(
     context: click.Context,
@@ -83,12 +84,13 @@ def command(
     plot: Path | None,
     baseline_file: Path | None,
     margin: float,
+    markdown: bool,
     progress: bool | None,
     **choices: Any,
 ) -> None:
     """Measure SOURCE beside transformers and mlx-lm.
 
-    All get the same tokens and run in turns. Outputs are compared first. The result is Markdown on stdout."""
+    All get the same tokens and run in turns. Outputs are compared first. The result is a table on stdout."""
     from .. import bench
 
     if serve:
@@ -103,11 +105,12 @@ def command(
 
     def ready(report: bench.Report) -> None:
         if roofline:
-            show(bench.limits_table(report) + "\n")
+            limits = bench.limits_table(report)
+            show(limits.markdown() if markdown else limits, "")
 
-    with Bar(progress) as bar:
+    with Bar(progress is not False) as bar:
         report = bench.bench(options, bar, ready, baseline)
-    show(bench.render(report))
+    show(*([bench.render(report)] if markdown else bench.shown(report)))
     bench.write_files(report, json_file, plot)
     if baseline:
         bench.check(report, baseline, margin)
@@ -128,7 +131,7 @@ def _serve(
 
     serving = bench.parse_serving(against, clients, **choices)
     bench.check_files(json_file, None)
-    with Bar(progress) as bar:
+    with Bar(progress is not False) as bar:
         report = bench.bench_serving(serving, bar)
     show(bench.render_serving(report))
     if json_file:

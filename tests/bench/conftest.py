@@ -35,7 +35,7 @@ def everything(chat, tmp_path_factory) -> Run:
     """What a user gets who measures with all contestants."""
     folder = tmp_path_factory.mktemp("files")
     files = "--json", folder / "all.json", "--plot", folder / "all.png"
-    measured = "--prompt-tokens", "70,5", "--generate", 12, "--repeat", 1, "--roofline", "--rows", "3,1"
+    measured = "--prompt-tokens", "70,5", "--generate", 12, "--repeat", 1, "--roofline", "--rows", "3,1", "--markdown"
     out = sys.stdout
     with pytest.MonkeyPatch.context() as patch, open(folder / "out", "w") as sys.stdout:
         hurry(patch)

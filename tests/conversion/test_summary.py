@@ -47,7 +47,7 @@ def test_all_of_it_at_80_columns(packed, monkeypatch):
         "  model.layers.{0-4}.          [256]       copied                         -",
         "  input_layernorm.weight",
     ]
-    assert "dim:   not shown at this width: n, dtype, max error, worst row" in lines
+    assert "dim:   not shown at this width: n; dtype; max error; worst row" in lines
     assert "emphasis: Files of the result" in lines
     assert not any("perplexity" in line for line in lines)  # of the built-in text, which nobody can judge
 
