@@ -35,7 +35,16 @@ COST_GPU_PACKED_OLD = (1.0, 1.83, 2.5, 3.26, 3.9, 4.6, 5.28, 6.12)  # before the
 
 
 def pass_costs(model: Qwen3) -> tuple[float, ...]:
-    """The table for a model on the default device."""
+    """The table for a model on the default device. Tokens that choose other experts read other weights."""
+    table, share, moe = _pass_costs(model), model.expert_share, model.config.moe
+    if not moe:
+        return table
+    chance = 1 - moe.num_experts_per_tok / moe.num_experts  # that one token leaves out an expert
+    read = [(1 - chance**tokens) / (1 - chance) for tokens in range(1, len(table) + 1)]  # by random choices, of one's
+    return tuple(cost + share * max(0.0, own - cost) for cost, own in zip(table, read, strict=True))
+
+
+def _pass_costs(model: Qwen3) -> tuple[float, ...]:
     packed = any(isinstance(module, nn.QuantizedLinear) for module in model.modules())
     if not kernels.on_gpu():
         return ROW_BY_ROW if packed or (model.norm.weight.dtype == mx.float32 and blas.lacking()) else COST_CPU
@@ -216,7 +225,7 @@ def make_drafter(
 
 def why_no_drafts(model: Qwen3, draft: Qwen3) -> str | None:
     """Why no guess of the model `draft` saves time; None if some do."""
-    costs, share = pass_costs(model), draft.nbytes / model.nbytes
+    costs, share = pass_costs(model), draft.step_bytes / model.step_bytes
     if Pace(costs, share).length():
         return None
     if costs == ROW_BY_ROW:

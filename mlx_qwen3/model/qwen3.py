@@ -206,9 +206,18 @@ class Qwen3(nn.Module):
     @property
     def step_bytes(self) -> int:
         """The bytes of the weights that a decode step of one row reads: all, but of the experts the chosen ones."""
-        stacks = sum(_bytes(layer.mlp.experts) for layer in self.layers if isinstance(layer.mlp, MoE))
-        moe = self.config.moe
+        moe, stacks = self.config.moe, self._expert_bytes
         return self.nbytes - (stacks - stacks * moe.num_experts_per_tok // moe.num_experts if moe else 0)
+
+    @property
+    def expert_share(self) -> float:
+        """The share of `step_bytes` that are weights of experts."""
+        moe = self.config.moe
+        return self._expert_bytes * moe.num_experts_per_tok / moe.num_experts / self.step_bytes if moe else 0.0
+
+    @property
+    def _expert_bytes(self) -> int:
+        return sum(_bytes(layer.mlp.experts) for layer in self.layers if isinstance(layer.mlp, MoE))
 
     @property
     def head(self) -> Callable[[mx.array], mx.array]:

@@ -409,6 +409,16 @@ def test_the_cost_of_a_pass_on_a_gpu(wanderer, tmp_path, monkeypatch, architectu
     assert speculative.pass_costs(wanderer) == COST_GPU
 
 
+def test_a_pass_of_experts_costs_more_as_its_tokens_choose_others(tiny_moe, monkeypatch):
+    model, table = load_model(tiny_moe), (1.0, 1.1, 1.2)
+    monkeypatch.setattr(speculative, "_pass_costs", lambda model: table)
+    share, read = model.expert_share, (1, 1 + 4 / 7, 1 + 4 / 7 + (4 / 7) ** 2)  # 3 of 7 for each token
+    right = [cost + share * (own - cost) for cost, own in zip(table, read, strict=True)]
+    assert speculative.pass_costs(model) == pytest.approx(right)
+    monkeypatch.setattr(speculative, "_pass_costs", lambda model: speculative.ROW_BY_ROW)
+    assert speculative.pass_costs(model) == speculative.ROW_BY_ROW
+
+
 @pytest.mark.parametrize(("options", "message"), [({"lookup": True}, "lookup is on for 2"), ({"draft": 1}, "for 2")])
 def test_drafts_for_a_batch_are_refused_by_name(wanderer, options, message):
     options = {name: wanderer if name == "draft" else value for name, value in options.items()}

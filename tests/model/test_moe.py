@@ -75,6 +75,22 @@ def test_64_greedy_tokens_equal_transformers(norm, ids, tmp_path, transformers_m
     assert generate_batch(load_model(folder), prompt, max_tokens=64) == theirs[:, 9:].tolist()
 
 
+def test_rows_that_join_and_leave_get_the_tokens_that_they_get_alone(tiny_moe, ids):
+    model = load_model(tiny_moe)
+    prompts = [ids[row % 2, : 3 + 4 * row].tolist() for row in range(6)]
+    stop = [7, 11, 19, 23, 42]  # so that rows end at different times
+    together = generate_batch(model, prompts, max_tokens=20, stop_ids=stop)
+    assert together == [generate_batch(model, [prompt], max_tokens=20, stop_ids=stop)[0] for prompt in prompts]
+
+
+def test_the_bytes_of_a_step_are_those_of_the_chosen_experts(tiny_moe, tiny):
+    model, dense = load_model(tiny_moe), load_model(tiny)
+    experts = 2 * 3 * 28 * 48 * 4  # two layers, three matrices
+    assert model.nbytes - model.step_bytes == (7 - 3) * experts
+    assert model.expert_share == pytest.approx(3 * experts / model.step_bytes)
+    assert (dense.step_bytes, dense.expert_share) == (dense.nbytes, 0)
+
+
 def test_a_padded_batch_equals_its_rows_alone_in_prompt_and_replayed_steps(tiny_moe, ids, monkeypatch):
     monkeypatch.setattr(kernels, "replay_after", lambda: 2)  # then the step is compiled
     model, padding = load_model(tiny_moe), [0, 11]
