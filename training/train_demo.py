@@ -9,6 +9,7 @@ If it is killed, rerun the command to resume from DIR.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import random
 import signal
@@ -201,6 +202,10 @@ def write(model: Qwen3ForCausalLM | Qwen3MoeForCausalLM, tokenizer: PreTrainedTo
     model.generation_config = GenerationConfig(do_sample=False, eos_token_id=[end, pad], pad_token_id=pad)
     model.bfloat16().save_pretrained(out)
     tokenizer.save_pretrained(out)
+    if experts := getattr(model.config, "num_experts", None):  # mlx-lm does not know the names of transformers 5
+        path = out / "config.json"
+        known = {"num_experts": experts, "rope_theta": SHAPE["rope_parameters"]["rope_theta"]}
+        path.write_text(json.dumps(dict(sorted((json.loads(path.read_text()) | known).items())), indent=2) + "\n")
 
 
 def main() -> None:

@@ -70,6 +70,8 @@ class ExpertLinear(nn.Module):
         Without `rows`, pair i has row i and the experts ascend: a GPU reads the weights of each once.
         """
         weight = mx.swapaxes(self["weight"], 1, 2)
+        if x.dtype != mx.float32 and not kernels.on_gpu():  # its gather_mm has float32 only, so matrices are copied
+            return ((x if rows is None else x[rows])[:, None] @ weight[experts])[:, 0]
         return mx.gather_mm(x[:, None], weight, rows, experts, sorted_indices=rows is None)[:, 0]
 
     def of(self, expert: int) -> Callable[[mx.array], mx.array]:

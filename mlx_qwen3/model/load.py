@@ -42,6 +42,7 @@ def load_model(checkpoint: Checkpoint | str | Path, dtype: str | mx.Dtype | None
             array = _read(tensors, compute)
             parameters.append((path, array.reshape(module.shape(array.shape))))
     model.load_weights(parameters, strict=True)
+    mx.eval(model.parameters())  # the shapes of stacks: no other thread could compute them
     model.fingerprint = fingerprint(checkpoint, compute)
     return model
 

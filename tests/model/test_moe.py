@@ -1,5 +1,6 @@
 """Mixture of experts against transformers and the float64 oracle, layer by layer."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import mlx.core as mx
@@ -114,6 +115,20 @@ def test_any_split_of_a_prompt_gives_the_logits_of_the_whole(tiny_moe, ids):
             found.append(as_numpy(model(ids[:, first : first + length], cache)))
             first += length
         assert np.abs(np.concatenate(found, axis=1) - whole).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_thread_that_did_not_load_it_can_run_it(dtype, tiny_moe, ids):
+    model = load_model(tiny_moe, dtype)
+
+    def run():
+        with mx.stream(mx.new_stream(mx.cpu)):
+            return [as_numpy(model(rows)) for rows in (ids, ids[:, :1])]
+
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(run).result()
+    for logits, rows in zip(found, (ids, ids[:, :1]), strict=True):
+        np.testing.assert_array_equal(logits, as_numpy(model(rows)))
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
