@@ -12,6 +12,8 @@ from checkpoints import TEMPLATE, VOCABULARY, write_checkpoint, write_tokenizer
 from commands import GENERATE, ROOT, here, run
 from terminals import Terminal
 
+from mlx_qwen3.engine import speculative
+from mlx_qwen3.engine.speculative import COST_CPU, ROW_BY_ROW
 from mlx_qwen3.text.tokenizer import Tokenizer
 
 STYLE = "{{ style }}{% for m in messages %}{{ m.role }}:{{ m.content }} {% endfor %}"
@@ -351,9 +353,18 @@ def test_a_whole_reply_has_both_tags_and_no_note():
     assert "tok/s" in statistics
 
 
-def test_a_draft_that_saves_no_time_says_why(chat):
+@pytest.mark.parametrize(
+    ("costs", "reason"),
+    [
+        (COST_CPU, "a guess would cost 100% of the model's own token"),
+        (ROW_BY_ROW, "here a pass over several tokens takes as long as several passes"),
+    ],
+    ids=["a draft as large as the model", "no fast BLAS"],
+)
+def test_a_draft_that_saves_no_time_says_why(costs, reason, chat, monkeypatch):
+    monkeypatch.setattr(speculative, "pass_costs", lambda model: costs)
     result = here("generate", "--prompt", "hi", "--model", chat, "--max-tokens", "2", "--draft", chat)
-    assert b"note: --draft makes no guesses: a guess would cost 100% of the model's own token" in result.stderr
+    assert f"note: --draft makes no guesses: {reason}".encode() in result.stderr
 
 
 def test_the_notes_fit_a_terminal():
