@@ -38,6 +38,7 @@ def run(arguments: Sequence[str] | None = None) -> NoReturn:
     except SystemExit as error:
         code = error.code
     atexit._run_exitfuncs()
+    _let_go_of_stdout()  # an exit function may have written to it
     os._exit(code)  # without Python's shutdown, in which MLX's threads can abort the process
 
 
