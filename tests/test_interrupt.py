@@ -163,7 +163,11 @@ def strike(name, chat, converted, folder, moments):
     for moment in range(moments):
         if name == "convert" and out.exists():
             shutil.rmtree(out)
-        hits += interrupted(command, (moment + draw.random()) / moments, duration, out)
+        at = (moment + draw.random()) / moments
+        if interrupted(command, at, duration, out):
+            hits += 1
+        else:  # it takes less time than when it was measured, on a machine that was busier
+            duration *= at
     assert hits >= moments / 2
 
 
