@@ -12,10 +12,9 @@ from ..files.quantization import Quantization
 from ..files.values import Floats, read_rows
 from ..progress import BYTES, Progress, Stage
 from .certificate import FILE, Certificate
+from .quantize import BLOCK_VALUES
 from .shards import TensorRecord
 from .tally import Tally, TensorError
-
-BLOCK_VALUES = 1 << 18  # as in quantize.py
 
 Place = tuple[str, str]  # a part, and one of its leaves
 

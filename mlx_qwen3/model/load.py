@@ -39,10 +39,8 @@ def load_model(checkpoint: Checkpoint | str | Path, dtype: str | mx.Dtype | None
     for module in modules:
         for name, tensors in module.tensors():
             path = name.replace(module.name, places.get(module.name, module.name), 1)
-            array = _read(tensors, compute)
-            parameters.append((path, array.reshape(module.shape(array.shape))))
+            parameters.append((path, _read(module, tensors, compute)))
     model.load_weights(parameters, strict=True)
-    mx.eval(model.parameters())  # the shapes of stacks: no other thread could compute them
     model.fingerprint = fingerprint(checkpoint, compute)
     return model
 
@@ -82,10 +80,14 @@ def _projections(fusion: Fusion, names: list[str], config: Qwen3Config) -> list[
     return [ExpertLinear(fusion.experts, columns, rows) for rows, columns in shapes]
 
 
-def _read(tensors: Sequence[StoredTensor], dtype: mx.Dtype) -> mx.array:
-    """The tensors stacked along the rows, evaluated; floats in `dtype`."""
+def _read(module: Module, tensors: Sequence[StoredTensor], dtype: mx.Dtype) -> mx.array:
+    """The tensors of a module stacked along the rows, in its shape; floats in `dtype`.
+
+    Evaluated here, also the shape: another thread could not do it.
+    """
     same = all(tensor.dtype == dtype or tensor.dtype not in FLOATS for tensor in tensors)
     array = stacked(tensors) if same else converted(tensors, dtype)
+    array = array.reshape(module.shape(array.shape))
     mx.eval(array)
     mx.clear_cache()  # or the memory of the stored dtype stays allocated: two copies of the weights
     return array

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from answering import answered, check_against_pytorch, check_sample
 
 import mlx_qwen3
 from mlx_qwen3.engine.decode import generate_batch
@@ -17,8 +18,6 @@ from mlx_qwen3.engine.runner import prefill
 from mlx_qwen3.engine.sampling import SamplingParams
 from mlx_qwen3.files.checkpoint import Checkpoint
 from mlx_qwen3.files.hub import DEMO
-from training import evaluate
-from training.corpus import TASKS
 
 ROOT = Path(__file__).parents[2]
 WEATHER = {
@@ -148,22 +147,12 @@ def test_it_is_greedy_unless_asked_and_samples_when_asked(demo):
 
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory):
-    """Two held-out examples of every task with thinking on, answered as training/evaluate.py does."""
-    engine, tokenizer = evaluate.mlx_engine(str(DEMO), str(tmp_path_factory.mktemp("demo")))
-    cases = [case for case in evaluate.cases(tokenizer, TASKS, 2, seed=1) if case.thinking]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "GROUP", 4)  # in one group, every prompt would be padded to the longest
-        evaluate.answer_all(cases, engine, tokenizer)
-    return cases
+    return answered(DEMO, tmp_path_factory.mktemp("demo"), 2)
 
 
 def test_a_sample_of_every_task_is_right(sample):
-    """The model card's table has 99.19 % with 500 examples for each task; this is a quick check of it."""
-    wrong = [(case.task, case.example.messages[-1]["content"], case.text) for case in sample if not case.right]
-    assert len(wrong) <= 1, wrong
-    assert {case.task for case in sample} == set(TASKS)
+    check_sample(sample)
 
 
 def test_pytorch_chooses_the_same_tokens(sample):
-    pytest.importorskip("torch")
-    assert "of 20 of 20 answers" in evaluate.against_transformers(str(DEMO), sample, 20)
+    check_against_pytorch(DEMO, sample, 20)

@@ -5,14 +5,13 @@ import math
 import mlx.core as mx
 import numpy as np
 import pytest
+from answering import answered, check_against_pytorch, check_sample
 
 import mlx_qwen3
 from mlx_qwen3.engine.decode import generate_batch
 from mlx_qwen3.engine.reply import generate
 from mlx_qwen3.files.checkpoint import Checkpoint
 from mlx_qwen3.files.hub import DEMO_MOE
-from training import evaluate
-from training.corpus import TASKS
 
 
 @pytest.fixture(scope="module")
@@ -68,25 +67,15 @@ def test_it_answers_at_4_bits(tmp_path):
 
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory):
-    """A held-out example of every task with thinking on, answered as training/evaluate.py does."""
-    engine, tokenizer = evaluate.mlx_engine(str(DEMO_MOE), str(tmp_path_factory.mktemp("demo-moe")))
-    cases = [case for case in evaluate.cases(tokenizer, TASKS, 1, seed=1) if case.thinking]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "GROUP", 4)  # in one group, every prompt would be padded to the longest
-        evaluate.answer_all(cases, engine, tokenizer)
-    return cases
+    return answered(DEMO_MOE, tmp_path_factory.mktemp("demo-moe"), 1)
 
 
 def test_a_sample_of_every_task_is_right(sample):
-    """The model card's table has 500 examples for each task; this is a quick check of it."""
-    wrong = [(case.task, case.example.messages[-1]["content"], case.text) for case in sample if not case.right]
-    assert len(wrong) <= 1, wrong
-    assert {case.task for case in sample} == set(TASKS)
+    check_sample(sample)
 
 
 def test_pytorch_chooses_the_same_tokens(sample):
-    pytest.importorskip("torch")
-    assert "of 17 of 17 answers" in evaluate.against_transformers(str(DEMO_MOE), sample, 17)
+    check_against_pytorch(DEMO_MOE, sample, 17)
 
 
 def test_every_expert_works_and_the_card_says_how_much(demo_moe, sample):
