@@ -23,6 +23,7 @@ GRACE = 0.6  # seconds that the main thread has to answer; most calls into MLX a
 _cleanups: list[Callable[[], None]] = []
 _postponed = 0  # how many `postponed` blocks are open; they nest
 _asked = False  # Ctrl-C was pressed inside one
+_last_words: list[str] = []  # what is said on stderr when Ctrl-C ends the process
 _ender: dict[str, int] = {}  # the thread that ends the process; a dict, since `setdefault` is atomic
 
 
@@ -65,6 +66,11 @@ def register(cleanup: Callable[[], None]) -> None:
 def unregister(cleanup: Callable[[], None]) -> None:
     """Forget a clean-up."""
     _cleanups.remove(cleanup)
+
+
+def last_words(text: str) -> None:
+    """Say this on stderr if Ctrl-C ends the process, after all clean-ups."""
+    _last_words[:] = [text]
 
 
 @contextmanager
@@ -147,6 +153,8 @@ def _end() -> NoReturn:
         for cleanup in reversed(_cleanups):
             with suppress(BaseException):  # the others have to run
                 cleanup()
+        with suppress(OSError):
+            os.write(2, "".join(f"{text}\n" for text in _last_words).encode(errors="replace"))
         os._exit(INTERRUPTED)
     while True:  # the other thread ends the process, and this one must not go on
         time.sleep(1)

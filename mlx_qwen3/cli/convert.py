@@ -57,7 +57,7 @@ def command(
     The layout native has fused projections and loads fastest here; only this package reads it. The layout hf has
     Hugging Face's names, for transformers and mlx-lm. Converting native to hf restores the source's tensors exactly.
 
-    If killed, rerun the command to resume.
+    If it fails or is stopped, rerun the command to resume.
     """
     from ..conversion import summary
     from ..conversion.convert import convert, dry_plan

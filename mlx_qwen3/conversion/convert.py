@@ -3,8 +3,8 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,10 +19,11 @@ from ..progress import BYTES, Progress, Stage, silent
 from ..report import replace_file
 from .certificate import Certificate
 from .groups import groups
+from .places import check_apart, check_free
 from .plan import SHARD_BYTES, Options, Plan, default_layout, make_plan
 from .records import decode
 from .shards import FileRecord, SourceDigests, TensorRecord, write_shard
-from .staging import Staging, check_apart, check_free, staging
+from .staging import Staging, staging
 
 TokenIds = tuple[list[list[int]], str | None]
 
@@ -63,7 +64,7 @@ def convert(
     max_kl: if the mean KL divergence is above this, `out` is not written.
     overwrite: replace `out`; the old folder stays until the new one is complete.
 
-    `out` appears whole or not at all. If killed, repeat the call to resume.
+    `out` appears whole or not at all. If the call fails or is killed, repeat it to resume.
 
     Raises UsageError, SourceError, ConfigError, CheckpointError, OutputError, or VerificationError past `max_kl`.
     """
@@ -76,17 +77,13 @@ def convert(
     plan = make_plan(checkpoint, options, progress)
     chosen = Path(text).expanduser() if text is not None else None
     sequences = sequences_for(checkpoint, chosen) if divergence else None
-    with staging(out, _settings(plan, before), overwrite) as stage:
+    with staging(out, _settings(plan, before), overwrite) as stage, _steady(checkpoint, before, stage):
         with SourceDigests(checkpoint.files) as digests:
             files, tensors = _write_tensors(plan, stage, progress)
             files |= _write_rest(plan, stage.folder)
             measured = _measure(plan, stage.folder, sequences, progress)
             source_files = digests.result()
-        if changed := checkpoint.changed(before):
-            raise CheckpointError(
-                f"{checkpoint.folder / changed} changed while it was converted, so OUT was not written; run it again"
-            )
-        _check_gate(measured, max_kl)
+        _check_gate(measured, max_kl, stage)
         certificate = _certify(plan, str(source), str(out), files, tensors, source_files, measured)
         certificate.write(stage.folder)
     return certificate
@@ -117,6 +114,22 @@ def _places(source: str | Path, out: str | Path, overwrite: bool) -> tuple[Check
     folder = resolve(source)
     check_apart(folder, out)
     return Checkpoint(folder), out
+
+
+@contextmanager
+def _steady(checkpoint: Checkpoint, before: Mapping[str, Stamp], stage: Staging) -> Iterator[None]:
+    """Raises CheckpointError if the source changes inside the block. What was made of it is useless then."""
+    try:
+        yield
+    except BaseException:
+        if checkpoint.changed(before):
+            stage.discard()
+        raise
+    if changed := checkpoint.changed(before):
+        stage.discard()
+        raise CheckpointError(
+            f"{checkpoint.folder / changed} changed while it was converted, so OUT was not written; run it again"
+        )
 
 
 def _settings(plan: Plan, files: Mapping[str, Stamp]) -> dict[str, Any]:
@@ -210,15 +223,17 @@ def _certify(
     )
 
 
-def _check_gate(divergence: Divergence | None, max_kl: float | None) -> None:
+def _check_gate(divergence: Divergence | None, max_kl: float | None, stage: Staging) -> None:
     if divergence is None:
         return
     if not math.isfinite(divergence.kl_mean + divergence.logits_max):
+        stage.discard()
         raise VerificationError("source or result computes logits that are not finite; OUT was not written")
     if max_kl is not None and divergence.kl_mean > max_kl:
+        stage.refuse()
         raise VerificationError(
             f"the mean KL divergence from the source is {divergence.kl_mean:.4g}, past the {max_kl:g} allowed; "
-            "OUT was not written; use more bits per weight"
+            "OUT was not written; use more bits per weight, or a larger --max-kl"
         )
 
 

@@ -40,7 +40,7 @@ def test_a_gate_is_exit_code_1_and_publishes_nothing(chat, tmp_path):
     result = here("convert", chat, tmp_path / "out", "--dtype", "bf16", "--max-kl", "0")
     assert result.returncode == 1
     assert re.fullmatch(rb"error: the mean KL divergence .* past the 0 allowed; OUT was not written.*\n", result.stderr)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".out.partial"]
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(chat, tmp_path):

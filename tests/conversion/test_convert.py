@@ -103,7 +103,7 @@ def test_an_existing_folder_is_not_touched(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_a_conversion_that_fails_leaves_nothing(tmp_path, monkeypatch, failure):
+def test_a_conversion_that_fails_at_its_end_is_not_published(tmp_path, monkeypatch, failure):
     def fail(*_):
         raise failure
 
@@ -111,7 +111,7 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path, monkeypatch, failure):
     monkeypatch.setattr(Certificate, "write", fail)  # after everything else is written
     with pytest.raises((OutputError, KeyboardInterrupt)):
         convert(source, tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    assert {path.name for path in tmp_path.iterdir()} == {"source", ".out.partial"}
 
 
 def test_a_file_in_place_of_the_parent_folder(tiny, tmp_path):

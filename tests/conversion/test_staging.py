@@ -1,10 +1,11 @@
-"""A conversion that is killed, fills the disk, or whose source changes: OUT is absent or complete."""
+"""A conversion that is killed or fails: OUT is absent or complete, and the same call resumes."""
 
 import errno
 import fcntl
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from mlx_qwen3.conversion import shards, staging
 from mlx_qwen3.conversion.certificate import Certificate
 from mlx_qwen3.conversion.convert import convert
 from mlx_qwen3.conversion.verify import verify
-from mlx_qwen3.errors import CheckpointError, OutputError, UsageError
+from mlx_qwen3.errors import CheckpointError, OutputError, VerificationError
 
 POINTS = 50
 PACKABLE = {"hidden_size": 128, "head_dim": 32, "intermediate_size": 128}
@@ -150,27 +151,44 @@ def test_killed_while_it_overwrites_the_old_or_the_new_is_there_or_comes_back(so
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_ctrl_c_leaves_out_as_it_was_or_complete_and_nothing_else(overwrite, source, old, memory):
+def test_ctrl_c_leaves_out_as_it_was_or_complete_and_finished_files(overwrite, source, old, memory):
     """At every event of a command, and of the clean-up at its end."""
-    options = {"divergence": False, "overwrite": overwrite}
+    options = {**MANY_FILES, "overwrite": overwrite}
     (memory / "-1").mkdir()
     events = crash(source, memory, options, [-1])
-    after = content(memory / "-1" / "out")
+    before, after = content(old), content(memory / "-1" / "out")
     for point in range(events):
         (memory / str(point)).mkdir()
         if overwrite:
             shutil.copytree(old, memory / str(point) / "out")
     crash(source, memory, options, list(range(events)), "SIGINT")
-    untouched = complete = 0
+    untouched = complete = kept = 0
     for point in range(events):
-        place = memory / str(point)
-        if [path.name for path in place.iterdir()] == (["out"] if overwrite else []):
-            untouched += not overwrite or content(place / "out") == content(old)
-        if [path.name for path in place.iterdir()] == ["out"]:
-            complete += content(place / "out") == after
+        out, work = memory / str(point) / "out", memory / str(point) / ".out.partial"
+        names = {path.name for path in out.parent.iterdir()}
+        assert names <= {"out", work.name}
+        if work.exists():
+            assert only_finished_files_are_in(work)
+            kept += 1
+        if out.exists() and content(out) == after:
+            complete += names == {"out"}
+        else:
+            untouched += content(out) == before if overwrite else not out.exists()
     assert untouched + complete == events
-    assert untouched
+    assert 0 < kept < untouched  # nothing is kept until a file is complete
     assert complete  # published, and cut in the removal of the work
+    some = [point for point in range(events) if (memory / str(point) / ".out.partial").exists()]
+    for point in random.Random(1).sample(some, 10):
+        out = memory / str(point) / "out"
+        finished = inodes(out.parent / ".out.partial")
+        convert(source, out, **options)
+        assert content(out) == after
+        assert {name: (out / name).stat().st_ino for name in finished} == finished  # not written again
+
+
+def only_finished_files_are_in(work: Path) -> bool:
+    finished = inodes(work)
+    return bool(finished) and {path.name for path in (work / "new").iterdir()} == set(finished)
 
 
 def killed_half_way(source: Path, folder: Path, options: dict) -> Path:
@@ -245,17 +263,46 @@ def full_disk(monkeypatch, after: int) -> None:
     monkeypatch.setattr(os, "fsync", fsync)
 
 
+KEPT = r"(1 finished file is|\d+ finished files are) kept in .*/\.out\.partial; rerun the command to resume"
+
+
 @pytest.mark.parametrize("after", [0, 1, 3, 7, 20])
 @pytest.mark.parametrize("existing", [False, True])
 def test_a_full_disk(source, old, existing, after, tmp_path, monkeypatch):
-    out = tmp_path / "out"
+    out, work = tmp_path / "out", tmp_path / ".out.partial"
     if existing:
         shutil.copytree(old, out)
-    full_disk(monkeypatch, after)
-    with pytest.raises(OutputError, match=r"No space left on device\); nothing was written"):
-        convert(source, out, overwrite=True, **MANY_FILES)
-    assert [path.name for path in tmp_path.iterdir()] == (["out"] if existing else [])
-    assert not existing or content(out) == content(old)
+    with monkeypatch.context() as patch:
+        full_disk(patch, after)
+        with pytest.raises(
+            OutputError, match=r"No space left on device\); (nothing was written|" + KEPT + ")"
+        ) as error:
+            convert(source, out, overwrite=True, **MANY_FILES)
+    assert ("kept" in str(error.value)) == work.exists() == (after >= 7)
+    assert not work.exists() or only_finished_files_are_in(work)
+    assert content(out) == content(old) if existing else not out.exists()
+    convert(source, out, overwrite=True, **MANY_FILES)
+    assert verify(out).files == len(content(out))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("error", [CheckpointError("a tensor is broken"), KeyboardInterrupt(), ZeroDivisionError()])
+def test_an_error_says_what_is_kept_and_the_same_call_resumes(error, source, tmp_path):
+    done = []
+
+    def fail(stage, amount):
+        done.append(amount)
+        if len(done) == 20:
+            raise error
+
+    with pytest.raises(type(error)) as raised:
+        convert(source, tmp_path / "out", progress=fail, **MANY_FILES)
+    said = [str(raised.value), *getattr(raised.value, "__notes__", [])]
+    assert any(re.search(KEPT, text) for text in said)
+    before = inodes(tmp_path / ".out.partial")
+    assert before
+    convert(source, tmp_path / "out", **MANY_FILES)
+    assert {name: (tmp_path / "out" / name).stat().st_ino for name in before} == before
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="mounting needs root")
@@ -300,19 +347,39 @@ def test_overwrite_keeps_the_old_where_the_exchange_fails(source, old, tmp_path,
             raise OSError(errno.EIO, "Input/output error")
         return real(self, target)
 
-    monkeypatch.setattr(Path, "rename", rename)
-    with pytest.raises(OutputError, match="Input/output error"):
-        convert(source, out, overwrite=True, divergence=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename)
+        with pytest.raises(OutputError, match=rf"Input/output error\); {KEPT}"):
+            convert(source, out, overwrite=True, divergence=False)
     assert content(out) == content(old)
+    assert only_finished_files_are_in(tmp_path / ".out.partial")
+    convert(source, out, overwrite=True, divergence=False)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_the_old_survives_a_gate_that_fails(source, old, tmp_path):
     out = shutil.copytree(old, tmp_path / "out")
-    with pytest.raises(Exception, match="past the 0 allowed"):
+    with pytest.raises(VerificationError, match=r"past the 0 allowed; .* replaces it"):
         convert(source, out, overwrite=True, quantize="affine2", max_kl=0)
     assert content(out) == content(old)
+
+
+@pytest.mark.parametrize("change", [{"max_kl": 100}, {"quantize": "affine8"}], ids=["accepted", "other settings"])
+def test_what_a_gate_refused_is_accepted_or_replaced(change, source, tmp_path):
+    refused = {"quantize": "affine2", "max_kl": 0}
+    with pytest.raises(VerificationError, match=r"what was written is kept in .*\.out\.partial"):
+        convert(source, tmp_path / "out", **refused)
+    written = (tmp_path / ".out.partial" / "new" / "model.safetensors").stat().st_mtime_ns
+    made = convert(source, tmp_path / "out", **{**refused, "max_kl": None, **change})
+    assert made.quantize == {**refused, **change}["quantize"]
+    verify(tmp_path / "out")
+    assert ((tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == written) == ("max_kl" in change)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_other_settings_replace_work_without_a_complete_file(tmp_path):
+    (staging.Staging(tmp_path, {"bits": 4}).folder / "half").write_text("")
+    assert list(staging.Staging(tmp_path, {"bits": 5}).folder.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -352,40 +419,6 @@ def test_a_source_that_is_removed_meanwhile(source, change, message, tmp_path):
     with pytest.raises(CheckpointError, match=rf"model\.safetensors {message}"):
         convert(changing, tmp_path / "out", progress=once, divergence=False)
     assert [path.name for path in tmp_path.iterdir()] == ["changing"]
-
-
-def test_an_existing_out_needs_overwrite(source, old, tmp_path):
-    out = shutil.copytree(old, tmp_path / "out")
-    with pytest.raises(OutputError, match=r"out exists already; .*--overwrite"):
-        convert(source, out)
-    assert content(out) == content(old)
-    convert(source, out, overwrite=True, divergence=False)
-    assert json.loads((out / "config.json").read_text())["torch_dtype"] == "float32"
-    verify(out)
-
-
-def test_overwrite_is_for_checkpoints(source, tmp_path):
-    (tmp_path / "precious").mkdir()
-    (tmp_path / "precious" / "letters").write_text("data")
-    with pytest.raises(OutputError, match=r"precious has no config\.json, so it is not a checkpoint"):
-        convert(source, tmp_path / "precious", overwrite=True)
-    (tmp_path / "link").symlink_to(tmp_path / "precious")
-    (tmp_path / "file").write_text("")
-    for name in ("link", "file"):
-        with pytest.raises(OutputError, match=f"{name} exists and is not a folder"):
-            convert(source, tmp_path / name, overwrite=True)
-    assert (tmp_path / "precious" / "letters").read_text() == "data"
-
-
-def test_the_source_is_never_overwritten(source, tmp_path):
-    own = shutil.copytree(source, tmp_path / "models" / "own")
-    (tmp_path / "models" / "config.json").write_text("{}")
-    for out in (own, tmp_path / "models"):
-        with pytest.raises(UsageError, match=r"holds SOURCE .*, which would be replaced"):
-            convert(own, out, overwrite=True)
-    assert content(own) == content(source)
-    convert(own, own / "inside", divergence=False)
-    verify(own / "inside", own)
 
 
 def test_every_file_is_on_disk_before_out_appears(source, tmp_path, monkeypatch):
