@@ -11,7 +11,7 @@ from ..errors import CheckpointError, UsageError
 from ..files.checkpoint import Checkpoint
 from ..files.config import Qwen3Config
 from ..files.config_keys import FORMAT
-from ..files.dtypes import FLOATS, NAMES, dtype_name, parse_dtype
+from ..files.dtypes import NAMES, dtype_name, parse_dtype, prevailing
 from ..files.layout import Module, Part
 from ..files.names import part_shapes
 from ..files.packed import why_left_out
@@ -107,7 +107,7 @@ def make_plan(source: Checkpoint, options: Options, progress: Progress = silent)
     result = layout_modules(parts, config, recipe)
     made = jobs(result, parts, recipe)
     tensors = [tensor for job in made for tensor in job.tensors]
-    dtype = max((tensor for tensor in tensors if tensor.dtype in FLOATS), key=lambda tensor: tensor.nbytes).dtype
+    dtype = prevailing((tensor.dtype, tensor.shape) for tensor in tensors)
     used = {name for tensor in tensors for name in tensor.sources}
     if recipe.repeats_head:
         used |= {name for name in stored if name.startswith("lm_head.")}
@@ -192,7 +192,8 @@ def _packings_by_name(result: Sequence[Module], recipe: Recipe) -> dict[str, Qua
 def _repeats_head(stored: Mapping[str, Any], raw: Mapping[str, Any], config: Qwen3Config) -> bool:
     """Whether the original checkpoint repeats the tied embedding as lm_head. The native layout only records this."""
     noted = (raw.get("mlx_qwen3") or {}).get("repeats_lm_head", False)
-    return config.tie_word_embeddings and (noted or any(name.startswith("lm_head.") for name in stored))
+    present = {name.rsplit(".", 2)[-2] for name in stored if name.endswith(".weight")}
+    return config.tie_word_embeddings and (noted or {"embed_tokens", "lm_head"} <= present)
 
 
 def _config(

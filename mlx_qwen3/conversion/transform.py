@@ -204,7 +204,8 @@ def _arrangement(module: Module, runs: Sequence[StoredTensor]) -> str:
     if len(runs) > 1:
         return "fused"
     stored = bare(runs[0].name).rsplit(".", 1)[0]
-    return "split" if len(module.parts) == 1 and stored != module.parts[0].name else "copied"
+    whole = (module.parts[0].name, "lm_head")  # an embedding may be stored under the name of the head it is tied to
+    return "split" if len(module.parts) == 1 and stored not in whole else "copied"
 
 
 def _stacked(runs: Sequence[StoredTensor]) -> tuple[int, ...]:

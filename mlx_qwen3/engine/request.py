@@ -144,7 +144,8 @@ def prepare(config: Qwen3Config, tokenizer: Tokenizer, prompt: Prompt, options: 
     options = options or ReplyOptions()
     if tokenizer.size > config.vocab_size:
         raise PromptError(
-            f"the tokenizer has {tokenizer.size} ids, the model {config.vocab_size}; one is of another model"
+            f"the tokenizer has {tokenizer.size} ids, but the embedding {config.vocab_size} rows; one is of another "
+            "model, or tokens were added without resize_token_embeddings"
         )
     ids, opens, begun = _encode(config, tokenizer, prompt, options)
     if (thinks := options.thinks) is not None and thinks != opens:

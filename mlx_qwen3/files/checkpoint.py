@@ -102,9 +102,9 @@ class Checkpoint:
         return self._content(name)[0]
 
     def check_repeated_head(self) -> None:
-        """Compare an lm_head with the embedding that it is tied to. Reads both: only for code that copies weights.
+        """Compare an lm_head with the embedding that it is tied to. Reads both: only for code that uses the weights.
 
-        Raises CheckpointError if their values differ: the file does not say which of the two the model should use.
+        Raises CheckpointError if their values differ: transformers 4 then uses the embedding, transformers 5 the head.
         """
         for name, (head, embedding) in repeated_head(self.tensors, self.config).items():
             if not same_values(head, embedding):

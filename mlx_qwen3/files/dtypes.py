@@ -1,5 +1,9 @@
 """The dtypes that a checkpoint can hold, with their names in options, in safetensors and in config.json."""
 
+import math
+from collections import Counter
+from collections.abc import Iterable
+
 import mlx.core as mx
 
 from ..errors import UsageError
@@ -29,6 +33,17 @@ FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 def dtype_name(dtype: mx.Dtype) -> str:
     """The name that config.json uses, such as bfloat16."""
     return str(dtype).removeprefix("mlx.core.")
+
+
+def prevailing(tensors: Iterable[tuple[mx.Dtype, tuple[int, ...]]]) -> mx.Dtype:
+    """The float dtype of most values, of tensors given as (dtype, shape); bfloat16 if there are no floats.
+
+    The largest tensor would not do: a fine-tune may keep its head in float32 beside layers in bfloat16.
+    """
+    values: Counter[mx.Dtype] = Counter()
+    for dtype, shape in tensors:
+        values[dtype] += math.prod(shape) if dtype in FLOATS else 0
+    return max(values, key=lambda dtype: values[dtype]) if values.total() else mx.bfloat16
 
 
 def parse_dtype(dtype: str | mx.Dtype | None) -> mx.Dtype | None:

@@ -13,13 +13,15 @@ import mlx.core as mx
 
 from ..errors import CheckpointError, ConfigError
 from .config import Qwen3Config
-from .dtypes import FLOATS, NAMES
+from .dtypes import FLOATS, NAMES, prevailing
 from .headers import StoredTensor, join
-from .names import LEAVES, NATIVE, SHAPES, SWITCH, Fusion, bare, fusions, kind_of, part_shapes
+from .names import LEAVES, NATIVE, OUTSIDE, SHAPES, SWITCH, Fusion, bare, fusions, kind_of, part_shapes
 from .packed import unpacked_names
 from .quantization import Quantization, inferred
 from .reading import short
 from .surplus import is_ignored, refuse_added
+
+OTHER_MODEL = "config.json and weights are of different models"
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def locate_parts(folder: Path, tensors: Mapping[str, StoredTensor], config: Qwen
     """
     tensors = _without_prefix({name: tensor for name, tensor in tensors.items() if not is_ignored(name)})
     refuse_added(folder, tensors)
+    tensors = _with_embedding(tensors, config)
     _check_head_dim(tensors, config)
     shapes = part_shapes(config)
     tensors, packings = unpacked_names(tensors, shapes, config.form)
@@ -70,8 +73,7 @@ def locate_parts(folder: Path, tensors: Mapping[str, StoredTensor], config: Qwen
         raise CheckpointError(f"{folder} lacks {_some(missing)}; {_remedy(missing, config)}")
     if extra := sorted(tensors.keys() - claimed):
         raise CheckpointError(
-            f"{folder} holds {_some(extra)}, which a Qwen3 with this config.json does not have; "
-            "config.json and weights are of different models"
+            f"{folder} holds {_some(extra)}, which a Qwen3 with this config.json does not have; {OTHER_MODEL}"
         )
     parts = {}
     for name, leaves in located.items():
@@ -124,9 +126,9 @@ def packed_leaves(
 
 
 def checkpoint_dtype(parts: Mapping[str, Part]) -> mx.Dtype:
-    """The dtype of the largest floating-point tensor. In a quantized checkpoint it is that of the original weights."""
-    floats = [leaf for part in parts.values() for leaf in part.leaves.values() if leaf.dtype in FLOATS]
-    return max(floats, key=lambda leaf: leaf.nbytes).kept
+    """The float dtype of most values. In a quantized checkpoint it is that of the original weights."""
+    leaves = [leaf for part in parts.values() for leaf in part.leaves.values()]
+    return prevailing((leaf.kept, leaf.shape) for leaf in leaves)
 
 
 def repeated_head(
@@ -136,7 +138,7 @@ def repeated_head(
 
     Its values are not read here: `Checkpoint.check_repeated_head` compares them. The dtype may be another float.
     """
-    plain = _without_prefix(tensors)
+    plain = _with_embedding(_without_prefix(tensors), config)
     names = sorted({f"lm_head.{leaf}" for leaf in LEAVES} & plain.keys()) if config.tie_word_embeddings else []
     pairs = {}
     for name in names:
@@ -145,6 +147,14 @@ def repeated_head(
             raise head_differs(name)
         pairs[name] = (head, embedding)
     return pairs
+
+
+def _with_embedding(tensors: Mapping[str, StoredTensor], config: Qwen3Config) -> Mapping[str, StoredTensor]:
+    """safetensors' own `save_model` stores the matrix of a tied model once, as lm_head: it is the embedding."""
+    names = {f"lm_head.{leaf}" for leaf in LEAVES} if config.tie_word_embeddings else set()
+    if any(name.startswith("embed_tokens.") for name in tensors):
+        return tensors
+    return {name.replace("lm_head", "embed_tokens") if name in names else name: t for name, t in tensors.items()}
 
 
 def _comparable(a: mx.Dtype, b: mx.Dtype) -> bool:
@@ -228,9 +238,11 @@ def _check_leaves(part: Part, shape: tuple[int, ...]) -> None:
     for leaf, (wanted, dtypes) in expected.items():
         tensor = part.leaves[leaf]
         if tensor.shape != wanted:
+            resized = len(wanted) == 2 and part.name in OUTSIDE and tensor.shape[1:] == wanted[1:]
+            remedy = f"if the embedding was resized, set vocab_size to {tensor.shape[0]}" if resized else OTHER_MODEL
             raise CheckpointError(
                 f"{tensor.name} has shape {list(tensor.shape)}, but config.json gives {list(wanted)} "
-                f"by [{', '.join(SHAPES[kind_of(part.name)])}]; config.json and weights are of different models"
+                f"by [{', '.join(SHAPES[kind_of(part.name)])}]; {remedy}"
             )
         if tensor.dtype not in dtypes:
             names = ", ".join(NAMES[dtype] for dtype in dtypes)

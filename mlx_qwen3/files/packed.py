@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import CheckpointError, ConfigError, warn
 from .derived import Derivation, DerivedTensor, Latest, Rows
-from .dtypes import FLOATS, NAMES
+from .dtypes import FLOATS, NAMES, prevailing
 from .forms import AWQ, COMPRESSED, FP8, GPTQ, KEY, Form
 from .headers import StoredTensor
 from .integers import WORD, Columns, Integers, awq, compressed, floats_of, gptq, integers_of
@@ -145,9 +145,8 @@ def _take(tensors: Tensors, name: str, shape: tuple[int, ...], form: Form) -> Ma
 
 
 def _float_dtype(tensors: Mapping[str, StoredTensor]) -> mx.Dtype:
-    """The dtype of the largest tensor that is not packed: the embedding, or whatever is left of it."""
-    floats = [tensor for tensor in tensors.values() if tensor.dtype in FLOATS]
-    return max(floats, key=lambda tensor: tensor.nbytes).dtype if floats else mx.bfloat16
+    """The dtype of most values that are not packed: the embedding, or whatever is left of it."""
+    return prevailing((tensor.dtype, tensor.shape) for tensor in tensors.values())
 
 
 # --- FP8

@@ -31,6 +31,7 @@ def load_model(checkpoint: Checkpoint | str | Path, dtype: str | mx.Dtype | None
     """
     checkpoint = Checkpoint.of(checkpoint)
     config, parts = checkpoint.config, checkpoint.parts
+    checkpoint.check_repeated_head()
     compute = compute_dtype(checkpoint, dtype)
     modules = native_modules(parts, config, compute)
     model = Qwen3(config)

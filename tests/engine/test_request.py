@@ -156,7 +156,7 @@ def test_thinking_that_the_template_cannot_switch_is_refused(chat, tmp_path, tem
 
 def test_a_tokenizer_of_a_larger_model_is_refused(tiny, tmp_path):
     tokenizer = Tokenizer(write_tokenizer(tmp_path))
-    with pytest.raises(PromptError, match="the tokenizer has 261 ids, the model 151"):
+    with pytest.raises(PromptError, match="the tokenizer has 261 ids, but the embedding 151 rows"):
         prepare(Checkpoint(tiny).config, tokenizer, "?")
 
 

@@ -83,11 +83,14 @@ def test_convert_opens_every_file_of_source_and_result_once(chat, tmp_path, read
     once(tmp_path / "out", renamed)
 
 
-def test_loading_does_not_read_a_repeated_lm_head(tmp_path, monkeypatch):
+def test_a_head_that_differs_from_the_embedding_is_refused_before_weights_are_used(tmp_path):
+    """transformers 5 would use it, and transformers 4 the embedding."""
     weights = random_weights(TINY)
     weights["lm_head.weight"] = np.zeros_like(weights["model.embed_tokens.weight"])
     checkpoint = Checkpoint(write_checkpoint(tmp_path, weights=weights))
-    load_model(checkpoint)
+    assert "embed_tokens" in checkpoint.parts, "headers alone do not show it"
+    with pytest.raises(CheckpointError, match=r"tie_word_embeddings is true, but lm_head\.weight differs"):
+        load_model(checkpoint)
     with pytest.raises(CheckpointError, match=r"tie_word_embeddings is true, but lm_head\.weight differs"):
         make_plan(checkpoint, Options())
 
