@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from . import adapter_config
 from .config import Qwen3Config
 from .forms import NO_GGUF
 from .headers import StoredTensor, TensorFile, tensors_of
@@ -60,6 +61,8 @@ class Checkpoint:
     def raw_config(self) -> Mapping[str, Any]:
         """config.json as it is."""
         if CONFIG not in self:
+            if adapter_config.has_adapter(self.folder):
+                raise CheckpointError(adapter_config.what_it_is(self.folder, str(self.folder)))
             raise CheckpointError(f"{self.folder / CONFIG} does not exist; a checkpoint folder needs {CONFIG}")
         return self.settings(CONFIG)
 
@@ -173,6 +176,8 @@ def _weight_files(folder: Path, index: Mapping[str, str]) -> list[Path]:
         return listed
     if present:
         return present
+    if adapter_config.has_adapter(folder):
+        raise CheckpointError(adapter_config.what_it_is(folder, str(folder)))
     pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
     if pickles:
         raise CheckpointError(

@@ -25,12 +25,12 @@ def fingerprint(checkpoint: Checkpoint, dtype: mx.Dtype) -> str:
         digest.update(f"{file.size} {file.status.st_mtime_ns}".encode())
         digest.update(file.header)
     for tensor in checkpoint.tensors.values():
-        for sample in _samples(tensor):
+        for sample in samples(tensor):
             digest.update(sample)
     return digest.hexdigest()
 
 
-def _samples(tensor: StoredTensor) -> Iterator[bytes | bytearray]:
+def samples(tensor: StoredTensor) -> Iterator[bytes | bytearray]:
     """Some bytes of the beginning, the middle and the end of a tensor."""
     last = max(0, tensor.nbytes - SAMPLE)
     for first in sorted({0, last // 2, last}):

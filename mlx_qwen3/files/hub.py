@@ -1,12 +1,14 @@
 """From a SOURCE, which is a folder, a Hub id, `demo` or `demo-moe`, to a local folder."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import SourceError
+from . import adapter_config
 from .forms import NO_GGUF
-from .members import MEMBERS
-from .reading import short
+from .members import CONFIG, MEMBERS
+from .reading import exists, short
 
 PACKAGE = Path(__file__).parent.parent
 DEMO, DEMO_MOE = PACKAGE / "demo", PACKAGE / "demo_moe"
@@ -16,31 +18,54 @@ SOURCE = f"a folder, a Hub id such as {DEFAULT}, 'demo' or 'demo-moe'"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # A checkpoint has at least one file of each group
 REQUIRED = (("config.json",), ("model*.safetensors",), ("tokenizer.json", "vocab.json"))
+REQUIRED_OF_ADAPTER = ((adapter_config.FILE,), (adapter_config.PEFT_WEIGHTS, adapter_config.MLX_LM_WEIGHTS))
 
 
 def resolve(source: str | Path, expected: str = SOURCE) -> Path:
     """The local folder of a SOURCE; downloads a Hub id into huggingface_hub's cache, with its progress bar.
 
-    `expected` is what error messages ask for. Raises SourceError if there is no such folder, or if the Hub does not
-    give the files.
+    `expected` is what error messages ask for. Raises SourceError if there is no such folder, if the Hub does not
+    give the files, or if it is an adapter.
     """
+    local = _local(source, expected, "config.json and the weights")
+    folder = local or _download(str(source), (*MEMBERS, adapter_config.FILE))
+    if adapter_config.has_adapter(folder) and not exists(folder / CONFIG):
+        raise SourceError(adapter_config.what_it_is(folder, str(source)))
+    if local is None:
+        _check_download(str(source), folder, REQUIRED)
+    return folder
+
+
+def resolve_adapter(source: str | Path) -> Path:
+    """The same for the folder or Hub id of an adapter."""
+    local = _local(source, "a folder or a Hub id of an adapter", f"{adapter_config.FILE} and the adapter's weights")
+    folder = local or _download(str(source), adapter_config.MEMBERS)
+    if local is None:
+        _check_download(str(source), folder, REQUIRED_OF_ADAPTER)
+    if not adapter_config.has_adapter(folder):
+        raise SourceError(f"{source} is not an adapter: it has no {adapter_config.FILE}; give the folder of an adapter")
+    return folder
+
+
+def _local(source: str | Path, expected: str, content: str) -> Path | None:
+    """The folder that a source names, or None for a Hub id. `content` is what the folder should hold."""
     name = str(source)
     if not name.strip():  # an empty path would be the current folder
         raise SourceError(f"SOURCE is empty; give {expected}")
     check_text(name)
     try:
         folder = PACKAGED.get(source) or Path(source).expanduser()
-        is_folder, exists = folder.is_dir(), folder.exists()
+        is_folder, there = folder.is_dir(), folder.exists()
     except (OSError, RuntimeError, ValueError):  # a name too long, a home that is unknown, a null byte
-        is_folder = exists = False
+        is_folder = there = False
     if is_folder:
         return folder
-    if exists:
-        remedy = NO_GGUF if name.endswith(".gguf") else "give the folder that holds config.json and the weights"
+    if there:
+        remedy = NO_GGUF if name.endswith(".gguf") else f"give the folder that holds {content}"
         raise SourceError(f"{name} is a file; {remedy}")
     if not HUB_ID.fullmatch(name):
         raise SourceError(f"there is no folder {short(name)!r}{_similar(name)}; give {expected}")
-    return _download(name)
+    return None
 
 
 def check_text(name: str) -> None:
@@ -75,7 +100,7 @@ def default_source() -> str:
     return DEFAULT if cached else "demo"
 
 
-def _download(repository: str) -> Path:
+def _download(repository: str, files: Sequence[str]) -> Path:
     # Imported here: it takes 0.2 s, and a local folder does not need it.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -86,9 +111,9 @@ def _download(repository: str) -> Path:
     )
 
     neither = f"there is no folder {repository}{_similar(repository)}, and"
-    local = f"download it elsewhere with `hf download {repository}` and give its folder"
+    local = _elsewhere(repository)
     try:
-        folder = Path(snapshot_download(repository, allow_patterns=list(MEMBERS)))
+        return Path(snapshot_download(repository, allow_patterns=list(files)))
     except HFValidationError as error:
         raise SourceError(f"{neither} the Hub can have no such name ({error})") from None
     except GatedRepoError:
@@ -102,10 +127,19 @@ def _download(repository: str) -> Path:
     except Exception as error:  # not all are OSError: a connection that breaks is an error of the HTTP library
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SourceError(f"{repository} could not be downloaded ({reason}); try again, or {local}") from None
-    # If another program made the cache, huggingface_hub has no list of the repository's files, and reports nothing
-    # missing.
-    for names in REQUIRED:
+
+
+def _check_download(repository: str, folder: Path, required: Sequence[Sequence[str]]) -> None:
+    """Raises SourceError if a download lacks a file.
+
+    If another program made the cache, huggingface_hub has no list of the repository's files, and reports nothing
+    missing.
+    """
+    for names in required:
         if not any(path for name in names for path in folder.glob(name)):
-            remedy = NO_GGUF if "gguf" in repository.lower() else local
+            remedy = NO_GGUF if "gguf" in repository.lower() else _elsewhere(repository)
             raise SourceError(f"{repository} has no {names[0]} on the Hub or in the offline cache; {remedy}")
-    return folder
+
+
+def _elsewhere(repository: str) -> str:
+    return f"download it elsewhere with `hf download {repository}` and give its folder"

@@ -9,6 +9,7 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from ..errors import CheckpointError
+from ..files.adapters import Adapter, open_adapter
 from ..files.checkpoint import Checkpoint
 from ..files.config import Qwen3Config
 from ..files.dtypes import FLOATS, parse_dtype
@@ -18,18 +19,25 @@ from ..files.layout import Module, checkpoint_dtype, native_modules
 from ..files.names import APART, EXPERT_MAP, NAME_MAP, Fusion, fusions, part_shapes
 from ..files.values import converted, stacked
 from . import kernels
+from .adapted import adapted
 from .linear import ConcatLinear, ExpertLinear, Linear
 from .qwen3 import Qwen3
 
 
-def load_model(checkpoint: Checkpoint | str | Path, dtype: str | mx.Dtype | None = None) -> Qwen3:
+def load_model(
+    checkpoint: Checkpoint | str | Path,
+    dtype: str | mx.Dtype | None = None,
+    adapters: Sequence[Adapter | str | Path] = (),
+) -> Qwen3:
     """The model of a checkpoint in any supported layout, or of its folder, with the weights evaluated.
 
     `dtype` (bf16, fp16, fp32) is that of the computation and of all weights that are not packed. The default is the
     checkpoint's own on a GPU and float32 on a CPU, where MLX multiplies bf16 matrices more slowly.
+    `adapters` are opened ones, or each a FOLDER|HUBID[=SCALE].
     Raises ConfigError, CheckpointError, or UsageError for another dtype.
     """
     checkpoint = Checkpoint.of(checkpoint)
+    opened = [open_adapter(adapter, checkpoint.config) for adapter in adapters]
     config, parts = checkpoint.config, checkpoint.parts
     checkpoint.check_repeated_head()
     compute = compute_dtype(checkpoint, dtype)
@@ -43,7 +51,7 @@ def load_model(checkpoint: Checkpoint | str | Path, dtype: str | mx.Dtype | None
             parameters.append((path, _read(module, tensors, compute)))
     model.load_weights(parameters, strict=True)
     model.fingerprint = fingerprint(checkpoint, compute)
-    return model
+    return adapted(model, opened)
 
 
 def compute_dtype(checkpoint: Checkpoint, dtype: str | mx.Dtype | None = None) -> mx.Dtype:

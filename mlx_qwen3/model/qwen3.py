@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_reduce
+from mlx.utils import tree_flatten
 
 from ..errors import PromptError
 from ..files.config import Qwen3Config
@@ -226,7 +226,9 @@ class Qwen3(nn.Module):
 
 
 def _bytes(module: nn.Module) -> int:
-    return int(tree_reduce(lambda total, array: total + array.nbytes, module.parameters(), 0))
+    """Of all arrays, each counted once: an adapted model may have one in two modules."""
+    arrays = dict(tree_flatten(module.parameters())).values()
+    return sum({id(array): array.nbytes for array in arrays}.values())
 
 
 def _token_ids(ids: Any) -> mx.array:
