@@ -64,7 +64,7 @@ class PrefixStore:
         if best.nbytes <= limit:
             self._keep(best)
             self.shrink(limit)
-            return best.cache.copy(kept, len(ids) + 1 - kept)
+            return best.cache.copy(kept)
         self._drop(best)
         self.shrink(limit)
         self._let_go(best)

@@ -117,6 +117,7 @@ class Prefill:
         self._ids = mx.array([[0] * (most - len(prompt)) + [*prompt] for prompt in prompts])
         if len(prompts) == 1:
             [self.cache] = caches
+            self.cache.reserve(most - self.cache.end)  # of a known beginning, for all chunks at once
         else:
             new = max(len(prompt) - cache.end for prompt, cache in zip(prompts, caches, strict=True))
             self.cache = KVCache.gathered(caches, [len(prompt) for prompt in prompts], new)

@@ -249,9 +249,14 @@ class KVCache:
         mx.eval(row.buffers)
         return row
 
-    def copy(self, length: int, room: int = 0) -> "KVCache":
-        """A copy of this cache, which has one row, with the first `length` tokens. This cache does not change."""
-        return self.extract(0, length, room)
+    def copy(self, length: int) -> "KVCache":
+        """The first `length` tokens of this cache, which has one row. What is written to one does not change the other.
+
+        Nothing is copied before the first write, which is part of a pass that waits for the device anyway.
+        """
+        row = KVCache(kv_format=self.kv_format)
+        row.end, row.buffers = length, [buffer[:, :, :, :length] for buffer in self.buffers]
+        return row
 
     def fit(self) -> None:
         """Drop the unused slots of the only row."""

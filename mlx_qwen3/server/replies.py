@@ -36,6 +36,40 @@ class Mailbox:
             self._ready.popleft().set()
 
 
+class Bell:
+    """An event that others set, and a clock sets if nobody does.
+
+    The clock is only moved on when it has struck: `asyncio.timeout` for each token would take as long as its text.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._until = 0.0  # by the clock of the loop
+        self._clock: asyncio.TimerHandle | None = None
+        self.event = asyncio.Event()
+
+    async def wait(self, timeout: float) -> None:
+        """Wait until the event is set, at most `timeout` seconds."""
+        self._until = self._loop.time() + timeout
+        if self._clock is None or self._clock.when() > self._until:
+            self.stop()
+            self._clock = self._loop.call_at(self._until, self._strike)
+        await self.event.wait()
+
+    def stop(self) -> None:
+        """Stop the clock."""
+        if self._clock:
+            self._clock.cancel()
+        self._clock = None
+
+    def _strike(self) -> None:
+        self._clock = None
+        if self._loop.time() < self._until:
+            self._clock = self._loop.call_at(self._until, self._strike)
+        else:
+            self.event.set()
+
+
 class Replies:
     """Replies to requests of one client. Close it when the client has all it wants: their rows are then free."""
 
@@ -43,7 +77,7 @@ class Replies:
         """Raises what `Engine.submit` raises."""
         self._mailbox = mailbox
         self._events: deque[Heard] = deque()
-        self._ready = asyncio.Event()
+        self._bell = Bell()
         self._replies: list[Reply] = []
         self.open = len(requests)
         try:
@@ -56,20 +90,19 @@ class Replies:
     async def next(self, timeout: float) -> list[Heard]:
         """What has been said since the last call; it waits for something, at most `timeout` seconds."""
         if not self._events:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(timeout):
-                    await self._ready.wait()
-        self._ready.clear()
+            await self._bell.wait(timeout)
+        self._bell.event.clear()
         heard = [self._events.popleft() for _ in range(len(self._events))]
         self.open -= sum(not isinstance(event, Chunk) or event.finish_reason is not None for _, event, _ in heard)
         return heard
 
     def close(self) -> None:
         """End the replies that have not ended."""
+        self._bell.stop()
         for reply in self._replies:
             reply.cancel()
 
     def _hear(self, index: int, event: Event) -> None:
         """In the engine's thread."""
         self._events.append((index, event, time.perf_counter()))
-        self._mailbox.put(self._ready)
+        self._mailbox.put(self._bell.event)

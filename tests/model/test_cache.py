@@ -186,12 +186,14 @@ def test_small_buffers_are_moved_together(model, ids, at_once, evaluations, monk
     )
 
 
-def test_a_copy_has_room(model, ids):
+@pytest.mark.parametrize("write_to_copy", [True, False])
+def test_a_copy_and_its_source_do_not_change_each_other(model, ids, write_to_copy):
     cache = model.make_cache()
-    feed(model, ids[:1], [37], cache)
-    copy = cache.copy(20, STEP)
-    assert copy.end == 20
-    assert copy.capacity == 2 * STEP
-    assert cache.copy(20).capacity == 20
-    whole = as_numpy(model(mx.array(ids[:1])))
-    assert np.abs(feed(model, ids[:1, 20:], [17], copy) - whole[:, 20:]).max() < TOLERANCE
+    whole = feed(model, ids[:1], [37], cache)
+    copy = cache.copy(30)
+    assert (copy.end, copy.capacity) == (30, 30)
+    changed, kept = (copy, cache) if write_to_copy else (cache, copy)
+    changed.trim(changed.end - 10)
+    feed(model, np.flip(ids[:1], 1).copy(), [27], changed)  # into slots that both see
+    kept.trim(kept.end - 25)
+    assert np.abs(feed(model, ids[:1, 25:], [12], kept) - whole[:, 25:]).max() < TOLERANCE

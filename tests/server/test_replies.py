@@ -7,7 +7,7 @@ from serving import wait_until
 
 from mlx_qwen3 import Engine, ReplyOptions, SamplingParams, load
 from mlx_qwen3.errors import MemoryBudgetError
-from mlx_qwen3.server.replies import Mailbox, Replies
+from mlx_qwen3.server.replies import Bell, Mailbox, Replies
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +104,37 @@ def test_the_loop_is_called_once_for_all_that_is_said_before_it_runs():
             await late.wait()
 
     asyncio.run(run())
+
+
+def test_a_bell_rings_when_it_is_set_or_when_the_time_is_over():
+    async def run():
+        loop, bell, waits = asyncio.get_running_loop(), Bell(), []
+        for timeout, set_after in ((60, 0.01), (0.02, None), (60, 0.01), (0.03, None)):
+            began = loop.time()
+            if set_after is not None:
+                loop.call_later(set_after, bell.event.set)
+            await bell.wait(timeout)
+            bell.event.clear()
+            waits.append(loop.time() - began)
+        bell.stop()
+        return waits
+
+    first, second, third, fourth = asyncio.run(run())
+    assert first < 30 > third  # not its 60 seconds
+    assert 0.02 <= second + 0.001 < 30  # the loop rounds times to its clock's resolution
+    assert 0.03 <= fourth + 0.001 < 30
+
+
+def test_a_bell_sets_no_clock_for_each_wait():
+    async def run():
+        bell, clocks = Bell(), []
+        loop = asyncio.get_running_loop()
+        loop.call_at, call_at = (lambda *a: clocks.append(a) or call_at(*a)), loop.call_at
+        for _ in range(100):
+            loop.call_soon(bell.event.set)
+            await bell.wait(60)
+            bell.event.clear()
+        bell.stop()
+        return len(clocks)
+
+    assert asyncio.run(run()) == 1

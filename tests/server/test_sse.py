@@ -90,3 +90,20 @@ def test_a_client_that_does_not_read_is_dropped():
     scope = {"type": "http", "abort": lambda: aborted.append(True)}
     assert run(three(), never, send, 0.01, scope) == [True]
     assert aborted == [True]
+
+
+def test_a_client_that_reads_slowly_is_not_dropped():
+    """Each message is taken late, but before the limit. All together take longer than the limit."""
+    sent = []
+
+    async def slow():
+        for _ in range(6):
+            yield b"x"
+
+    async def send(message):
+        await asyncio.sleep(0.2)
+        sent.append(message.get("body", b""))
+
+    scope = {"type": "http", "abort": lambda: sent.append(b"aborted")}
+    assert run(slow(), never, send, 1.0, scope) == [True]
+    assert b"".join(sent) == b"x" * 6
