@@ -9,6 +9,7 @@ from typing import Any
 
 from ..compare.divergence import Divergence
 from ..errors import CheckpointError, VerificationError
+from ..files.adapter_config import MEMBERS as ADAPTER_MEMBERS
 from ..files.members import MEMBERS, is_member
 from ..files.reading import exists, read_json, short
 from ..report import replace_file
@@ -19,6 +20,22 @@ from .shards import FileRecord, TensorRecord
 FILE = "certificate.json"
 FORMAT = 2
 FORMATS = (1, FORMAT)  # that can be read
+
+
+@dataclass(frozen=True)
+class AdapterRecord:
+    """An adapter that was merged into the weights of the source."""
+
+    source: str  # as it was asked for
+    scale: float  # which its own scale was multiplied by
+    kind: str  # what it is, in words
+    files: Mapping[str, FileRecord]
+    rounding: str  # how the merged values became those of the result
+
+    @property
+    def asked(self) -> str:
+        """As a command names it."""
+        return self.source if self.scale == 1 else f"{self.source}={self.scale!r}"
 
 
 @dataclass(frozen=True)
@@ -38,6 +55,7 @@ class Certificate:
     tensors: tuple[TensorRecord, ...]
     groups: Mapping[str, Group]  # attention, routers, experts, ...
     dropped: Mapping[str, str]  # tensors of the source that are left out of the result -> why
+    adapters: tuple[AdapterRecord, ...]  # in the order in which they were merged
     divergence: Divergence | None
     versions: Mapping[str, str]
 
@@ -93,6 +111,7 @@ def _current(content: dict[str, Any]) -> dict[str, Any]:
     if isinstance(divergence := content.get("divergence"), dict):
         divergence.pop("perplexity_ratio", None)  # follows from the others
     content.setdefault("groups", {})  # the first certificates had neither these nor the errors of experts
+    content.setdefault("adapters", [])
     tensors = content.get("tensors")
     for record in tensors if isinstance(tensors, list) else ():
         if isinstance(record, dict) and isinstance(error := record.get("error"), dict):
@@ -102,6 +121,9 @@ def _current(content: dict[str, Any]) -> dict[str, Any]:
 
 def _check_names(certificate: Certificate) -> None:
     """Raises ValueError for a name that is not that of a checkpoint's file: it could lead out of the folder."""
+    of_adapters = [name for adapter in certificate.adapters for name in adapter.files]
+    if strange := [name for name in of_adapters if name not in ADAPTER_MEMBERS]:
+        raise ValueError(f"it names the file {short(repr(strange[0]))}, which does not belong to an adapter")
     for name in (*certificate.files, *certificate.source_files):
         if not is_member(name, (*MEMBERS, "*.safetensors")):
             raise ValueError(f"it names the file {short(repr(name))}, which does not belong to a checkpoint")

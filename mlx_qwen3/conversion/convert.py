@@ -17,10 +17,12 @@ from ..files.hub import check_text, resolve
 from ..files.members import CARRIED, CONFIG, INDEX, members
 from ..progress import BYTES, Progress, Stage, silent
 from ..report import replace_file
+from .adapted import folders_of, records_of, with_adapters
 from .certificate import Certificate
 from .groups import groups
 from .places import check_apart, check_free
 from .plan import SHARD_BYTES, Options, Plan, default_layout, make_plan
+from .quantize import NONE
 from .records import decode
 from .shards import FileRecord, SourceDigests, TensorRecord, write_shard
 from .staging import Staging, staging
@@ -44,6 +46,7 @@ def convert(
     layout: str | None = None,
     quantize: str | None = None,
     bits: float | None = None,
+    adapters: Sequence[str] = (),
     shard_bytes: int = SHARD_BYTES,
     divergence: bool = True,
     text: str | Path | None = None,
@@ -59,6 +62,8 @@ def convert(
     dtype: bf16, fp16 or fp32 casts tensors that are not packed; by default every tensor keeps its own.
     quantize: packs every matrix: affine4, affine8g32, mxfp4, ..., or mixed with a budget of `bits` per weight; none
     unpacks.
+    adapters: each FOLDER|HUBID[=SCALE], of PEFT or mlx-lm; they are merged into the weights in float32, before anything
+    else is done. The certificate compares with the merged weights.
     shard_bytes: the most bytes of tensors in a file; a single larger tensor has a file of its own.
     divergence: compare the logits of source and result on fixed token ids and on a `text` file (default: built in).
     max_kl: if the mean KL divergence is above this, `out` is not written.
@@ -68,11 +73,11 @@ def convert(
 
     Raises UsageError, SourceError, ConfigError, CheckpointError, OutputError, or VerificationError past `max_kl`.
     """
-    options = Options(dtype, layout or default_layout(quantize), quantize, bits, shard_bytes)
+    options = Options(dtype, layout or default_layout(quantize), quantize, bits, shard_bytes, tuple(adapters))
     options.check()
     if max_kl is not None and not (divergence and max_kl >= 0):
         raise UsageError(f"max_kl is {max_kl:g}, which needs the divergence to be measured and is 0 or more")
-    checkpoint, out = _places(source, out, overwrite)
+    checkpoint, out = _places(source, out, overwrite, options)
     before = checkpoint.stamps()
     plan = make_plan(checkpoint, options, progress)
     chosen = Path(text).expanduser() if text is not None else None
@@ -95,25 +100,33 @@ def dry_plan(
     *,
     layout: str | None = None,
     quantize: str | None = None,
+    adapters: Sequence[str] = (),
     overwrite: bool = False,
     progress: Progress = silent,
     **choices: Any,
 ) -> Plan:
     """What `convert` would do with the same arguments, after the same checks; writes nothing."""
-    options = Options(layout=layout or default_layout(quantize), quantize=quantize, **choices)
+    layout = layout or default_layout(quantize)
+    options = Options(layout=layout, quantize=quantize, adapters=tuple(adapters), **choices)
     options.check()
-    checkpoint, _ = _places(source, out, overwrite)
+    checkpoint, _ = _places(source, out, overwrite, options)
     return make_plan(checkpoint, options, progress)
 
 
-def _places(source: str | Path, out: str | Path, overwrite: bool) -> tuple[Checkpoint, Path]:
-    """The source and the folder of the result. Checks that the folder is free before anything is downloaded."""
+def _places(source: str | Path, out: str | Path, overwrite: bool, options: Options) -> tuple[Checkpoint, Path]:
+    """The source, with adapters if there are any, and the folder of the result, which must be free.
+
+    That is checked before anything is downloaded.
+    """
     check_text(str(out))
     out = Path(out).expanduser()
     check_free(out, overwrite)
     folder = resolve(source)
     check_apart(folder, out)
-    return Checkpoint(folder), out
+    checkpoint = with_adapters(Checkpoint(folder), options.adapters, options.quantize)
+    for used in folders_of(checkpoint):
+        check_apart(used, out)
+    return checkpoint, out
 
 
 @contextmanager
@@ -218,9 +231,19 @@ def _certify(
         tensors=tuple(tensors),
         groups=groups(tensors, plan.config),
         dropped=plan.dropped,
+        adapters=records_of(plan.source, _rounding(plan)),
         divergence=divergence,
         versions={"mlx-qwen3": version("mlx-qwen3"), "mlx": version("mlx")},
     )
+
+
+def _rounding(plan: Plan) -> str:
+    """How merged weights become those of the result, for the certificate."""
+    if plan.options.quantize not in (None, NONE):
+        return f"packed as {plan.options.quantize} after the sum; the errors are measured against the sum in float32"
+    if plan.dtype == "float32":
+        return "none: the sum is kept in float32"
+    return f"once, after the sum, to {plan.dtype}; the errors are measured against the sum in float32"
 
 
 def _check_gate(divergence: Divergence | None, max_kl: float | None, stage: Staging) -> None:

@@ -36,6 +36,7 @@ class Options:
     quantize: str | None = None
     bits: float | None = None  # budget of mixed, in bits per weight over the whole checkpoint
     shard_bytes: int = SHARD_BYTES
+    adapters: tuple[str, ...] = ()  # merged into the weights first, each FOLDER|HUBID[=SCALE]
 
     def check(self) -> None:
         """Raises UsageError for a value that is unknown or contradicts another."""

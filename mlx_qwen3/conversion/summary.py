@@ -26,6 +26,7 @@ def certified(made: Certificate) -> list[Part]:
     return [
         _made(made.quantize, made.layout, made.dtype, len(made.tensors)),
         f"in      {made.out}",
+        *(f"merged  {adapter.asked}, {adapter.kind}" for adapter in made.adapters),
         _size(made.source_bytes, made.bytes, made.bits_per_weight),
         difference(made.divergence),
         f"next    {next_command}",
@@ -39,6 +40,7 @@ def planned(plan: Plan) -> list[Part]:
         _made(plan.options.quantize, plan.options.layout, plan.dtype, tensors),
         _size(plan.source_bytes, plan.bytes, plan.bits_per_weight),
         f"files   {len(plan.shards)}",
+        *(f"merged  {adapter}" for adapter in plan.options.adapters),
         Line("nothing was written", WARNING),
     ]
 

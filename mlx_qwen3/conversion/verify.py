@@ -1,5 +1,7 @@
 """Checks a converted folder: the digest of every byte, then the logits, then the layers against transformers."""
 
+import shlex
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import isclose
 from pathlib import Path
@@ -7,7 +9,8 @@ from typing import Any
 
 from ..compare.bounds import KL_NOISE, KL_SHARE, PERPLEXITY_SHARE, TOP1_SHARE
 from ..compare.divergence import Divergence, compare, sequences_for
-from ..errors import VerificationError
+from ..errors import UsageError, VerificationError
+from ..files.adapters import open_adapter
 from ..files.checkpoint import Checkpoint
 from ..files.dtypes import NAMES
 from ..files.hub import resolve
@@ -15,6 +18,7 @@ from ..files.members import members
 from ..files.reading import exists, short
 from ..progress import BYTES, Progress, Stage, silent
 from ..table import GOOD, Line
+from .adapted import AdaptedCheckpoint, files_of
 from .certificate import FILE, Certificate, divergence_figures
 from .parity import StateDifference, check_transformers, compare_with_transformers
 from .remeasure import check_errors
@@ -57,6 +61,7 @@ def verify(
     folder: str | Path,
     source: str | Path | None = None,
     *,
+    adapters: Sequence[str] = (),
     transformers: bool = False,
     progress: Progress = silent,
 ) -> Verification:
@@ -64,16 +69,16 @@ def verify(
 
     It first checks the digests of all files. Then it measures the error of every tensor and expert and the divergence
     from the source, and compares them with the certificate's; without a source, it compares the result's own figures
-    with the recorded ones. `transformers`
-    compares every layer with transformers, which needs torch and transformers. Raises VerificationError that names the
-    first wrong tensor, file, figure or layer, and UsageError if a package is missing.
+    with the recorded ones. `adapters` are those that were merged into the source, each FOLDER|HUBID[=SCALE].
+    `transformers` compares every layer with transformers, which needs torch and transformers. Raises VerificationError
+    that names the first wrong tensor, file, figure or layer, and UsageError if a package is missing.
     """
     if transformers:
         check_transformers()
     result = Checkpoint(resolve(folder, "the folder that `convert` wrote"))
     certificate = Certificate.read(result.folder)
     _check_files(result, certificate, progress)
-    original = Checkpoint(resolve(source)) if source is not None else None
+    original = _original(source, certificate, adapters)
     if original is not None:
         _check_source(original, certificate, progress)
     errors = check_errors(result, original, certificate, progress) if original is not None else 0
@@ -88,6 +93,26 @@ def verify(
         divergence=measured,
         transformers=states,
     )
+
+
+def _original(source: str | Path | None, certificate: Certificate, adapters: Sequence[str]) -> Checkpoint | None:
+    """The source with the adapters that were merged into it, which must be those of the certificate."""
+    if source is None:
+        if adapters:
+            raise UsageError("adapters are merged into the source again to compare; give it with --source")
+        return None
+    base = Checkpoint(resolve(source))
+    opened = [open_adapter(adapter, base.config) for adapter in adapters]
+    records = certificate.adapters
+    if [adapter.strength for adapter in opened] != [record.scale for record in records]:
+        wanted = " ".join(f"--adapter {shlex.quote(record.asked)}" for record in records)
+        how = f"with {len(records)} adapters; give {wanted}" if records else "without an adapter; leave --adapter out"
+        raise VerificationError(f"the folder was made {how}")
+    for adapter, record in zip(opened, records, strict=True):
+        for path in files_of(adapter):
+            if damage := _damage(path, record.files[path.name]):
+                raise VerificationError(f"{short(path)} {damage}; it is not the adapter that was merged")
+    return AdaptedCheckpoint(base, opened) if opened else base
 
 
 def _check_files(result: Checkpoint, certificate: Certificate, progress: Progress) -> None:

@@ -120,19 +120,11 @@ class Checkpoint:
         return {name: _stamp(*(opened.get(name) or self._content(name))) for name in names}
 
     def changed(self, before: Mapping[str, Stamp]) -> str | None:
-        """The first file that was written, added or removed after `before` was taken.
-
-        A file is read again only if its status changed, because a new link to the file changes the status too.
-        """
+        """The first file that was written, added or removed after `before` was taken; a new link to it is no change."""
         for name in sorted({*members(self.folder), *before}):
             if name not in before or name not in self:
                 return name
-            path = self.folder / name
-            try:
-                same = _status(path.stat()) == before[name].status or _same_again(path, before[name])
-            except (OSError, CheckpointError):
-                same = False
-            if not same:
+            if not unchanged(self.folder / name, before[name]):
                 return name
         return None
 
@@ -219,10 +211,17 @@ def _status(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _same_again(path: Path, before: Stamp) -> bool:
+def unchanged(path: Path, before: Stamp) -> bool:
+    """Whether a file has the content that it had. It is read again only if its status changed."""
+    try:
+        return _status(path.stat()) == before.status or stamp_of(path).lasting() == before.lasting()
+    except (OSError, CheckpointError):
+        return False
+
+
+def stamp_of(path: Path) -> Stamp:
+    """The state of a file now. Raises CheckpointError."""
     if path.suffix == ".safetensors":
         file = TensorFile(path)
-        now = _stamp(file.header, file.status)
-    else:
-        now = _stamp(*read_file(path))
-    return now.lasting() == before.lasting()
+        return _stamp(file.header, file.status)
+    return _stamp(*read_file(path))
