@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import mlx.core as mx
@@ -140,12 +140,18 @@ def merged(weight: Floats, part: str, adapters: Sequence[Adapter], first: int = 
         if part in adapter.whole:
             base = weight = values_of(adapter.whole[part].rows(first, len(weight)))
         if part in adapter.low_rank:
-            a, b, magnitude = adapter.low_rank[part].arrays()
+            a, b, magnitude = _arrays(adapter.low_rank[part])
             delta = b[rows] @ a
             weight = weight + delta
             if magnitude is not None:
                 weight *= (magnitude[rows] / np.linalg.norm(base + delta, axis=1))[:, None]
     return weight
+
+
+@lru_cache(maxsize=2)
+def _arrays(change: LowRank) -> tuple[Floats, Floats, Floats | None]:
+    """Kept for the rows that come next: a matrix is merged block by block."""
+    return change.arrays()
 
 
 def unties(config: Qwen3Config, adapters: Sequence[Adapter]) -> bool:

@@ -4,6 +4,8 @@ import re
 from dataclasses import replace
 
 import pytest
+from adapting import write_peft
+from checkpoints import write_checkpoint
 from screens import on_screen
 
 from mlx_qwen3.conversion.convert import convert, dry_plan
@@ -35,6 +37,16 @@ def test_five_lines(packed, monkeypatch):
         "differs same next token at N% of N; KL divergence N nats on average",
         "next    mlx-qwen3 generate --model OUT --prompt 'What is 17 + 25?'",
     ]
+
+
+def test_a_merged_adapter_has_a_line(monkeypatch, tmp_path):
+    adapter = write_peft(tmp_path / "adapter")
+    source = write_checkpoint(tmp_path / "source")
+    asked = f"{adapter}=0.5"
+    made = convert(source, tmp_path / "out", adapters=[asked], divergence=False)
+    line = f"merged  {asked}, a PEFT LoRA adapter of rank 4 for Qwen/Qwen3-0.6B"
+    assert line in certified(made)
+    assert f"merged  {asked}" in planned(dry_plan(source, tmp_path / "out2", adapters=[asked]))
 
 
 def test_all_of_it_at_80_columns(packed, monkeypatch):
