@@ -1,5 +1,6 @@
 """Qwen3 on MLX: `load`, `stream`, `generate`, `Engine`, `convert`."""
 
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,14 +81,21 @@ __all__ = [
 ]
 
 
-def load(source: str | Path, dtype: str | None = None, memory: int | str | None = None) -> "tuple[Qwen3, Tokenizer]":
+def load(
+    source: str | Path,
+    dtype: str | None = None,
+    memory: int | str | None = None,
+    adapters: Sequence[str | Path] = (),
+) -> "tuple[Qwen3, Tokenizer]":
     """Model and tokenizer of a folder, a Hub id, "demo" or "demo-moe".
 
     `dtype`: bf16, fp16 or fp32; the default is the checkpoint's on a GPU and float32 on a CPU.
     `memory`: what the weights may take at most, in bytes or as a text such as 12GB; by default what the machine allows.
+    `adapters`: each a folder or Hub id of a PEFT or mlx-lm adapter, or FOLDER=SCALE.
     Raises a subclass of Qwen3Error that names what is wrong and the remedy.
     """
     from .engine.memory import budget_bytes, check_checkpoint
+    from .files.adapters import open_adapter
     from .files.checkpoint import Checkpoint
     from .files.hub import resolve
     from .model.load import load_model
@@ -95,8 +103,9 @@ def load(source: str | Path, dtype: str | None = None, memory: int | str | None 
 
     blas.check()
     checkpoint = Checkpoint(resolve(source))
-    check_checkpoint(checkpoint, dtype, budget_bytes(memory))
-    return load_model(checkpoint, dtype), Tokenizer(checkpoint)
+    opened = [open_adapter(adapter, checkpoint.config) for adapter in adapters]
+    check_checkpoint(checkpoint, dtype, budget_bytes(memory), adapters=opened)
+    return load_model(checkpoint, dtype, opened), Tokenizer(checkpoint)
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from checkpoints import TINY, shapes
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 PEFT = "adapter_model.safetensors"
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -47,6 +47,15 @@ def write_peft(
         **config,
     }
     return write(folder, settings, tensors, PEFT)
+
+
+def peft_deltas(folder: Path) -> dict[str, np.ndarray]:
+    """scale * B @ A of an adapter of PEFT with one rank, by the name of the weight in the checkpoint."""
+    settings, tensors = json.loads((folder / "adapter_config.json").read_text()), load_file(folder / PEFT)
+    bare = {name.removeprefix("base_model.model."): value for name, value in tensors.items()}
+    names = [name.removesuffix(".lora_A.weight") for name in bare if name.endswith(".lora_A.weight")]
+    scale = settings["lora_alpha"] / settings["r"]
+    return {f"{n}.weight": scale * bare[f"{n}.lora_B.weight"] @ bare[f"{n}.lora_A.weight"] for n in names}
 
 
 def write_mlx_lm(

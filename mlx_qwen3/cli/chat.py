@@ -12,6 +12,7 @@ from ..table import DIM, Line
 from .chat_commands import COMMANDS, SETTING_NAMES, Quit, obey
 from .models import Opened
 from .options import (
+    ADAPTER,
     DRAFTS,
     DTYPE,
     MEMORY,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 @click.command("chat", short_help="Talk with a model.")
 @click.argument("source", required=False, metavar="[SOURCE]")
+@ADAPTER
 @DTYPE
 @click.option("--system", metavar="TEXT", help="System message.")
 @with_options(*REPLY, *SAMPLING, *THINKING, *TEMPLATE, *DRAFTS, *MEMORY)

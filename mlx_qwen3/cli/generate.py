@@ -13,6 +13,7 @@ from ..errors import UsageError
 from ..table import DIM, Line
 from .models import Opened
 from .options import (
+    ADAPTER,
     DRAFTS,
     DTYPE,
     GRAMMAR,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 )
 @click.option("--rows", type=click.IntRange(1), metavar="N", help="Prompts of --prompts that run together. Default: 8.")
 @click.option("--model", "source", metavar="SOURCE", help="Default: Qwen/Qwen3-0.6B if it is downloaded, else demo.")
+@ADAPTER
 @DTYPE
 @click.option("--system", metavar="TEXT", help="System message.")
 @with_options(*REPLY, *GRAMMAR, *SAMPLING, *THINKING)
@@ -100,7 +102,8 @@ def command(
         result = _reply(opened, models, request, prompt_cache, printer, interrupted)
         if as_json:
             content = {name: value for name, value in asdict(result).items() if name != "logprobs"}
-            show_json({**content, "model": opened.source})
+            adapters = {"adapters": list(of_model.adapters)} if of_model.adapters else {}
+            show_json({**content, "model": opened.source, **adapters})
         else:
             _tell(result, opened, verbose)
     return None

@@ -19,6 +19,7 @@ class Opened:
         """`option` is the command's option for a SOURCE, for messages. Raises a subclass of Qwen3Error."""
         from ..engine.request import check_draft
         from ..files import hub
+        from ..files.adapters import open_adapter
         from ..files.checkpoint import Checkpoint
         from ..model.kv_format import kv_format
         from ..text.tokenizer import Tokenizer
@@ -27,6 +28,7 @@ class Opened:
         self.source = default_source(option) if options.source is None else options.source
         self.checkpoint = Checkpoint(hub.resolve(self.source))
         self.config, self.tokenizer = self.checkpoint.config, Tokenizer(self.checkpoint)
+        self._adapters = [open_adapter(adapter, self.config) for adapter in options.adapters]
         self._draft = None if options.draft is None else Checkpoint(hub.resolve(options.draft))
         kv_format(options.kv_bits, self.config.head_dim)
         if self._draft:
@@ -38,9 +40,9 @@ class Opened:
         from ..model import load as loading
 
         dtype, budget = self.options.dtype, budget_bytes(self.options.memory)
-        check_checkpoint(self.checkpoint, dtype, budget, self._draft)
+        check_checkpoint(self.checkpoint, dtype, budget, self._draft, self._adapters)
         set_limits(budget)
-        model = loading.load_model(self.checkpoint, dtype)
+        model = loading.load_model(self.checkpoint, dtype, self._adapters)
         draft = loading.load_model(self._draft, dtype) if self._draft else None
         _advise(model, draft)
         return model, draft

@@ -28,6 +28,15 @@ def filled(_context: click.Context, option: click.Parameter, value: str | None) 
 DTYPE = click.option(
     "--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), help="Default: the checkpoint's; fp32 on a CPU."
 )
+ADAPTER = click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    callback=lambda context, option, values: tuple(filled(context, option, value) for value in values),
+    metavar="FOLDER[=SCALE]",
+    help="A LoRA or DoRA adapter of PEFT or mlx-lm, a folder or a Hub id; may be given several times. SCALE multiplies "
+    "what it changes.",
+)
 # The settings of SamplingParams, by their names there.
 SAMPLING = (
     click.option("--temp", "temperature", type=float, metavar="T", help="0 is greedy. Default: the checkpoint's."),
@@ -131,10 +140,11 @@ class ModelOptions:
     kv_bits: int | None
     draft: str | None
     lookup: bool | None
+    adapters: tuple[str, ...] = ()
 
 
 def model_options(options: dict[str, Any]) -> ModelOptions:
-    """Take the options of DTYPE, MEMORY and DRAFTS and `source` out of a command's. Raises UsageError."""
+    """Take the options of DTYPE, ADAPTER, MEMORY, DRAFTS and `source` out of a command's. Raises UsageError."""
     from ..files.sizes import parse_size
 
     chosen = _taken(options, ModelOptions)

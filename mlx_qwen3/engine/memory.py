@@ -10,6 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from ..errors import MemoryBudgetError, warn
+from ..files.adapters import Adapter
 from ..files.checkpoint import Checkpoint
 from ..files.config import Qwen3Config
 from ..files.dtypes import FLOATS
@@ -90,10 +91,15 @@ def loaded_bytes(checkpoint: Checkpoint, dtype: str | mx.Dtype | None = None) ->
 
 
 def check_checkpoint(
-    checkpoint: Checkpoint, dtype: str | mx.Dtype | None, budget: int, draft: Checkpoint | None = None
+    checkpoint: Checkpoint,
+    dtype: str | mx.Dtype | None,
+    budget: int,
+    draft: Checkpoint | None = None,
+    adapters: Sequence[Adapter] = (),
 ) -> None:
     """Raises MemoryBudgetError, before any weight is read, if the weights do not fit the budget."""
     need = loaded_bytes(checkpoint, dtype) + (loaded_bytes(draft, dtype) if draft else 0)
+    need += sum(adapter.nbytes(checkpoint.config, compute_dtype(checkpoint, dtype)) for adapter in adapters)
     if need > budget:
         raise MemoryBudgetError(
             f"the weights {'of both models ' if draft else ''}take {gigabytes(need)} and the memory budget is "

@@ -8,7 +8,8 @@ import subprocess
 import sys
 
 import pytest
-from checkpoints import TEMPLATE, VOCABULARY, write_checkpoint, write_tokenizer
+from adapting import peft_deltas, write_peft
+from checkpoints import TEMPLATE, TINY, VOCABULARY, random_weights, write_checkpoint, write_tokenizer
 from commands import GENERATE, ROOT, here, run
 from terminals import Terminal
 
@@ -395,3 +396,74 @@ def test_ctrl_z_leaves_the_terminal_clean():
 
 def styles(shown):
     return re.findall(r"\x1b\[[02]m", shown)
+
+
+# Adapters
+
+
+def test_an_adapter_changes_the_reply_and_is_named(chat, tmp_path):
+    adapter = write_peft(tmp_path / "adapter")
+    weights = random_weights({**TINY, "vocab_size": VOCABULARY})
+    for name, delta in peft_deltas(adapter).items():
+        weights[name] += 1.5 * delta
+    merged = write_tokenizer(
+        write_checkpoint(tmp_path / "merged", weights=weights, vocab_size=VOCABULARY, eos_token_id=258)
+    )
+    options = ("generate", "--prompt", "hi", "--temp", "0", "--max-tokens", "12", "--json")
+    plain, expected = (json.loads(here(*options, "--model", model).stdout) for model in (chat, merged))
+    given = ("--adapter", adapter, "--adapter", f"{adapter}=0.5")
+    reply = json.loads(here(*options, "--model", chat, *given).stdout)
+    assert reply["tokens"] == expected["tokens"] != plain["tokens"]
+    assert reply["adapters"] == [str(adapter), f"{adapter}=0.5"]
+
+
+def test_keys_and_values_of_the_base_are_not_used_with_an_adapter(chat, tmp_path):
+    options = (
+        "generate",
+        "--prompt",
+        "hi" * 200,
+        "--model",
+        chat,
+        "--max-tokens",
+        "4",
+        "--json",
+        "--cache-dir",
+        tmp_path,
+    )
+    with_adapter = (*options, "--adapter", write_peft(tmp_path / "adapter"))
+    cached = [json.loads(here(*words).stdout)["cached_tokens"] for words in (options, with_adapter, with_adapter)]
+    assert cached[:2] == [0, 0]
+    assert cached[2] > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: f"{folder}=x", "expected a number"),
+        (lambda folder: "", "--adapter is empty"),
+        (lambda folder: folder.parent, "has no adapter_config.json"),
+        (lambda folder: folder / "none", "there is no folder"),
+    ],
+)
+def test_an_adapter_that_cannot_be_used_is_refused_before_the_weights_are_read(change, message, chat, tmp_path):
+    given = change(write_peft(tmp_path / "adapter"))
+    result = here("generate", "--prompt", "hi", "--model", chat, "--adapter", given)
+    assert result.returncode in (1, 2)
+    assert message in result.stderr.decode()
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_an_adapter_as_the_model_says_what_to_run(tmp_path):
+    folder = write_peft(tmp_path / "adapter")
+    result = here("generate", "--prompt", "hi", "--model", folder)
+    assert result.stderr.decode() == (
+        f"error: {folder} is a PEFT LoRA adapter of rank 4 for Qwen/Qwen3-0.6B, not a model; give its base as the "
+        f"model and this as the adapter: mlx-qwen3 chat Qwen/Qwen3-0.6B --adapter {folder}\n"
+    )
+
+
+def test_the_budget_counts_an_adapter(chat, tmp_path):
+    adapter = write_peft(tmp_path / "adapter", rank=400)  # 2.9 MB, and the weights have 0.28 MB
+    options = ("generate", "--prompt", "hi", "--model", chat, "--max-tokens", "1", "--memory", "2.5M")
+    assert here(*options).returncode == 0
+    assert here(*options, "--adapter", adapter).stderr.startswith(b"error: the weights take 3.")

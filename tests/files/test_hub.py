@@ -19,6 +19,7 @@ from threading import Thread
 from typing import Any, NamedTuple
 
 import pytest
+from adapting import write_peft
 
 from mlx_qwen3.errors import SourceError
 from mlx_qwen3.files import hub
@@ -459,3 +460,25 @@ def test_default_is_the_real_model_where_it_is_cached(nowhere: str, tmp_path: Pa
 def test_default_is_the_demo_where_the_real_model_is_not_whole(nowhere: str, tmp_path: Path, names: list[str]) -> None:
     write_cache(tmp_path, *names)
     assert run(nowhere, tmp_path).stdout == "demo\n"
+
+
+# Adapters
+
+
+def test_an_adapter_is_downloaded_and_as_a_model_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def download(repository: str, files: list[str]) -> Path:
+        asked.append(list(files))
+        return write_peft(tmp_path / repository, ())
+
+    monkeypatch.setattr(hub, "_download", download)
+    assert hub.resolve_adapter("user/adapter") == tmp_path / "user/adapter"
+    assert asked == [["adapter_config.json", "adapter_model.safetensors", "adapters.safetensors"]]
+    with pytest.raises(SourceError, match=r"user/adapter is a PEFT LoRA adapter of rank 4 .* --adapter user/adapter"):
+        hub.resolve("user/adapter")
+    assert "adapter_config.json" in asked[1]
+    (tmp_path / "user/adapter/adapter_model.safetensors").unlink()
+    monkeypatch.setattr(hub, "_download", lambda repository, files: tmp_path / repository)
+    with pytest.raises(SourceError, match=r"user/adapter has no adapter_model\.safetensors on the Hub"):
+        hub.resolve_adapter("user/adapter")

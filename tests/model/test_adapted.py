@@ -8,11 +8,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from adapting import ATTENTION, matrices, write_mlx_lm, write_peft
+from adapting import ATTENTION, matrices, peft_deltas, write_mlx_lm, write_peft
 from arrays import as_numpy, relative
 from checkpoints import AFFINE_4, PACKABLE, TINY, TINY_MOE, random_weights, write_checkpoint, write_packed
 from mlx.utils import tree_flatten
-from safetensors.numpy import load_file
 
 from mlx_qwen3.engine.runner import decode_step
 from mlx_qwen3.errors import CheckpointError
@@ -28,11 +27,8 @@ Arrays = dict[str, np.ndarray]
 
 
 def deltas(folder: Path, scale: float) -> Arrays:
-    """scale * B @ A by the name of the weight in the checkpoint, from an adapter of PEFT."""
-    tensors = load_file(folder / "adapter_model.safetensors")
-    bare = {name.removeprefix("base_model.model."): value for name, value in tensors.items()}
-    names = [name.removesuffix(".lora_A.weight") for name in bare if name.endswith(".lora_A.weight")]
-    return {f"{n}.weight": scale * (bare[f"{n}.lora_B.weight"] @ bare[f"{n}.lora_A.weight"]) for n in names}
+    """scale * B @ A, whatever the scale of the adapter is."""
+    return {name: scale / 2 * delta for name, delta in peft_deltas(folder).items()}
 
 
 def changed(folder: Path, changes: Arrays, config: dict[str, Any] = TINY, **more: Any) -> Path:
