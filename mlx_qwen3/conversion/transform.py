@@ -126,11 +126,7 @@ def _stacked_parts(parts: Mapping[str, Part], recipe: Recipe, fused: Mapping[str
 
 def float_dtype(part: Part, dtype: mx.Dtype | None) -> mx.Dtype:
     """The dtype of a part that is not packed or is to be unpacked: `dtype`, or by default its own."""
-    if dtype is not None:
-        return dtype
-    if part.quantization is None:
-        return part.leaves["weight"].kept
-    return part.leaves["scales"].kept if part.quantization.mode == "affine" else mx.bfloat16
+    return part.float_dtype if dtype is None else dtype
 
 
 def refuse_packed(parts: Mapping[str, Part], wanted: str) -> None:

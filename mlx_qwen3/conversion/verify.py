@@ -10,6 +10,7 @@ from typing import Any
 from ..compare.bounds import KL_NOISE, KL_SHARE, PERPLEXITY_SHARE, TOP1_SHARE
 from ..compare.divergence import Divergence, compare, sequences_for
 from ..errors import UsageError, VerificationError
+from ..files.adapted import AdaptedCheckpoint, files_of
 from ..files.adapters import open_adapter
 from ..files.checkpoint import Checkpoint
 from ..files.dtypes import NAMES
@@ -18,7 +19,6 @@ from ..files.members import members
 from ..files.reading import exists, short
 from ..progress import BYTES, Progress, Stage, silent
 from ..table import GOOD, Line
-from .adapted import AdaptedCheckpoint, files_of
 from .certificate import FILE, Certificate, divergence_figures
 from .parity import StateDifference, check_transformers, compare_with_transformers
 from .remeasure import check_errors

@@ -32,6 +32,13 @@ class Part:
     leaves: Mapping[str, StoredTensor]
     quantization: Quantization | None
 
+    @property
+    def float_dtype(self) -> mx.Dtype:
+        """The dtype of its values once they are unpacked."""
+        if self.quantization is None:
+            return self.leaves["weight"].kept
+        return self.leaves["scales"].kept if self.quantization.mode == "affine" else mx.bfloat16
+
 
 @dataclass(frozen=True)
 class Module:
