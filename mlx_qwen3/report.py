@@ -1,4 +1,4 @@
-"""What commands produce besides text: pictures, strict JSON, and files that appear whole or not at all."""
+"""What commands produce besides text: strict JSON, and files that appear whole or not at all."""
 
 import io
 import math
@@ -12,27 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from . import interrupt
-from .errors import OutputError, UsageError
+from .errors import OutputError
 
-DPI = 110  # of pictures
 Buffer = bytes | bytearray | memoryview
 PARTIAL = ".partial"  # the end of the name of a file that is being written
-
-
-def figure_class() -> Any:
-    """matplotlib's Figure. Raises UsageError if it is not installed: it is an optional dependency."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UsageError("pictures need matplotlib; pip install 'mlx-qwen3[plot]'") from None
-    return Figure
-
-
-def png(figure: Any) -> bytes:
-    """A matplotlib figure as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def finite(value: Any) -> Any:
@@ -42,13 +25,6 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def check_picture(path: Path) -> None:
-    """Raises UsageError if a picture cannot be made, or if the name does not end in .png."""
-    if path.suffix.lower() != ".png":
-        raise UsageError(f"--plot is {path}; expected a name that ends in .png")
-    figure_class()
 
 
 def check_place(path: Path) -> None:

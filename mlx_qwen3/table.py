@@ -119,12 +119,15 @@ class Table:
         return DIM if row < 0 else WARNING if row in self.unusual else ""
 
     def _column(self, index: int) -> list[str]:
-        """The heading and the cells of a column. Aligned numbers get spaces behind, so that their points agree."""
+        return [escape(self.columns[index]), *self.cells(index)]
+
+    def cells(self, index: int) -> list[str]:
+        """The cells of a column. Aligned numbers get spaces behind, so that their points agree."""
         cells = [escape(row[index]) for row in self.rows]
         if self.align[index] == ".":
             behind = [len(cell) - len(cell.partition(".")[0]) for cell in cells]
             cells = [cell + " " * (max(behind) - own) for cell, own in zip(cells, behind, strict=True)]
-        return [escape(self.columns[index]), *cells]
+        return cells
 
     def _fit(self, columns: Sequence[Cells], room: int) -> tuple[list[int], list[int]]:
         """(the columns to show, their widths)."""

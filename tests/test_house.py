@@ -25,7 +25,7 @@ ONLY_IN = {
     "uvicorn": "server/",
     "msgspec": "server/",
     "huggingface_hub": "files/",
-    "matplotlib": "report.py inspect/pictures bench/pictures",
+    "matplotlib": "drawing.py inspect/pictures bench/pictures",
 }
 
 

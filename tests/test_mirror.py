@@ -35,7 +35,8 @@ BEYOND = {
     "server/test_openai_client.py",  # the client of others
     "server/test_other_clients.py",
     "server/test_examples.py",  # of docs/server.md
-    "server/test_page.py",  # in a browser
+    "inspect/test_page_look.py",  # in a browser
+    "server/test_page.py",
     "server/test_page_look.py",
     "server/test_page_text.py",
     "server/test_schemathesis.py",  # random requests

@@ -1,4 +1,4 @@
-"""Strict JSON, pictures; output files whole or not at all, and what is not a plain file."""
+"""Strict JSON; output files whole or not at all, and what is not a plain file."""
 
 import os
 import stat
@@ -9,8 +9,8 @@ import threading
 import pytest
 
 from mlx_qwen3 import report
-from mlx_qwen3.errors import OutputError, UsageError
-from mlx_qwen3.report import check_picture, check_place, finite, replace_file, write_file
+from mlx_qwen3.errors import OutputError
+from mlx_qwen3.report import check_place, finite, replace_file, write_file
 
 
 def test_strict_json_has_no_nan():
@@ -122,19 +122,3 @@ def test_a_place_that_cannot_be_written_is_refused_first(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may write everywhere
     with pytest.raises(OutputError, match=f"{tmp_path} cannot be written to"):
         check_place(tmp_path / "x")
-
-
-# --- pictures
-
-
-def test_a_picture_has_the_name_of_one_and_matplotlib(tmp_path, monkeypatch):
-    with pytest.raises(UsageError, match=r"x\.pdf; expected a name that ends in \.png"):
-        check_picture(tmp_path / "x.pdf")
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(UsageError, match=r"pictures need matplotlib; pip install 'mlx-qwen3\[plot\]'"):
-        check_picture(tmp_path / "x.png")
-
-
-def test_a_figure_as_png():
-    pytest.importorskip("matplotlib")
-    assert report.png(report.figure_class()(figsize=(1, 1))).startswith(b"\x89PNG")

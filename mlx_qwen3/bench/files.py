@@ -5,8 +5,9 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from ..drawing import check_picture, png
 from ..files.config import Qwen3Config
-from ..report import check_picture, check_place, finite, png, write_file
+from ..report import check_place, finite, write_file
 from .pictures import draw
 from .report import (
     PER_LENGTH,

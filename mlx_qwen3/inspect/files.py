@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from ..report import check_picture, check_place, figure_class, png, write_file
+from ..drawing import check_picture, figure_class, png
+from ..report import check_place, write_file
 from .page import page
 from .pictures import draw
 from .report import Report
@@ -13,7 +14,7 @@ def check_files(plot: Path | None, html: Path | None) -> None:
     if plot:
         check_picture(plot)
     if html:
-        figure_class()  # the page has a picture
+        figure_class()  # the page has pictures
     for path in (plot, html):
         if path:
             check_place(path)
@@ -21,8 +22,7 @@ def check_files(plot: Path | None, html: Path | None) -> None:
 
 def write_files(report: Report, plot: Path | None, html: Path | None, full: bool = False) -> None:
     """Write what is asked for. Raises OutputError."""
-    picture = png(draw(report)) if plot or html else b""
     if plot:
-        write_file(plot, picture)
+        write_file(plot, png(draw(report)))
     if html:
-        write_file(html, page(report, full, picture).encode())
+        write_file(html, page(report, full).encode())

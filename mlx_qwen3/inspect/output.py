@@ -9,7 +9,8 @@ from ..table import EMPHASIS, Line, Table
 from .report import Report, place
 from .router import NONE, Router
 from .statistics import Statistics
-from .tables import forecast, tables, verdict_lines
+from .summary import forecast, verdict_lines
+from .tables import tables
 from .tensors import TensorRow, collapsed
 
 

@@ -1,49 +1,65 @@
-"""A report as one self-contained HTML page: it has no script and no link, and contains the picture as data."""
+"""A report as one HTML page for screens of any width, light or dark. It has no script and needs no other file."""
 
-from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
+from pathlib import Path
 
+from ..drawing import svg
 from ..table import Table
 from .output import headline
+from .pictures import MARKS, alone, panels
 from .report import Report
-from .tables import tables, verdict_lines
+from .summary import verdict_lines
+from .tables import tables
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 110rem; padding: 0 1rem; color: #1c1c1c }
-h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
-table { border-collapse: collapse; font: 13px/1.4 ui-monospace, monospace }
-th, td { padding: .15rem .7rem; text-align: right; white-space: nowrap } th { border-bottom: 2px solid #888 }
-th.text, td.text { text-align: left } tr:nth-child(even) { background: #f5f5f5 } tr.marked { background: #ffd9d9 }
-div { overflow-x: auto } img { max-width: 100% } p.note { margin: .3rem 0; max-width: 75rem }
-p.verdict { font-weight: 600; margin: .2rem 0 } p.fault { color: #c00000 }
-"""
+STYLE = Path(__file__).with_name("page.css")
 
 
-def page(report: Report, full: bool = False, picture: bytes | None = None) -> str:
-    """The tables of the report, and its picture if there is one."""
+def page(report: Report, full: bool = False) -> str:
+    """The verdict, the pictures and the tables of the report."""
     title = f"inspect {report.source}"
-    parts = [f"<h1>{escape(title)}</h1>"]
-    parts += [f"<p>{escape(line)}</p>" for line in headline(report).splitlines()]
-    kind = "verdict fault" if report.complaint else "verdict"
-    parts += [f'<p class="{kind}">{escape(line.text)}</p>' for line in verdict_lines(report)]
-    if picture is not None:
-        data = b64encode(picture).decode()
-        parts.append(f'<img alt="heat maps, attention map and residual stream" src="data:image/png;base64,{data}">')
-    parts += [_table(table) for table in tables(report, full)]
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(parts) + "\n</body></html>\n"
+    head = (
+        f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta name="color-scheme" content="light dark"><title>{escape(title)}</title>'
+        f"<style>\n{STYLE.read_text(encoding='utf-8')}</style>"
+    )
+    body = "\n".join(_body(report, full, title))
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
+
+
+def _body(report: Report, full: bool, title: str) -> Iterator[str]:
+    yield f"<header><h1>{escape(title)}</h1>"
+    yield from (f"<p>{escape(line)}</p>" for line in headline(report).splitlines())
+    yield "</header>\n<main>\n<section><h2>Verdict</h2>"
+    yield from (f'<p class="{line.style or "plain"}">{escape(line.text)}</p>' for line in verdict_lines(report))
+    yield "</section>\n<section><h2>Pictures</h2>"
+    yield f'<p class="note">{_legend()}</p>\n<div class="pictures">'
+    for panel in panels(report):
+        yield f"<figure><figcaption>{escape(panel.title)}</figcaption>\n{svg(alone(panel), panel.title)}</figure>"
+    yield "</div></section>"
+    yield from map(_table, tables(report, full))
+    yield "</main>"
+
+
+def _legend() -> str:
+    """What the marks in the heat maps mean."""
+    return " ".join(f'<span><i class="mark {name}"></i>{escape(words)}</span>' for name, words in MARKS.items())
 
 
 def _table(table: Table) -> str:
+    title = escape(table.title)
     header = f"<thead>{_row('th', table.columns, table)}</thead>"
-    rows = [_row("td", row, table, index in table.marked) for index, row in enumerate(table.rows)]
+    columns = [table.cells(index) for index in range(len(table.columns))]
+    rows = [_row("td", cells, table, index) for index, cells in enumerate(zip(*columns, strict=True))]
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in table.notes)
     body = "\n".join(rows)
-    return f"<h2>{escape(table.title)}</h2>\n<div><table>{header}<tbody>\n{body}\n</tbody></table></div>{notes}"
+    # With the keyboard, a box that scrolls needs the focus.
+    box = f'<div class="table" tabindex="0" role="region" aria-label="{title}">'
+    return f"<section><h2>{title}</h2>\n{box}<table>{header}<tbody>\n{body}\n</tbody></table></div>{notes}</section>"
 
 
-def _row(tag: str, cells: Sequence[str], table: Table, marked: bool = False) -> str:
+def _row(tag: str, cells: Sequence[str], table: Table, index: int | None = None) -> str:
     opening = [f'<{tag} class="text">' if side == "l" else f"<{tag}>" for side in table.align]
     content = "".join(f"{start}{escape(cell)}</{tag}>" for start, cell in zip(opening, cells, strict=True))
-    return f'<tr class="marked">{content}</tr>' if marked else f"<tr>{content}</tr>"
+    kind = ' class="marked"' if index in table.marked else ' class="unusual"' if index in table.unusual else ""
+    return f"<tr{kind}>{content}</tr>"

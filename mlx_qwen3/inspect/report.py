@@ -36,7 +36,7 @@ from .options import Options, check_options
 from .router import judge_router
 from .rules import ABNORMAL, Rules, Verdict, judge, load_rules, typical, units
 from .tensors import TensorRow, read_rows
-from .tokens import Prompts, Reply, prompts_for, reply_to
+from .tokens import Prompts, Reply, prompts_for, reply_to, token_texts
 
 # What `--against` can compare with besides another SOURCE; both use the weights of the same folder.
 PEERS: dict[str, Callable[[Checkpoint, mx.array], Iterator[LayerSteps]]] = {
@@ -77,6 +77,7 @@ class Report:
     dtype: str
     device: str
     tokens: str  # what went through the model, in words
+    texts: tuple[str, ...]  # of the S tokens of the first row; empty without a tokenizer
     reply: Reply | None  # before and after the decode step that is shown
     rows: tuple[TensorRow, ...]
     numbers: Numbers
@@ -160,6 +161,7 @@ def inspect(source: str | Path, options: Options) -> Report:
         dtype=dtype_name(model.norm.weight.dtype),
         device=str(mx.default_device().type).removeprefix("DeviceType."),
         tokens=_words(prompts, reply),
+        texts=token_texts(prompts, reply),
         reply=reply,
         rows=tuple(rows),
         numbers=numbers,

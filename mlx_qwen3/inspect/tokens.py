@@ -82,6 +82,22 @@ def reply_to(model: Qwen3, prompts: Prompts, options: Options) -> Reply:
     return Reply([row[:count] for row in rows], [row[count] for row in rows])
 
 
+def token_texts(prompts: Prompts, reply: Reply | None) -> tuple[str, ...]:
+    """The text of each token of the first row, or the bytes of a part of a character. Empty without a tokenizer."""
+    if prompts.tokenizer is None:
+        return ()
+    ids: list[list[int]] = prompts.ids.tolist()  # type: ignore[assignment]
+    tokens = ids[0] + (reply.tokens[0] if reply else [])
+    return tuple(_readable(prompts.tokenizer.token_bytes(token)) for token in tokens)
+
+
+def _readable(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "".join(f"\\x{byte:02x}" for byte in data)
+
+
 def _generated(model: Qwen3, prompt: list[int], tokenizer: Tokenizer, options: Options, count: int) -> list[int]:
     seed = SEED if options.seed is None else options.seed
     sampling = default_sampling(tokenizer, temperature=options.temperature, seed=seed)
