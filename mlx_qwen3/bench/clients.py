@@ -5,7 +5,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -19,6 +19,10 @@ PATIENCE = 600  # seconds that a client waits for the next bytes
 CHUNK = 1 << 16  # bytes of one read
 ATTEMPTS, PAUSE = 20, 0.02  # a connection that is reset before an answer is tried again, after a pause in seconds
 Piece = tuple[float, bytes]  # when it came, and what
+
+
+class NoText(BenchError):
+    """A reply whose tokens show nothing, so that nobody can tell when the first one came."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,7 @@ def _answer(sent: float, ended: float, found: Sequence[tuple[float, str]], left:
                 times.append(when)
             thought, content = thought + thinking, content + said
     if not times:
-        raise BenchError("a reply has no text")
+        raise NoText("a reply has no text")
     details = usage.get("prompt_tokens_details") or {}
     counts = [usage.get("completion_tokens", 0), usage.get("prompt_tokens", 0), details.get("cached_tokens") or 0]
     # One server sends the line feeds around the thinking, the other does not.
@@ -127,7 +131,9 @@ def _answer(sent: float, ended: float, found: Sequence[tuple[float, str]], left:
     return Answer(sent, ended, tuple(times), thought, content, *counts)
 
 
-def crowd(port: int, clients: Sequence[Client], longest: int) -> list[list[Answer]]:
+def crowd(
+    port: int, clients: Sequence[Client], longest: int, bias: Mapping[int, float] | None = None
+) -> list[list[Answer]]:
     """All clients at once, each in a thread; a client asks again when it has its reply. The replies by client.
 
     Their connections are opened before, one after the other. A server whose queue of connections holds only 5, as that
@@ -140,7 +146,7 @@ def crowd(port: int, clients: Sequence[Client], longest: int) -> list[list[Answe
         answers = []
         together.wait()
         for (messages, tokens), connection in zip(client.requests(longest), opened[client], strict=True):
-            answers.append(ask(port, body(messages, tokens), opened=connection))
+            answers.append(ask(port, body(messages, tokens, bias), opened=connection))
             client.hear(answers[-1].content)
         return answers
 

@@ -4,9 +4,11 @@ The questions are such as the demo can answer. Each run has texts of its own, so
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from ..text.tokenizer import Tokenizer
 
 Messages = list[dict[str, str]]
 Count = Callable[[str], int]  # the tokens of a text
@@ -28,6 +30,7 @@ class Mix:
 
 MIXES = (Mix("chat", turns=3), Mix("agents", turns=3, prefix=1000, remembers=True))
 ARRIVAL = 2000  # tokens of the prompt that arrives while a reply runs
+WORD_BIAS, NEVER = 50.0, -100.0  # added to logits: a random model has some of 15, and none of 50
 SHARES = (1.0, 0.5, 0.75)  # of the longest reply, for one request after the other: rows end at different times
 
 
@@ -92,8 +95,8 @@ def filler(run: str, tokens: int, count: Count) -> str:
     return "".join(lines)
 
 
-def body(messages: Messages, tokens: int, without: frozenset[int] = frozenset()) -> dict[str, Any]:
-    """A request for a greedy stream. `without`: ids that the reply must not have, such as the end token."""
+def body(messages: Messages, tokens: int, bias: Mapping[int, float] | None = None) -> dict[str, Any]:
+    """A request for a greedy stream. `bias`: what is added to the logits of single ids."""
     plain = {
         "messages": messages,
         "max_tokens": tokens,
@@ -101,4 +104,10 @@ def body(messages: Messages, tokens: int, without: frozenset[int] = frozenset())
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    return {**plain, "logit_bias": {str(token): -100 for token in sorted(without)}} if without else plain
+    return {**plain, "logit_bias": {str(token): bias[token] for token in sorted(bias)}} if bias else plain
+
+
+def words_only(tokenizer: Tokenizer) -> dict[int, float]:
+    """A bias to tokens that are words by themselves, for a model whose replies show no text."""
+    ids = [tokenizer.encode(f" {word}") for word in WORDS]
+    return {one[0]: WORD_BIAS for one in ids if len(one) == 1}

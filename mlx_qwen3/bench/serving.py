@@ -14,8 +14,8 @@ from ..files.hub import resolve
 from ..progress import Progress, Stage, silent
 from ..text.tokenizer import Tokenizer
 from . import machine, prompts, servers
-from .clients import Answer, crowd, disturbed
-from .mixes import ARRIVAL, MIXES, Mix, body, clients, filler, longest_prompt, question
+from .clients import Answer, NoText, ask, crowd, disturbed
+from .mixes import ARRIVAL, MIXES, NEVER, Mix, body, clients, filler, longest_prompt, question, words_only
 from .options import OURS, Contestant, Options, contestants, parse_names, parse_numbers
 from .servers import Server
 from .serving_report import Arrival, Load, Report, Row, Serving
@@ -79,11 +79,14 @@ class Measurement:
         self._report, self._progress = report, progress
         self._options, self._clients = report.serving.options, report.serving.clients
         self._pairs = list(zip(report.rows, running, strict=True))
-        self._stop_ids = tokenizer.stop_ids
+        self._tokenizer = tokenizer
+        self._bias: dict[int, float] = {}  # of every request
         self._count = lambda text: len(tokenizer.encode(text))
 
     def run(self) -> None:
         """Everything in turns, A B A B. The first runs, which are not counted, warm up every number of rows."""
+        self._report.words_only = not all(self._shows_text(server) for _, server in self._pairs)
+        self._bias = words_only(self._tokenizer) if self._report.words_only else {}
         for number in self._clients:
             self._turn(f"warm-up {number}", MIXES[0], number, WARM_UP, counted=False)
         for repeat in range(self._options.repeat):
@@ -92,12 +95,22 @@ class Measurement:
                     self._turn(f"{mix.name} {repeat} {number}", mix, number, self._options.generate)
             self._arrivals(f"arrival {repeat}")
 
+    def _shows_text(self, server: Server) -> bool:
+        """Whether at least every second token of a reply shows text. Random weights may repeat one that shows none."""
+        asked = body([{"role": "user", "content": question(random.Random(server.name))}], WARM_UP)
+        try:
+            with _named(server):
+                answer = ask(server.port, asked)
+        except NoText:
+            return False
+        return 2 * len(answer.pieces) >= answer.tokens
+
     def _turn(self, name: str, mix: Mix, number: int, longest: int, counted: bool = True) -> None:
         stage = Stage(f"{mix.name}, {number} clients", len(self._pairs), "runs")
         for row, server in self._pairs:
             prompts.settle()
             with _named(server):
-                answers = crowd(server.port, clients(mix, name, number, self._count), longest)
+                answers = crowd(server.port, clients(mix, name, number, self._count), longest, self._bias)
             if counted:
                 row.loads.append(_load(mix.name, number, [answer for client in answers for answer in client]))
             self._progress(stage, 1)
@@ -106,12 +119,11 @@ class Measurement:
         stage = Stage(f"a prompt of {ARRIVAL} tokens", len(self._pairs), "runs")
         long = [{"role": "user", "content": filler(name, ARRIVAL, self._count)}]
         short = [{"role": "user", "content": question(random.Random(name))}]
+        bias = {**self._bias, **dict.fromkeys(self._tokenizer.stop_ids, NEVER)}
         for row, server in self._pairs:
             prompts.settle()
             with _named(server):
-                gaps, answer = disturbed(
-                    server.port, body(short, RUNNING, self._stop_ids), body(long, WARM_UP, self._stop_ids), SETTLED
-                )
+                gaps, answer = disturbed(server.port, body(short, RUNNING, bias), body(long, WARM_UP, bias), SETTLED)
             row.arrivals.append(Arrival(gaps, answer.first_s, answer.prompt_tokens))
             self._progress(stage, 1)
 
@@ -136,4 +148,4 @@ def _named(server: Server) -> Iterator[None]:
     try:
         yield
     except BenchError as error:
-        raise BenchError(f"{server.name}: {error}; the server's last words: {server.last_words()}") from None
+        raise type(error)(f"{server.name}: {error}; the server's last words: {server.last_words()}") from None

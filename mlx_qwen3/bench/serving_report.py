@@ -80,6 +80,7 @@ class Report:
     config: Qwen3Config
     machine: dict[str, str]
     rows: list[Row]
+    words_only: bool = False  # the replies were bound to some words, because the model's own show no text
 
     @property
     def ours(self) -> Row:

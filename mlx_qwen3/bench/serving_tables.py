@@ -26,6 +26,9 @@ LEGEND = (
 )
 
 
+WORDS_ONLY = "This model's own replies show no text, so `logit_bias` bound all replies to some words."
+
+
 def render_serving(report: Report) -> str:
     """What ran; a table for each mix; one for the prompt that arrives; how the replies compare."""
     blocks = [_heading(report)]
@@ -41,7 +44,9 @@ def write_serving(report: Report, file: Path) -> None:
 
 def serving_json(report: Report) -> dict[str, Any]:
     servers = [{**asdict(row), "summary": _summary(report, row)} for row in report.rows]
-    return document(FORMAT, report.serving, report.config, report.machine, servers=servers)
+    return document(
+        FORMAT, report.serving, report.config, report.machine, servers=servers, words_only=report.words_only
+    )
 
 
 def _summary(report: Report, row: Row) -> list[dict[str, Any]]:
@@ -79,6 +84,7 @@ def _heading(report: Report) -> str:
             f"{o.generate} tokens, greedy, streamed; {o.repeat} repeats.",
             f"{m['chip']}; {m['backend']}; {m['os']}; {libraries}.",
             f"{servers}.",
+            *([WORDS_ONLY] if report.words_only else []),
             LEGEND,
         ]
     )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlx_qwen3.bench.mixes import MIXES, body, clients, filler, longest_prompt
+from mlx_qwen3.bench.mixes import MIXES, WORDS, body, clients, filler, longest_prompt, words_only
 
 CHAT, AGENTS = MIXES
 
@@ -45,7 +45,16 @@ def test_filler_is_as_long_as_asked(tokens):
 
 
 def test_a_request():
-    asked = body([], 5, frozenset({9, 2}))
+    asked = body([], 5, {9: -100, 2: 50})
     assert (asked["temperature"], asked["stream"], asked["max_tokens"]) == (0, True, 5)
-    assert asked["logit_bias"] == {"2": -100, "9": -100}
+    assert asked["logit_bias"] == {"2": 50, "9": -100}
     assert "logit_bias" not in body([], 5)
+
+
+def test_words_are_tokens_that_show_text():
+    class Tokenizer:
+        def encode(self, text):
+            return [ord(text[1])] if text in (" river", " stone") else [1, 2]
+
+    assert {"river", "stone"} < set(WORDS)
+    assert words_only(Tokenizer()) == {ord("r"): 50.0, ord("s"): 50.0}

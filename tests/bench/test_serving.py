@@ -116,3 +116,37 @@ def test_real_servers_say_the_same(capsys, small):
         )
         assert (equal, total, tokens) == (str(replies), str(replies), ours)
     assert len(table(out, "A running reply")) == 2
+
+
+@pytest.mark.parametrize("silent", ["all", "until the end"])
+def test_a_model_that_shows_no_text_is_bound_to_words(monkeypatch, capsys, tmp_path, small, silent):
+    """Random weights may repeat a line feed: without a bias there is no piece that tells when the first token came."""
+    made = []
+
+    def words(request):
+        if not any(value > 0 for value in request.get("logit_bias", {}).values()):
+            yield chunk("" if silent == "all" else "\n" * request["max_tokens"])
+            yield usage(request["max_tokens"], 1)
+            yield "[DONE]"
+        else:
+            yield from echo(request)
+
+    replies = iter([words, echo])
+    monkeypatch.setattr(
+        serving, "Server", lambda entry, folder, rows: made.append(Stub(next(replies), name=entry.name)) or made[-1]
+    )
+    code, (out, _) = measured(capsys, "--json", tmp_path / "s.json")
+    assert code == 0
+    assert "bound all replies to some words" in out
+    assert json.loads((tmp_path / "s.json").read_text())["words_only"] is True
+    for server in made:
+        assert all(request["logit_bias"] for request in server.requests[1:])
+        assert sum(min(request["logit_bias"].values()) == -100 for request in server.requests[1:]) == 4  # of arrivals
+
+
+def test_a_model_that_shows_text_is_free(monkeypatch, capsys, tmp_path, small):
+    stubs(monkeypatch, echo, echo)
+    code, (out, _) = measured(capsys, "--json", tmp_path / "s.json")
+    assert code == 0
+    assert "bound all replies" not in out
+    assert json.loads((tmp_path / "s.json").read_text())["words_only"] is False
