@@ -86,15 +86,20 @@ def load(
     dtype: str | None = None,
     memory: int | str | None = None,
     adapters: Sequence[str | Path] = (),
+    weights: str | None = None,
 ) -> "tuple[Qwen3, Tokenizer]":
     """Model and tokenizer of a folder, a Hub id, "demo" or "demo-moe".
 
     `dtype`: bf16, fp16 or fp32; the default is the checkpoint's on a GPU and float32 on a CPU.
     `memory`: what the weights may take at most, in bytes or as a text such as 12GB; by default what the machine allows.
     `adapters`: each a folder or Hub id of a PEFT or mlx-lm adapter, or FOLDER=SCALE.
+    `weights`: of a quantized model, "packed" or "unpacked" in memory. The default is packed on a GPU. A CPU with a fast
+    BLAS multiplies unpacked weights several times faster, so there it is unpacked if that leaves a quarter of `memory`
+    free.
     Raises a subclass of Qwen3Error that names what is wrong and the remedy.
     """
-    from .engine.memory import budget_bytes, check_checkpoint
+    from .engine import weights as forms
+    from .engine.memory import budget_bytes
     from .files.adapters import open_adapter
     from .files.checkpoint import Checkpoint
     from .files.hub import resolve
@@ -104,8 +109,10 @@ def load(
     blas.check()
     checkpoint = Checkpoint(resolve(source))
     opened = [open_adapter(adapter, checkpoint.config) for adapter in adapters]
-    check_checkpoint(checkpoint, dtype, budget_bytes(memory), adapters=opened)
-    return load_model(checkpoint, dtype, opened), Tokenizer(checkpoint)
+    budget = budget_bytes(memory)
+    chosen = forms.choose([checkpoint], dtype, weights, budget, adapters=opened)
+    forms.check(chosen, budget)
+    return load_model(checkpoint, dtype, opened, chosen[0].unpack), Tokenizer(checkpoint)
 
 
 def __getattr__(name: str) -> Any:

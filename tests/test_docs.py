@@ -137,7 +137,7 @@ def test_the_memory_of_models_is_that_of_the_budget(tmp_path):
         patch.setattr("docs.models.HEAD_DIM", 96)
         # The demo's head_dim of 96 is no multiple of 64. So its groups are of 32, with 1 bit for each value.
         for bits, stored in {None: 16, 8: 9, 4: 5}.items():
-            costs = Costs(model, bits)
+            costs = Costs.of(model, bits)
             assert costs.weights == demo.weight_bytes(16)
             assert costs.cache(1, 1024) == demo.cache_bytes(1024) * stored / 16
 

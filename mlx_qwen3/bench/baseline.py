@@ -24,6 +24,7 @@ SETTINGS = {
     "dtype": "--dtype",
     "same_blas": "--same-blas",
     "rows": "--rows",
+    "weights": "--weights",
 }
 
 

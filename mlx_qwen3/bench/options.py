@@ -5,6 +5,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from .. import blas
+from ..engine.memory import default_budget
+from ..engine.weights import choose
 from ..errors import UsageError
 from ..files.checkpoint import Checkpoint
 from ..files.config import Qwen3Config
@@ -44,6 +46,7 @@ FORMS = {
 }
 
 
+WEIGHTS = ("packed", "unpacked")  # in memory, of this package
 MOST_ROWS = 32  # that one step of any contestant computes; more would wait for others
 DEFAULT_PEERS = ("transformers", "mlx-lm")
 
@@ -64,6 +67,7 @@ class Options:
     same_blas: bool = False
     reference: bool = True
     rows: tuple[int, ...] = ()
+    weights: str | None = None  # of this package, see `mlx_qwen3.load`
 
     def __post_init__(self) -> None:
         """Raises UsageError."""
@@ -91,6 +95,7 @@ class Contestant:
     kind: Kind
     dtype: str | None  # None: its own default
     blas: str = ""  # a library to load first
+    weights: str | None = None  # packed or unpacked: of this package alone
 
     @property
     def dtype_name(self) -> str | None:
@@ -112,21 +117,24 @@ def contestants(options: Options, checkpoint: Checkpoint) -> list[Contestant]:
     found = [_contestant(name, options) for name in names]
     for contestant in found:
         _check(contestant, form)
+        if contestant.weights:
+            choose([checkpoint], None, contestant.weights, default_budget())
     return found
 
 
 def _contestant(name: str, options: Options) -> Contestant:
-    base, _, dtype = name.partition(":")
+    base, _, choice = name.partition(":")
     if base not in KINDS:
         raise UsageError(f"--against has {base!r}; expected some of {', '.join(KINDS)}")
-    kind = KINDS[base]
-    if ":" in name and (dtype not in DTYPES or not kind.any_dtype):
-        allowed = f"one of {', '.join(DTYPES)} after the colon" if kind.any_dtype else "no dtype: it is float32"
+    kind, forms = KINDS[base], WEIGHTS if base == OURS else ()
+    if ":" in name and choice not in ((*DTYPES, *forms) if kind.any_dtype else ()):
+        known = f"one of {', '.join((*DTYPES, *forms))} after the colon"
+        allowed = known if kind.any_dtype else "no dtype: it is float32"
         raise UsageError(f"--against has {name!r}; {base} takes {allowed}")
-    chosen = dtype or (options.dtype if options.dtype != DEFAULT else None)
-    return Contestant(
-        name, kind, chosen if kind.any_dtype else None, blas.in_use or "" if options.same_blas and base != OURS else ""
-    )
+    weights = (choice if choice in forms else options.weights) if base == OURS else None
+    dtype = (choice if choice in DTYPES else "") or (options.dtype if options.dtype != DEFAULT else None)
+    library = blas.in_use or "" if options.same_blas and base != OURS else ""
+    return Contestant(name, kind, dtype if kind.any_dtype else None, library, weights)
 
 
 def _check(contestant: Contestant, form: str) -> None:

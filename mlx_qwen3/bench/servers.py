@@ -37,7 +37,8 @@ class Kind:
 
 def _ours(contestant: Contestant, rows: int) -> list[str]:
     dtype = ["--dtype", contestant.dtype] if contestant.dtype else []
-    return ["serve", "--rows", str(rows), "--queue", str(4 * rows), *dtype]
+    weights = ["--weights", contestant.weights] if contestant.weights else []
+    return ["serve", "--rows", str(rows), "--queue", str(4 * rows), *dtype, *weights]
 
 
 def _mlx_lm(contestant: Contestant, rows: int) -> list[str]:

@@ -66,7 +66,8 @@ def _start(
         for index, entry in enumerate(entries):
             with ExitStack() as until_loaded:
                 worker = (stack if last else until_loaded).enter_context(Worker(entry))
-                loaded = worker.ask("load", folder=str(folder.absolute()), dtype=entry.dtype_name)
+                more = {"weights": entry.weights} if entry.weights else {}
+                loaded = worker.ask("load", folder=str(folder.absolute()), dtype=entry.dtype_name, **more)
             times[index].append((worker.startup_s, loaded.pop("seconds")))
             if last:
                 startup, load = (list(values) for values in zip(*times[index], strict=True))

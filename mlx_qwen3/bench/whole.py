@@ -34,6 +34,7 @@ def run(contestant: Contestant, folder: Path) -> tuple[float, int]:
     name = next(name for name, kind in KINDS.items() if kind is contestant.kind)
     arguments, count = COMMANDS[name]
     dtype = ["--dtype", contestant.dtype] if contestant.dtype else []
+    dtype += ["--weights", contestant.weights] if contestant.weights else []
     began = time.perf_counter()
     result = _run([sys.executable, "-P", *arguments, str(folder.absolute()), *dtype])
     seconds = time.perf_counter() - began

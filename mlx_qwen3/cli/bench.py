@@ -7,6 +7,7 @@ import click
 from click.core import ParameterSource
 
 from ..errors import UsageError
+from .options import WEIGHTS
 from .progress import Bar
 from .terminal import show
 
@@ -18,8 +19,9 @@ NOT_WITH_SERVE = ("prompt_tokens", "rows", "no_reference", "roofline", "plot", "
 @click.option(
     "--against",
     metavar="NAMES",
-    help="Some of transformers, reference, mlx-lm, separated by commas; name:fp32 sets a dtype. Default: transformers,"
-    "mlx-lm, if they are installed and can read SOURCE.",
+    help="Some of transformers, reference, mlx-lm, separated by commas; name:fp32 sets a dtype. mlx-qwen3:packed and "
+    "mlx-qwen3:unpacked measure this package once more. Default: transformers,mlx-lm, if they are installed and can "
+    "read SOURCE.",
 )
 @click.option(
     "--prompt-tokens", default="16,512,2048", show_default=True, metavar="L,L", help="Lengths of the prompts."
@@ -43,6 +45,7 @@ NOT_WITH_SERVE = ("prompt_tokens", "rows", "no_reference", "roofline", "plot", "
 @click.option(
     "--dtype", default="default", show_default=True, help="bf16, fp16, fp32, or default: each program's own default."
 )
+@WEIGHTS
 @click.option("--same-blas", is_flag=True, help="Give the others the BLAS that this package loaded.")
 @click.option(
     "--no-reference", is_flag=True, help="Leave out reference.py, which by default runs if transformers does."

@@ -97,7 +97,7 @@ def command(
     request = _request(opened, {"system": system, "user": text, "assistant": prefill}, raw, of_reply, sampling)
     if prompt_cache is not None:
         check_file(prompt_cache)
-    models, printer = opened.load(), None if as_json else Printer()
+    models, printer = opened.load([request]), None if as_json else Printer()
     with interrupt.postponed() as interrupted:  # Ctrl-C ends the reply, and what there is of it is complete
         result = _reply(opened, models, request, prompt_cache, printer, interrupted)
         if as_json:

@@ -55,7 +55,10 @@ def command(
     html: Path | None,
     **options: Any,
 ) -> None:
-    """Show what flows through the model SOURCE: weights, shapes, numbers, and whether they are healthy."""
+    """Show what flows through the model SOURCE: weights, shapes, numbers, and whether they are healthy.
+
+    Packed weights stay packed, as with `generate --weights packed`.
+    """
     from .. import inspect
 
     inspect.check_files(plot, html)

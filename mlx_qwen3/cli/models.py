@@ -1,6 +1,6 @@
 """Opens the model of a command in two steps: first the checks that need no weights, then the weights."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .options import ModelOptions
@@ -9,6 +9,7 @@ from .terminal import say
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
+    from ..engine.request import Request
     from ..model.qwen3 import Qwen3
 
 
@@ -34,24 +35,44 @@ class Opened:
         if self._draft:
             check_draft(self._draft, self.tokenizer)
 
-    def load(self) -> "tuple[Qwen3, Qwen3 | None]":
-        """The model and the draft model. If the weights do not fit, raises MemoryBudgetError before it reads them."""
-        from ..engine.memory import budget_bytes, check_checkpoint, set_limits
-        from ..model import load as loading
+    def load(self, requests: "Sequence[Request]" = ()) -> "tuple[Qwen3, Qwen3 | None]":
+        """The model and the draft model, as they serve these requests.
 
-        dtype, budget = self.options.dtype, budget_bytes(self.options.memory)
-        check_checkpoint(self.checkpoint, dtype, budget, self._draft, self._adapters)
+        If the weights do not fit, raises MemoryBudgetError before it reads them.
+        """
+        from ..engine import weights
+        from ..engine.memory import budget_bytes, set_limits
+        from ..model.load import load_model
+
+        options, budget = self.options, budget_bytes(self.options.memory)
+        checkpoints = [self.checkpoint, *([self._draft] if self._draft else [])]
+        room = self._room(requests)
+        chosen = weights.choose(checkpoints, options.dtype, options.weights, budget, room, self._adapters)
+        weights.check(chosen, budget, "the weights of both models" if self._draft else "the weights")
+        for note in dict.fromkeys(one.note for one in chosen if one.note):
+            say(f"note: {note}")
         set_limits(budget)
-        model = loading.load_model(self.checkpoint, dtype, self._adapters)
-        draft = loading.load_model(self._draft, dtype) if self._draft else None
+        model = load_model(self.checkpoint, options.dtype, self._adapters, chosen[0].unpack)
+        draft = load_model(self._draft, options.dtype, unpack=chosen[1].unpack) if self._draft else None
         _advise(model, draft)
         return model, draft
 
-    def engine(self, **limits: Any) -> "Engine":
-        """Load the model into an engine. `limits` are further options of Engine."""
+    def _room(self, requests: "Sequence[Request]") -> int:
+        """The bytes that the largest request takes beside the weights."""
+        from ..engine.memory import Costs, Memory
+        from ..model.load import compute_dtype
+
+        dtype, kv_bits = self.options.dtype, self.options.kv_bits
+        draft = Costs(self._draft.config, compute_dtype(self._draft, dtype)) if self._draft else None
+        memory = Memory(Costs(self.config, compute_dtype(self.checkpoint, dtype), kv_bits), draft=draft)
+        sizes = ((len(request.ids), 1 if request.open_ended else request.max_tokens) for request in requests)
+        return max((memory.row(prompt, tokens) for prompt, tokens in sizes), default=0)
+
+    def engine(self, requests: "Sequence[Request]" = (), **limits: Any) -> "Engine":
+        """Load the model into an engine, as it serves these requests. `limits` are further options of Engine."""
         from ..engine.engine import Engine
 
-        model, draft = self.load()
+        model, draft = self.load(requests)
         return Engine(model, self.tokenizer, draft=draft, **self._engine_options(), **limits)
 
     def _engine_options(self) -> Mapping[str, Any]:

@@ -110,7 +110,14 @@ DRAFTS = (
         help="Guess tokens from the text so far. Default: while that is faster. It changes no token.",
     ),
 )
+WEIGHTS = click.option(
+    "--weights",
+    type=click.Choice(["packed", "unpacked"]),
+    metavar="packed|unpacked",
+    help="Of a quantized model, in memory. Default: packed; on a CPU with a fast BLAS unpacked, if they fit.",
+)
 MEMORY = (
+    WEIGHTS,
     click.option(
         "--memory",
         callback=filled,
@@ -135,6 +142,7 @@ class ModelOptions:
 
     source: str | None
     dtype: str | None
+    weights: str | None
     memory: int | None
     cache_dir: str | None
     kv_bits: int | None

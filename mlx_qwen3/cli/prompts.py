@@ -56,7 +56,7 @@ def run_prompts(
     check_line_guesses(lines, name, options.draft, options.lookup)
     opened = Opened(options, "--model ")
     requests = prepare_lines(lines, name, opened.config, opened.tokenizer)
-    engine = opened.engine(max_rows=rows or DEFAULT_ROWS)
+    engine = opened.engine(requests, max_rows=rows or DEFAULT_ROWS)
     began, tokens, failed = time.monotonic(), 0, 0
     stage = Stage("replies", len(lines), "prompts")
     # A bar on the terminal that the lines go to would stand among them.

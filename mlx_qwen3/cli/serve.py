@@ -14,7 +14,7 @@ import click
 from .. import interrupt
 from ..errors import Qwen3Warning, UsageError
 from ..table import escape
-from .options import DTYPE
+from .options import DTYPE, WEIGHTS
 from .source import default_source
 from .terminal import say
 
@@ -49,6 +49,7 @@ UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 @click.option("--timeout", default="10m", show_default=True, metavar="TIME", help="For a whole reply.")
 @click.option("--drain", default="30s", show_default=True, metavar="TIME", help="For replies under way at the end.")
 @click.option("--max-body", default="16MB", show_default=True, metavar="SIZE", help="Of a request.")
+@WEIGHTS
 @click.option("--memory", metavar="SIZE", help="Take at most so much, such as 12GB. Default: what the machine allows.")
 @click.option("--cache-dir", metavar="DIR", help="Keep keys and values here, for later prompts that begin alike.")
 @click.option("--kv-bits", type=int, metavar="8|4", help="Store keys and values in so many bits. Default: as computed.")

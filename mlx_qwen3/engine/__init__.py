@@ -14,4 +14,5 @@ __all__ = [
     "scheduler",
     "specs",
     "threads",
+    "weights",
 ]

@@ -10,15 +10,11 @@ from pathlib import Path
 import mlx.core as mx
 
 from ..errors import MemoryBudgetError, warn
-from ..files.adapters import Adapter
-from ..files.checkpoint import Checkpoint
 from ..files.config import Qwen3Config
-from ..files.dtypes import FLOATS
-from ..files.sizes import bytes_of
+from ..files.sizes import bytes_of, gigabytes
 from ..model import kernels
 from ..model.cache import AT_ONCE, rounded
 from ..model.kv_format import kv_format
-from ..model.load import compute_dtype
 from ..model.qwen3 import Qwen3
 from .batch import SIZES, Batch
 from .rows import Row
@@ -81,40 +77,17 @@ def set_limits(budget: int) -> None:
         mx.set_cache_limit(int(CACHE_SHARE * budget))
 
 
-def loaded_bytes(checkpoint: Checkpoint, dtype: str | mx.Dtype | None = None) -> int:
-    """The bytes of the weights once they are loaded, from the headers of the files."""
-    compute = compute_dtype(checkpoint, dtype)
-    leaves = [leaf for part in checkpoint.parts.values() for leaf in part.leaves.values()]
-    return sum(
-        leaf.nbytes // leaf.dtype.size * compute.size if leaf.dtype in FLOATS else leaf.nbytes for leaf in leaves
-    )
-
-
-def check_checkpoint(
-    checkpoint: Checkpoint,
-    dtype: str | mx.Dtype | None,
-    budget: int,
-    draft: Checkpoint | None = None,
-    adapters: Sequence[Adapter] = (),
-) -> None:
-    """Raises MemoryBudgetError, before any weight is read, if the weights do not fit the budget."""
-    need = loaded_bytes(checkpoint, dtype) + (loaded_bytes(draft, dtype) if draft else 0)
-    need += sum(adapter.nbytes(checkpoint.config, compute_dtype(checkpoint, dtype)) for adapter in adapters)
-    if need > budget:
-        raise MemoryBudgetError(
-            f"the weights {'of both models ' if draft else ''}take {gigabytes(need)} and the memory budget is "
-            f"{gigabytes(budget)}; use fewer bits (convert --quantize affine4) or a larger --memory"
-        )
-
-
 class Costs:
-    """What one model takes, in bytes."""
+    """What one model takes, in bytes; `weights` are those of its weights."""
 
-    def __init__(self, model: Qwen3, kv_bits: int | None = None):
-        config, dtype = model.config, model.norm.weight.dtype
+    def __init__(self, config: Qwen3Config, dtype: mx.Dtype, kv_bits: int | None = None, weights: int = 0):
         self._config, self._size, self._packed = config, dtype.size, kv_bits is not None
-        self.weights = model.nbytes
+        self.weights = weights
         self._slot = _slot_bytes(config, dtype, kv_bits)
+
+    @classmethod
+    def of(cls, model: Qwen3, kv_bits: int | None = None) -> "Costs":
+        return cls(model.config, model.norm.weight.dtype, kv_bits, model.nbytes)
 
     def cache(self, slots: int, tokens: int) -> int:
         """Of a batch whose longest row has this many tokens."""
@@ -150,17 +123,18 @@ class Memory:
 
     def __init__(
         self,
-        model: Qwen3,
+        model: Qwen3 | Costs,
         budget: int | str | None = None,
         max_rows: int = 1,
         kv_bits: int | None = None,
-        draft: Qwen3 | None = None,
+        draft: Qwen3 | Costs | None = None,
     ):
         """`budget` is in bytes or a text, see `budget_bytes`. With a draft model, each row also has a cache for it."""
         self.budget = budget_bytes(budget)
         self._max_rows = max_rows
-        self._model = Costs(model, kv_bits)
-        self._draft = Costs(draft) if draft else None
+        self._model = model if isinstance(model, Costs) else Costs.of(model, kv_bits)
+        self._draft = Costs.of(draft) if isinstance(draft, Qwen3) else draft
+        self._unpacked = any(isinstance(one, Qwen3) and one.unpacked for one in (model, draft))
         self.weights = self._model.weights + (self._draft.weights if self._draft else 0)
 
     def row(self, prompt: int, tokens: int) -> int:
@@ -238,8 +212,8 @@ class Memory:
         if (need := self.row(prompt, least)) > self.budget:
             raise MemoryBudgetError(
                 f"a prompt of {prompt} tokens and a reply of {least} need {gigabytes(need)} with the weights, and the "
-                f"memory budget is {gigabytes(self.budget)}; make the prompt or max_tokens smaller, use kv_bits, or a "
-                "larger memory budget"
+                f"memory budget is {gigabytes(self.budget)}; make the prompt or max_tokens smaller, use kv_bits, "
+                f"{'packed weights, ' if self._unpacked else ''}or a larger memory budget"
             )
         if not open_ended:
             return max_tokens
@@ -258,10 +232,6 @@ class Memory:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if self.row(prompt, middle) <= budget else (low, middle - 1)
         return low
-
-
-def gigabytes(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 10**8 else f"{count / 1e6:.2f} MB"
 
 
 def _left(batch: Batch, soon: int) -> int:

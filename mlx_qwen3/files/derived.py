@@ -6,6 +6,7 @@ row. Only as much is computed as is read.
 
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,21 +14,27 @@ import mlx.core as mx
 import numpy as np
 
 from .dtypes import NAMES
-from .headers import CHUNK, Buffer, Piece, StoredTensor
+from .headers import CHUNK, READERS, Buffer, Piece, StoredTensor
 
 BLOCK_BYTES = 1 << 19  # computed at a time: it stays in a processor's second-level cache
+FILLED_BYTES = 1 << 22  # of threads, which take turns in Python: fewer and larger blocks
 Rows = Callable[[int, int], np.ndarray]  # (first row, number of rows) -> their values
+Fill = Callable[[int, int, memoryview], None]  # (first row, number of rows, the bytes of their values)
 
 
 @dataclass(frozen=True)
 class Derivation:
-    """How a tensor is computed. `made` and `note` are for the certificate of a conversion."""
+    """How a tensor is computed. `made` and `note` are for the certificate of a conversion.
+
+    fill: as `rows`, but it writes the values to memory that it is given, and several threads may call it at once.
+    """
 
     rows: Rows  # gives values of the tensor's dtype
     sources: tuple[str, ...]  # names in the files
     kept: mx.Dtype  # the dtype that a conversion gives it if none was asked for
     made: str
     note: str = ""
+    fill: Fill | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +78,23 @@ class DerivedTensor(StoredTensor):
 
     def pieces(self, target: memoryview) -> list[Piece]:
         """Fills `target` at once: nothing is left to read."""
-        done = 0
-        for block in self.row_blocks(BLOCK_BYTES):
-            first = block.start // (block.nbytes // block.shape[0])
-            rows = self.derivation.rows(first, block.shape[0])
-            target[done : done + block.nbytes] = rows.reshape(-1).view(np.uint8).data
-            done += block.nbytes
+        width = self.nbytes // self.shape[0]  # bytes of a row
+        rows, fill = self.derivation.rows, self.derivation.fill
+
+        def make(block: StoredTensor) -> None:
+            first, done = block.start // width, block.start - self.start
+            part = target[done : done + block.nbytes]
+            if fill:
+                fill(first, block.shape[0], part)
+            else:
+                part[:] = rows(first, block.shape[0]).reshape(-1).view(np.uint8).data
+
+        if fill:
+            with ThreadPoolExecutor(READERS) as pool:
+                list(pool.map(make, self.row_blocks(FILLED_BYTES)))
+        else:
+            for block in self.row_blocks(BLOCK_BYTES):
+                make(block)
         return []
 
 

@@ -14,13 +14,16 @@ from .headers import StoredTensor
 SAMPLE = 64  # bytes, from three places of every tensor
 
 
-def fingerprint(checkpoint: Checkpoint, dtype: mx.Dtype) -> str:
-    """Tells models apart: two fine-tunes with equal shapes, two compute dtypes, two settings of RoPE.
+def fingerprint(checkpoint: Checkpoint, dtype: mx.Dtype, unpacked: bool = False) -> str:
+    """Tells models apart: two fine-tunes with equal shapes, two compute dtypes, two settings of RoPE,
+    packed weights and the same `unpacked`, which round differently.
 
     It reads headers and samples of the weights, not all of them. A copy of the files has another fingerprint.
     """
     digest = hashlib.sha256(json.dumps(asdict(checkpoint.config), sort_keys=True, default=str).encode())
     digest.update(dtype_name(dtype).encode())
+    if unpacked:
+        digest.update(b"unpacked")
     for file in checkpoint.files:
         digest.update(f"{file.size} {file.status.st_mtime_ns}".encode())
         digest.update(file.header)

@@ -31,3 +31,8 @@ def bytes_of(size: int | str, name: str) -> int:
     if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
         raise UsageError(f"{name} is {short(repr(size))}; expected bytes, 1 or more, or a text such as 5GB")
     return int(size)
+
+
+def gigabytes(count: int) -> str:
+    """A number of bytes for people: 1.25 GB, 3.10 MB."""
+    return f"{count / 1e9:.2f} GB" if count >= 10**8 else f"{count / 1e6:.2f} MB"

@@ -7,6 +7,7 @@ formats, to compare MLX's with.
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import mlx.core as mx
@@ -175,40 +176,73 @@ def unpack(packed: Codes, bits: int) -> Codes:
     return codes.reshape(len(packed), -1)
 
 
-def dequantize(packing: Quantization, weight: Codes, scales: Codes | Floats, biases: Floats | None) -> Floats:
+def dequantize(
+    packing: Quantization, weight: Codes, scales: Codes | Floats, biases: Floats | None, out: Floats | None = None
+) -> Floats:
     """float32 (rows, inputs) of the bytes of a packed weight, with scales and biases (rows, groups).
 
-    Affine scales and biases are float32, those of the other modes the bytes that are stored.
+    Affine scales and biases are float32, those of the other modes the bytes that are stored. The result is `out` if it
+    is given.
     """
-    codes = unpack(weight, packing.bits)
-    groups = (len(codes), -1, packing.group_size)
-    if biases is None:
-        values, scale_values = TABLES[packing.mode]
-        result = values[codes].reshape(groups)
-        result *= scale_values[scales][..., None]
-    else:
-        result = codes.astype(np.float32).reshape(groups)
-        result *= scales[..., None]
-        result += biases[..., None]
-    return result.reshape(codes.shape)
+    bits = packing.bits
+    result = np.empty((len(weight), weight.shape[1] * 8 // bits), np.float32) if out is None else out
+    if 8 % bits:
+        np.take(code_values(packing.mode, bits), unpack(weight, bits), out=result, mode="clip")
+    else:  # a byte holds whole codes
+        table = _values_of_bytes(packing.mode, bits)
+        np.take(table, weight, out=result.view(table.dtype), mode="clip")  # to clip needs no copy of `out`
+    groups = result.reshape(len(result), -1, packing.group_size)
+    groups *= (scales if packing.mode == "affine" else TABLES[packing.mode][1][scales])[..., None]
+    if biases is not None:
+        groups += biases[..., None]
+    return result
 
 
-def dequantize_bits(packing: Quantization, leaves: Sequence[np.ndarray], dtype: mx.Dtype) -> Floats:
+def code_values(mode: str, bits: int) -> Floats:
+    """The value of every code, before scale and bias."""
+    return TABLES[mode][0] if mode in TABLES else np.arange(2**bits, dtype=np.float32)
+
+
+@cache
+def _values_of_bytes(mode: str, bits: int) -> np.ndarray:
+    """The values of all codes in a byte, as one item, for every byte."""
+    codes = unpack(np.arange(256, dtype=np.uint8)[None], bits).reshape(256, -1)
+    values = code_values(mode, bits)[codes]
+    return values.view(f"V{values[0].nbytes}")[:, 0]
+
+
+def dequantize_bits(
+    packing: Quantization, leaves: Sequence[np.ndarray], dtype: mx.Dtype, out: Floats | None = None
+) -> Floats:
     """`dequantize` for stored bits: those of weight, scales and, in affine mode, biases; floats have dtype `dtype`."""
     weight, *others = leaves
     if len(others) == 1:
-        return dequantize(packing, weight.view(np.uint8), others[0], None)
+        return dequantize(packing, weight.view(np.uint8), others[0], None, out)
     scales, biases = (to_float32(leaf, dtype).reshape(leaf.shape) for leaf in others)
-    return dequantize(packing, weight.view(np.uint8), scales, biases)
+    return dequantize(packing, weight.view(np.uint8), scales, biases, out)
 
 
-def read_rows(leaves: Mapping[str, StoredTensor], packing: Quantization | None, first: int, count: int) -> Floats:
-    """float32 (count, inputs) of rows of a stored matrix, or `count` values of a vector."""
+def read_rows(
+    leaves: Mapping[str, StoredTensor],
+    packing: Quantization | None,
+    first: int,
+    count: int,
+    out: Floats | None = None,
+) -> Floats:
+    """float32 (count, inputs) of rows of a stored matrix, or `count` values of a vector.
+
+    Those of a packed matrix are written to `out` if it is given. It uses no MLX, so any thread may call it.
+    """
     rows = {name: leaf.rows(first, count) for name, leaf in leaves.items()}
     if packing is None:
         weight = rows["weight"]
         return to_float32(weight.read(), weight.dtype).reshape(weight.shape)
-    return dequantize_bits(packing, [bits_of(stored(leaf)) for leaf in rows.values()], rows["scales"].dtype)
+    return dequantize_bits(packing, [_bits(leaf) for leaf in rows.values()], rows["scales"].dtype, out)
+
+
+def _bits(tensor: StoredTensor) -> np.ndarray:
+    """`bits_of` a stored tensor, without MLX, which only the main thread may use."""
+    return np.frombuffer(tensor.read(), CARRIERS[tensor.dtype.size][1]).reshape(tensor.shape)
 
 
 def same_values(a: StoredTensor, b: StoredTensor) -> bool:

@@ -17,6 +17,7 @@ from ..files.fingerprint import fingerprint
 from ..files.headers import StoredTensor
 from ..files.layout import Module, checkpoint_dtype, native_modules
 from ..files.names import APART, EXPERT_MAP, NAME_MAP, Fusion, fusions, part_shapes
+from ..files.unpacked import is_packed, unpacked_parts
 from ..files.values import converted, stacked
 from . import kernels
 from .adapted import adapted
@@ -28,12 +29,15 @@ def load_model(
     checkpoint: Checkpoint | str | Path,
     dtype: str | mx.Dtype | None = None,
     adapters: Sequence[Adapter | str | Path] = (),
+    unpack: bool = False,
 ) -> Qwen3:
     """The model of a checkpoint in any supported layout, or of its folder, with the weights evaluated.
 
     `dtype` (bf16, fp16, fp32) is that of the computation and of all weights that are not packed. The default is the
     checkpoint's own on a GPU and float32 on a CPU, where MLX multiplies bf16 matrices more slowly.
     `adapters` are opened ones, or each a FOLDER|HUBID[=SCALE].
+    `unpack`: packed weights become the values that they stand for, matrix by matrix. They take more memory, and a CPU
+    multiplies them faster.
     Raises ConfigError, CheckpointError, or UsageError for another dtype.
     """
     checkpoint = Checkpoint.of(checkpoint)
@@ -41,6 +45,9 @@ def load_model(
     config, parts = checkpoint.config, checkpoint.parts
     checkpoint.check_repeated_head()
     compute = compute_dtype(checkpoint, dtype)
+    unpack = unpack and is_packed(parts)
+    if unpack:
+        parts = unpacked_parts(parts, compute)
     modules = native_modules(parts, config, compute)
     model = Qwen3(config)
     places = _shape_modules(model, modules, config)
@@ -50,7 +57,7 @@ def load_model(
             path = name.replace(module.name, places.get(module.name, module.name), 1)
             parameters.append((path, _read(module, tensors, compute)))
     model.load_weights(parameters, strict=True)
-    model.fingerprint = fingerprint(checkpoint, compute)
+    model.fingerprint, model.unpacked = fingerprint(checkpoint, compute, unpack), unpack
     return adapted(model, opened)
 
 

@@ -131,6 +131,7 @@ class Qwen3(nn.Module):
         super().__init__()
         self.config = config
         self.fingerprint: str | None = None  # of the checkpoint, see files/fingerprint.py; `load_model` sets it
+        self.unpacked = False  # whether `load_model` unpacked weights that the checkpoint has packed
         self.rope = RoPE(config)
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = [Block(config, layer) for layer in range(config.num_hidden_layers)]

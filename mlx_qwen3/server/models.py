@@ -15,11 +15,13 @@ import mlx.core as mx
 
 from .. import load
 from ..engine.engine import Engine
-from ..engine.memory import budget_bytes, gigabytes, loaded_bytes
+from ..engine.memory import budget_bytes
 from ..engine.threads import note_thread
-from ..errors import EngineError, MemoryBudgetError
+from ..engine.weights import check, choose
+from ..errors import EngineError
 from ..files.checkpoint import Checkpoint
 from ..files.hub import resolve
+from ..files.sizes import gigabytes
 from ..model.qwen3 import Qwen3
 from ..text.tokenizer import Tokenizer
 from .errors import ApiError
@@ -52,11 +54,13 @@ class Pool:
         sources: Mapping[str, str],
         *,
         dtype: str | None = None,
+        weights: str | None = None,
         memory: int | str | None = None,
         idle: float | None = None,
         options: Mapping[str, Any] | None = None,
     ):
         """`sources` are SOURCEs by name; the first is the default. `memory` is for all of them, `idle` in seconds.
+        dtype and weights: as in `load`.
 
         Raises SourceError or another error of a checkpoint that cannot be read, MemoryBudgetError for one that does not
         fit.
@@ -69,8 +73,9 @@ class Pool:
         }  # a SOURCE names its model too
         checkpoints = {name: Checkpoint(folder) for name, folder in self._folders.items()}
         self._context = {name: checkpoint.config.context_length for name, checkpoint in checkpoints.items()}
-        self._weights = {name: loaded_bytes(checkpoint, dtype) for name, checkpoint in checkpoints.items()}
         self._budget = budget_bytes(memory)
+        chosen = choose(list(checkpoints.values()), dtype, weights, self._budget)
+        self._weights = dict(zip(checkpoints, chosen, strict=True))
         self.most, self._share = self._places()
         self._loaded: dict[str, Loaded] = {}
         self._lock = asyncio.Lock()  # of who loads or unloads
@@ -162,15 +167,18 @@ class Pool:
 
     async def _load(self, name: str) -> Loaded:
         start = time.perf_counter()
-        memory = self._weights[name] + self._share
+        weights = self._weights[name]
+        memory = weights.nbytes + self._share
 
         def run() -> tuple[Qwen3, Tokenizer]:
-            return load(self._folders[name], self._dtype, memory)
+            return load(self._folders[name], self._dtype, memory, weights=weights.name)
 
         model, tokenizer = await self._in_thread(run)
         loaded = Loaded(name, model, tokenizer, self._engine(model, tokenizer, memory), memory)
         self._loaded[name] = loaded
-        LOG.info("loaded %s, %s, in %.1f s", name, gigabytes(self._weights[name]), time.perf_counter() - start)
+        if weights.note:
+            LOG.info("%s: %s", name, weights.note)
+        LOG.info("loaded %s, %s, in %.1f s", name, gigabytes(weights.nbytes), time.perf_counter() - start)
         return loaded
 
     async def _unload(self, loaded: Loaded, why: str) -> None:
@@ -192,13 +200,9 @@ class Pool:
 
         As many as fit whichever they are, each with a fair share of what the weights leave.
         """
-        sizes = sorted(self._weights.values(), reverse=True)
-        for name, size in self._weights.items():
-            if size > self._budget:
-                raise MemoryBudgetError(
-                    f"the weights of {name} take {gigabytes(size)} and the memory budget is {gigabytes(self._budget)}; "
-                    "use fewer bits (convert --quantize affine4) or a larger --memory"
-                )
+        sizes = sorted((weights.nbytes for weights in self._weights.values()), reverse=True)
+        for name, weights in self._weights.items():
+            check([weights], self._budget, f"the weights of {name}")
         for count in range(len(sizes), 0, -1):
             share = (self._budget - sum(sizes[:count])) // count
             if share >= LEAST_CACHE * self._budget or count == 1:

@@ -152,7 +152,14 @@ def serve(
 
     `preload`: load the first model before the first request. `say` is given the address once the server takes requests.
     """
-    pool = Pool(sources, dtype=settings.dtype, memory=memory, idle=idle, options=settings.engine)
+    pool = Pool(
+        sources,
+        dtype=settings.dtype,
+        weights=settings.weights,
+        memory=memory,
+        idle=idle,
+        options=settings.engine,
+    )
     listening = listen(settings)
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host

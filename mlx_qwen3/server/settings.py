@@ -36,6 +36,7 @@ class Settings:
     log_prompts: bool = False
     engine: dict[str, Any] = field(default_factory=dict)  # options of the Engine
     dtype: str | None = None
+    weights: str | None = None  # packed or unpacked in memory; by default what serves
     chat_template: str | None = None  # the name of one of the checkpoint's, or a file; by default as it chooses
     page: Path = PAGE
 

@@ -36,6 +36,21 @@ def test_who_runs_with_which_dtype(chat):
     ]
 
 
+def test_weights_are_of_this_package_alone(chat, tmp_path):
+    packed = write_packed(tmp_path / "packed", AFFINE_4)
+    found = chosen(packed, against=("mlx-qwen3:packed", "mlx-qwen3:fp32", "mlx-lm"), weights="unpacked")
+    assert [(c.name, c.dtype, c.weights) for c in found] == [
+        ("mlx-qwen3", None, "unpacked"),
+        ("mlx-qwen3:packed", None, "packed"),
+        ("mlx-qwen3:fp32", "fp32", "unpacked"),
+        ("mlx-lm", None, None),
+    ]
+    with pytest.raises(UsageError, match="mlx-lm takes one of bf16, fp16, fp32 after the colon"):
+        chosen(packed, against=("mlx-lm:packed",))
+    with pytest.raises(UsageError, match="weights is packed, but the checkpoint is not quantized"):
+        chosen(chat, weights="packed")
+
+
 def test_a_blas_to_share(chat, monkeypatch):
     monkeypatch.setattr(options.blas, "in_use", "/lib/blas.so")
     assert [c.blas for c in chosen(chat, against=("mlx-lm",), same_blas=True)] == ["", "/lib/blas.so"]

@@ -6,6 +6,7 @@ import pytest
 from benching import QUICK, TWICE, UNTIED, baseline_of, main, planted
 from checkpoints import (
     AFFINE_4,
+    PACKABLE,
     TINY,
     TINY_MOE,
     VOCABULARY,
@@ -95,9 +96,14 @@ def test_equal_tokens_are_not_enough(chat, tmp_path, monkeypatch):
 def test_a_packed_model_beside_mlx_lm_in_bf16(tmp_path):
     """float32 activations here, bfloat16 there: whatever tokens they choose, it is rounding."""
     packed = write_packed(tmp_path / "packed", AFFINE_4, torch_dtype="bfloat16")
-    report = bench.bench(bench.Options(str(packed), ("mlx-lm:bf16",), (9,), generate=12, repeat=1))
-    assert [(row.dtype, row.agrees(9)) for row in report.rows] == [("float32", True), ("bfloat16", True)]
-    assert report.rows[0].weight_bytes < 4 * sum(w.size for w in random_weights({**TINY, "hidden_size": 128}).values())
+    against = ("mlx-lm:bf16", "mlx-qwen3:unpacked")
+    report = bench.bench(bench.Options(str(packed), against, (9,), generate=12, repeat=1, weights="packed"))
+    dtypes = ["float32", "bfloat16", "float32"]
+    assert [(row.dtype, row.agrees(9)) for row in report.rows] == [(dtype, True) for dtype in dtypes]
+    plain = 4 * sum(w.size for w in random_weights({**TINY, **PACKABLE}).values())
+    assert report.rows[0].weight_bytes < plain / 5
+    assert report.rows[2].weight_bytes == plain
+    assert "unpacked to float32" in report.rows[2].notes[0]
 
 
 def test_ctrl_c_ends_the_workers_and_writes_nothing(chat, tmp_path, monkeypatch):

@@ -9,12 +9,23 @@ import sys
 
 import pytest
 from adapting import peft_deltas, write_peft
-from checkpoints import TEMPLATE, TINY, VOCABULARY, random_weights, write_checkpoint, write_tokenizer
+from checkpoints import (
+    AFFINE_4,
+    TEMPLATE,
+    TINY,
+    VOCABULARY,
+    random_weights,
+    write_checkpoint,
+    write_packed,
+    write_tokenizer,
+)
 from commands import GENERATE, ROOT, here, run
 from terminals import Terminal
 
+from mlx_qwen3 import blas
 from mlx_qwen3.engine import speculative
 from mlx_qwen3.engine.speculative import COST_CPU, ROW_BY_ROW
+from mlx_qwen3.model import kernels
 from mlx_qwen3.text.tokenizer import Tokenizer
 
 STYLE = "{{ style }}{% for m in messages %}{{ m.role }}:{{ m.content }} {% endfor %}"
@@ -49,6 +60,37 @@ def test_json_is_one_object(chat):
     assert (reply["finish_reason"], reply["generation_tokens"], reply["model"]) == ("length", 8, str(chat))
     assert reply["sampling"]["temperature"] == 0
     assert result.stderr == b""
+
+
+def test_packed_weights_are_unpacked_or_not_and_one_line_says_so(chat, tmp_path, monkeypatch):
+    monkeypatch.setattr(kernels, "on_gpu", lambda: False)
+    packed = write_tokenizer(write_packed(tmp_path / "packed", AFFINE_4, vocab_size=VOCABULARY, eos_token_id=258))
+    command = ["generate", "--prompt", "hi", "--model", packed, "--max-tokens", "6", "--temp", "0"]
+    replies = {weights: here(*command, "--weights", weights) for weights in ("packed", "unpacked")}
+    assert replies["packed"].stdout == replies["unpacked"].stdout != b""
+    for weights, line in {"packed": b"stay packed", "unpacked": b"are unpacked to float32, "}.items():
+        notes = [note for note in replies[weights].stderr.splitlines() if b"weights" in note]
+        assert len(notes) == 1
+        assert line in notes[0]
+    assert here(*command, "--json").stderr.count(b"note:") == 1  # by default, too
+    refused = here(*command, "--weights", "unpacked", "--memory", "300KB")
+    assert refused.returncode == 1
+    assert b"the weights, unpacked, take 1." in refused.stderr
+    assert b" and the memory budget is 0.30 MB; leave them packed, which takes 0." in refused.stderr
+    plain = here("generate", "--prompt", "hi", "--model", chat, "--weights", "packed")
+    assert plain.returncode == 2
+    assert plain.stderr.startswith(b"error: --weights is packed, but the checkpoint is not quantized; leave it out")
+
+
+def test_a_request_that_fits_packed_weights_alone_gets_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(kernels, "on_gpu", lambda: False)
+    monkeypatch.setattr(blas, "lacking", lambda: False)
+    packed = write_tokenizer(write_packed(tmp_path / "packed", AFFINE_4, vocab_size=VOCABULARY, eos_token_id=258))
+    command = ["generate", "--prompt", "hi" * 300, "--model", packed, "--max-tokens", "2", "--temp", "0"]
+    for memory, line in {"9MB": b"are unpacked", "7MB": b"stay packed"}.items():  # 6.4 MB and weights of 0.2 or 1.3
+        result = here(*command, "--memory", memory)
+        assert result.returncode == 0
+        assert line in result.stderr
 
 
 def test_options_reach_the_sampler(chat):

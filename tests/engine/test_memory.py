@@ -3,17 +3,15 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-from checkpoints import AFFINE_4, TINY, write_checkpoint, write_packed
-from mlx.utils import tree_flatten
+from checkpoints import TINY
 from prefixes import LIMIT, prompt_of, reply, row
 
 from mlx_qwen3 import load
 from mlx_qwen3.engine import memory
-from mlx_qwen3.engine.memory import Costs, Memory, check_checkpoint, default_budget, loaded_bytes
+from mlx_qwen3.engine.memory import Costs, Memory, default_budget
 from mlx_qwen3.engine.prefix import PrefixStore
 from mlx_qwen3.engine.scheduler import Scheduler
 from mlx_qwen3.errors import MemoryBudgetError, Qwen3Warning, UsageError
-from mlx_qwen3.files.checkpoint import Checkpoint
 from mlx_qwen3.files.config import Qwen3Config
 from mlx_qwen3.model.load import load_model
 from mlx_qwen3.model.qwen3 import Qwen3
@@ -25,21 +23,6 @@ def model(tiny):
 
 
 # --- before loading
-
-
-@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("write", [write_checkpoint, lambda folder: write_packed(folder, AFFINE_4)])
-def test_what_a_checkpoint_needs_is_known_before_it_is_read(tmp_path, write, dtype):
-    folder = write(tmp_path / "model")
-    loaded = sum(array.nbytes for _, array in tree_flatten(load_model(folder, dtype).parameters()))
-    assert loaded_bytes(Checkpoint(folder), dtype) == loaded
-
-
-def test_a_checkpoint_that_does_not_fit_is_refused_with_both_numbers(tiny):
-    need = loaded_bytes(Checkpoint(tiny), "fp32")
-    check_checkpoint(Checkpoint(tiny), "fp32", need)
-    with pytest.raises(MemoryBudgetError, match=r"take 0\.25 MB and the memory budget is 0\.10 MB; use fewer bits"):
-        check_checkpoint(Checkpoint(tiny), "fp32", 100_000)
 
 
 @pytest.mark.parametrize("memory", [100_000, "100 KB"])
@@ -231,7 +214,7 @@ def test_a_row_that_joins_is_copied_layer_by_layer(large):
         list(scheduler.step())
     assert len(scheduler.running) == 3
     [batch] = scheduler._batches
-    new, alone = Costs(model).cache(4, 20), Costs(model).cache(1, 20)
+    new, alone = Costs.of(model).cache(4, 20), Costs.of(model).cache(1, 20)
     assert batch.nbytes == new
     # From two slots to four, beside the cache of the new row. A copy of all layers at once would add half of `new`.
     assert mx.get_peak_memory() - held < new / 2 + alone + 0.1 * new

@@ -46,6 +46,11 @@ def test_another_dtype_has_another(tmp_path):
     assert of(folder) != of(folder, mx.bfloat16)
 
 
+def test_unpacked_weights_have_another(tmp_path):
+    checkpoint = Checkpoint(made(tmp_path / "a"))
+    assert fingerprint(checkpoint, mx.float32, unpacked=True) != fingerprint(checkpoint, mx.float32)
+
+
 @pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.1.mlp.up_proj.weight"])
 @pytest.mark.parametrize("place", [0.0, 0.5, 1.0])
 def test_a_fine_tune_of_equal_shape_and_date_has_another(name, place, tmp_path):

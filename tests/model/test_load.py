@@ -7,14 +7,26 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from arrays import as_numpy
-from checkpoints import PACKABLE, PACKINGS, TINY, random_weights, write_checkpoint, write_shards
+from checkpoints import (
+    AFFINE_4,
+    PACKABLE,
+    PACKINGS,
+    TINY,
+    TINY_MOE,
+    random_weights,
+    write_checkpoint,
+    write_packed,
+    write_shards,
+)
 from mlx.utils import tree_flatten
 from safetensors.numpy import load_file
 
 from mlx_qwen3.conversion.convert import convert
 from mlx_qwen3.errors import CheckpointError, UsageError
 from mlx_qwen3.files.checkpoint import Checkpoint
+from mlx_qwen3.model.linear import ConcatLinear
 from mlx_qwen3.model.load import load_model
+from mlx_qwen3.model.qwen3 import Qwen3
 
 
 def parameters(folder: Path) -> dict[str, np.ndarray]:
@@ -147,6 +159,43 @@ def test_quantized_weights_stay_packed(packed):
     stored = sum(tensor.nbytes for tensor in Checkpoint(packed).tensors.values())
     loaded = sum(array.nbytes for _, array in tree_flatten(load_model(packed, "fp32").parameters()))
     assert loaded <= stored * 1.01
+
+
+def test_unpacked_weights_are_fused_whatever_their_bits(tmp_path, ids):
+    """Parts of other bits, which lie side by side if they stay packed, share one matrix of values."""
+    changes = {"up_proj": PACKINGS["affine 8"], "v_proj": PACKINGS["mxfp4"]}
+    folder = write_packed(tmp_path, AFFINE_4, changes, tie_word_embeddings=False)
+    packed, unpacked = load_model(folder, "fp32"), load_model(folder, "fp32", unpack=True)
+    assert isinstance(packed.layers[0].mlp.gate_up_proj, ConcatLinear)
+    assert [name for name, _ in tree_flatten(unpacked.parameters())] == [
+        name for name, _ in tree_flatten(Qwen3(unpacked.config).parameters())
+    ]
+    a, b = (as_numpy(model(mx.array(ids))) for model in (packed, unpacked))
+    assert np.linalg.norm(a - b) / np.linalg.norm(a) < 5e-6  # measured 3e-7: a BLAS adds up in another order
+
+
+def test_unpacked_experts_compute_what_packed_ones_do(tmp_path, ids):
+    folder = write_packed(tmp_path, AFFINE_4, **{**TINY_MOE, **PACKABLE, "moe_intermediate_size": 64})
+    packed, unpacked = load_model(folder, "fp32"), load_model(folder, "fp32", unpack=True)
+    assert (packed.unpacked, unpacked.unpacked) == (False, True)
+    experts = unpacked.layers[0].mlp.experts
+    assert experts.gate_up_proj.weight.shape == (TINY_MOE["num_experts"], 128, 128)
+    a, b = (as_numpy(model(mx.array(ids))) for model in (packed, unpacked))
+    assert np.linalg.norm(a - b) / np.linalg.norm(a) < 5e-6
+
+
+def test_unpacking_needs_no_memory_beside_the_result(packed):
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    model = load_model(packed, "fp32", unpack=True)
+    assert mx.get_peak_memory() - before <= 1.01 * model.nbytes
+
+
+def test_a_plain_checkpoint_has_nothing_to_unpack(tiny):
+    plain, same = load_model(tiny), load_model(tiny, unpack=True)
+    assert not same.unpacked
+    assert same.fingerprint == plain.fingerprint
 
 
 def test_float16_that_overflows_is_refused(tmp_path):

@@ -5,7 +5,10 @@ import asyncio
 import pytest
 from serving import serving
 
+from mlx_qwen3 import blas
+from mlx_qwen3.conversion.convert import convert
 from mlx_qwen3.errors import EngineError, MemoryBudgetError, SourceError
+from mlx_qwen3.model import kernels
 from mlx_qwen3.server.errors import ApiError
 from mlx_qwen3.server.models import Pool
 
@@ -28,6 +31,31 @@ def names(models):
 @pytest.mark.parametrize(("memory", "most"), [("22MB", 1), ("41MB", 1), ("60MB", 2), ("80MB", 3), ("1GB", 3)])
 def test_as_many_fit_as_leave_room_for_caches(memory, most):
     assert pool(memory).most == most
+
+
+def test_packed_weights_count_as_they_are_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(kernels, "on_gpu", lambda: False)
+    monkeypatch.setattr(blas, "lacking", lambda: False)
+    convert("demo", tmp_path / "packed", quantize="affine4", divergence=False)
+    sources = {"a": str(tmp_path / "packed"), "b": str(tmp_path / "packed")}
+
+    def of(memory, weights=None):
+        return Pool(sources, dtype="fp32", memory=memory, weights=weights)
+
+    assert [of(memory).most for memory in ("20MB", "100MB")] == [2, 2]
+    assert [of("24MB", weights).most for weights in ("packed", "unpacked")] == [2, 1]
+    with pytest.raises(
+        MemoryBudgetError, match=r"^the weights of a, unpacked, take 20\.33 MB and .* leave them packed"
+    ):
+        of("10MB", "unpacked")
+
+    async def run(models):
+        loaded = await touch(models, "a")
+        await models.close("over")
+        return loaded.model.unpacked, loaded.memory
+
+    for models, unpacked in ((of("100MB"), True), (of("20MB"), False), (of("100MB", "packed"), False)):
+        assert asyncio.run(run(models)) == (unpacked, models._weights["a"].nbytes + models._share)
 
 
 def test_the_least_recently_used_one_makes_room():

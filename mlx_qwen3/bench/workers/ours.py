@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import mlx_qwen3  # before MLX, since its __init__ loads a BLAS
@@ -12,10 +13,13 @@ import numpy as np
 
 from mlx_qwen3 import blas
 from mlx_qwen3.engine.decode import decode
+from mlx_qwen3.engine.memory import default_budget
 from mlx_qwen3.engine.rows import Row
 from mlx_qwen3.engine.runner import prefill
 from mlx_qwen3.engine.sampling import Sampler, SamplingParams
 from mlx_qwen3.engine.scheduler import Scheduler
+from mlx_qwen3.engine.weights import check, choose
+from mlx_qwen3.files.checkpoint import Checkpoint
 from mlx_qwen3.model.load import load_model
 
 from .limits import measure
@@ -29,12 +33,16 @@ class Engine(OnMlx):
         self.versions["mlx-qwen3"] = mlx_qwen3.__version__
         self.blas = blas.in_use or self.blas
 
-    def load(self, folder: str, dtype: str | None) -> dict[str, Any]:
-        self._model = load_model(folder, getattr(mx, dtype) if dtype else None)
+    def load(self, folder: str, dtype: str | None, weights: str | None = None) -> dict[str, Any]:
+        checkpoint, kind = Checkpoint(Path(folder)), getattr(mx, dtype) if dtype else None
+        [chosen] = choose([checkpoint], kind, weights, budget := default_budget())
+        check([chosen], budget)
+        self._model = load_model(checkpoint, kind, unpack=chosen.unpack)
         self._dtype = self._model.norm.weight.dtype
         c = self._model.config
         values = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim
-        return self.describe(self._model, self._dtype, c.tie_word_embeddings, c.moe, values)
+        described = self.describe(self._model, self._dtype, c.tie_word_embeddings, c.moe, values)
+        return described | {"notes": [f"mlx-qwen3: {chosen.note}"] if chosen.note else []}
 
     def generate(self, ids: list[int], count: int, emit: Emit) -> None:
         for token in decode(self._model, ids, SamplingParams(temperature=0), max_tokens=count):

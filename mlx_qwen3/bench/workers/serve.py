@@ -108,9 +108,10 @@ def _lines() -> "queue.SimpleQueue[str]":
     return lines
 
 
-def load(engine: Engine, folder: str, dtype: str | None) -> dict[str, Any]:
+def load(engine: Engine, folder: str, dtype: str | None, **own: Any) -> dict[str, Any]:
+    """`own`: settings that only one of the engines has."""
     began = time.perf_counter()
-    model = engine.load(folder, dtype)
+    model = engine.load(folder, dtype, **own)
     return {"seconds": time.perf_counter() - began, **model}
 
 
