@@ -18,6 +18,7 @@ ONLY_IN = {
     "prompt_toolkit": "cli/reader.py",
     "torch": "compare/ bench/workers/peer_",
     "transformers": "compare/ bench/workers/peer_",
+    "peft": "compare/ bench/workers/peer_",
     "mlx_lm": "bench/workers/peer_",
     "jinja2": "text/",
     "llguidance": "engine/grammar.py",

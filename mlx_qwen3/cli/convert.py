@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from .options import adapter_option
 from .progress import Bar
 from .terminal import show, show_json
 
@@ -18,13 +19,7 @@ from .terminal import show, show_json
     metavar="MODE",
     help="affine{2,3,4,5,6,8}, optionally followed by g32, g64 or g128; mxfp4, mxfp8, nvfp4; mixed; none unpacks.",
 )
-@click.option(
-    "--adapter",
-    "adapters",
-    multiple=True,
-    metavar="FOLDER|HUBID[=SCALE]",
-    help="Merge this adapter of PEFT or mlx-lm into the weights first, in float32. May be repeated.",
-)
+@adapter_option("Merge this adapter of PEFT or mlx-lm into the weights first, in float32. May be repeated.")
 @click.option("--bits", type=float, metavar="X", help="The budget of mixed, in bits per weight.  [default: 5]")
 @click.option(
     "--text",

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from .options import CHAT_TEMPLATE, DTYPE, filled, with_options
+from .options import ADAPTER, CHAT_TEMPLATE, DTYPE, filled, with_options
 from .terminal import read_stdin, show, show_json
 
 
@@ -17,7 +17,7 @@ from .terminal import read_stdin, show, show_json
     metavar="TEXT",
     help="The user's message; - reads standard input. Default: random tokens.",
 )
-@with_options(CHAT_TEMPLATE)
+@with_options(CHAT_TEMPLATE, ADAPTER)
 @click.option("--batch", type=int, metavar="B", help="Rows of random tokens. Default: 1.")
 @click.option("--length", type=int, metavar="L", help="Random tokens in a row. Default: 16.")
 @click.option("--decode", type=int, metavar="N", help="Show the decode step after N tokens of the reply instead.")

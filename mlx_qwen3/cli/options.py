@@ -28,14 +28,22 @@ def filled(_context: click.Context, option: click.Parameter, value: str | None) 
 DTYPE = click.option(
     "--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), help="Default: the checkpoint's; fp32 on a CPU."
 )
-ADAPTER = click.option(
-    "--adapter",
-    "adapters",
-    multiple=True,
-    callback=lambda context, option, values: tuple(filled(context, option, value) for value in values),
-    metavar="FOLDER[=SCALE]",
-    help="A LoRA or DoRA adapter of PEFT or mlx-lm, a folder or a Hub id; may be given several times. SCALE multiplies "
-    "what it changes.",
+
+
+def adapter_option(help: str) -> Decorator:
+    """--adapter, which may be given several times; `help` says what it is for."""
+
+    def all_filled(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            filled(context, option, value)
+        return values
+
+    options: dict[str, Any] = {"multiple": True, "callback": all_filled, "metavar": "FOLDER[=SCALE]", "help": help}
+    return click.option("--adapter", "adapters", **options)
+
+
+ADAPTER = adapter_option(
+    "A LoRA or DoRA adapter of PEFT or mlx-lm, a folder or a Hub id. SCALE multiplies what it changes. May be repeated."
 )
 # The settings of SamplingParams, by their names there.
 SAMPLING = (

@@ -5,9 +5,10 @@ It imports torch and transformers, which only tests, `bench` and comparisons nee
 B batch, L tokens, H query heads, K key/value heads, D head_dim
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from ..files.adapters import Adapter
 from ..files.checkpoint import Checkpoint
 from ..files.names import part_shapes
 from ..files.values import read_rows
@@ -65,6 +67,27 @@ def load(checkpoint: Checkpoint) -> Any:
     config, model = MODELS[settings["model_type"]]
     options = {"config": config(**settings), "state_dict": weights, "dtype": torch.float32}
     return model.from_pretrained(None, **options, attn_implementation=WATCHED).eval()
+
+
+def with_peft(model: Any, adapters: Sequence[Adapter]) -> Any:
+    """The model with adapters, which PEFT reads from their folders and applies beside the weights."""
+    from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
+
+    names = [f"adapter_{index}" for index in range(len(adapters))]
+    folders = [str(adapter.file.path.parent) for adapter in adapters]
+    with catch_warnings():
+        simplefilter("ignore")  # of what it names in its own way
+        wrapped: Any = PeftModel.from_pretrained(model, folders[0], adapter_name=names[0])
+        for name, folder in zip(names[1:], folders[1:], strict=True):
+            wrapped.load_adapter(folder, adapter_name=name)
+        wrapped.base_model.set_adapter(names)
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            for name, adapter in zip(names, adapters, strict=True):
+                if name in module.scaling:
+                    module.scaling[name] *= adapter.strength
+    return model.eval()
 
 
 @torch.no_grad()

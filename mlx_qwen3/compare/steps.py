@@ -5,7 +5,7 @@ time. The names of the steps are those of flow.py.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
 
@@ -14,6 +14,8 @@ import numpy as np
 
 from ..engine.runner import decode_step, known_cache
 from ..errors import UsageError
+from ..files.adapted import AdaptedCheckpoint
+from ..files.adapters import Adapter
 from ..files.checkpoint import Checkpoint
 from ..model.qwen3 import Qwen3
 from .flow import FLOW, Step
@@ -78,11 +80,26 @@ def reference_steps(checkpoint: Checkpoint, ids: mx.array) -> Iterator[LayerStep
 def transformers_steps(checkpoint: Checkpoint, ids: mx.array) -> Iterator[LayerSteps]:
     """The steps of transformers in float32 for a checkpoint and token ids (B, L).
 
-    Needs torch and transformers, see `check_installed`.
+    Adapters are applied by PEFT if `uses_peft`, else they are merged into the weights that transformers gets. Needs
+    torch and transformers, see `check_installed`.
     """
     from . import peer
 
-    return peer.steps(peer.load(checkpoint), np.array(ids, dtype=np.int64))
+    if isinstance(checkpoint, AdaptedCheckpoint) and uses_peft(checkpoint.base, checkpoint.adapters):
+        model = peer.with_peft(peer.load(checkpoint.base), checkpoint.adapters)
+    else:
+        model = peer.load(checkpoint)
+    return peer.steps(model, np.array(ids, dtype=np.int64))
+
+
+def uses_peft(base: Checkpoint, adapters: Sequence[Adapter]) -> bool:
+    """Whether PEFT can apply these adapters for a comparison: it is installed, and they only add to matrices.
+
+    Weights that it replaces have no steps to watch, and transformers 5 has no matrix for each expert.
+    """
+    if not adapters or find_spec("peft") is None or base.config.moe:
+        return False
+    return all(adapter.config.form == "PEFT" and not adapter.whole for adapter in adapters)
 
 
 def check_installed(name: str, option: str) -> None:

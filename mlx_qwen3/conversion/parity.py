@@ -1,6 +1,6 @@
 """`verify --transformers`: compares the states of this package with those of transformers, layer by layer."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -8,12 +8,16 @@ import mlx.core as mx
 from ..compare.bounds import ROUNDED, SAME_WEIGHTS
 from ..compare.comparison import STATES, Difference, differences
 from ..compare.divergence import fixed_ids
+from ..compare.layer_steps import LayerSteps
 from ..compare.steps import TRANSFORMERS, check_installed, model_steps, transformers_steps
 from ..errors import VerificationError
+from ..files.adapted import AdaptedCheckpoint
+from ..files.adapters import Adapter
 from ..files.checkpoint import Checkpoint
 from ..files.dtypes import FLOATS, dtype_name
 from ..files.layout import Part
 from ..model.load import load_model
+from ..model.qwen3 import Qwen3
 from ..progress import Progress, Stage, silent
 
 OPTION = "--transformers"
@@ -37,40 +41,56 @@ def compare_with_transformers(
     result: Checkpoint,
     source: Checkpoint | None = None,
     progress: Progress = silent,
+    adapters: Sequence[Adapter] = (),
 ) -> Iterator[StateDifference]:
     """Compare the embedding, every layer and the logits, in this order, both sides in float32.
 
     transformers gets the weights of `source` if it is given, `result` is not packed, and rounding cannot change which
-    experts are chosen; else the unpacked weights of `result`. Raises UsageError if transformers is not installed, and
-    VerificationError that names the first state past its bound.
+    experts are chosen; else the unpacked weights of `result`. Both sides have the adapters. Raises UsageError if
+    transformers is not installed, and VerificationError that names the first state past its bound.
     """
     check_transformers()
-    theirs, bound = result, SAME_WEIGHTS.limit
+    theirs, bound = AdaptedCheckpoint(result, adapters) if adapters else result, SAME_WEIGHTS.limit
     if source is not None and not any(part.quantization for part in result.parts.values()):
         rounded = _bound(result.parts, source.parts)
         if not (result.config.moe and rounded > bound):
             theirs, bound = source, rounded
-    stage = Stage("comparing with transformers", result.config.num_hidden_layers + 2, "states")
     ids = mx.array([fixed_ids(result.config)])
-    ours = model_steps(load_model(result, "fp32"), ids)
-    for difference in differences(ours, transformers_steps(theirs, ids), bound, only=STATES):
+    ours = load_model(result, "fp32", adapters)
+    yield from _compared(ours, transformers_steps(theirs, ids), ids, bound, TRANSFORMERS, progress)
+
+
+def compare_with_merged(
+    base: Checkpoint, adapters: Sequence[Adapter], progress: Progress = silent
+) -> Iterator[StateDifference]:
+    """The same, of the model with adapters beside its weights, with one that has them merged into its weights."""
+    ids = mx.array([fixed_ids(base.config)])
+    merged = model_steps(load_model(AdaptedCheckpoint(base, adapters), "fp32"), ids)
+    ours = load_model(base, "fp32", adapters)
+    yield from _compared(ours, merged, ids, SAME_WEIGHTS.limit, "the model with merged weights", progress)
+
+
+def _compared(
+    ours: Qwen3, theirs: Iterator[LayerSteps], ids: mx.array, bound: float, name: str, progress: Progress
+) -> Iterator[StateDifference]:
+    stage = Stage(f"comparing with {name}", len(ours.layers) + 2, "states")
+    for difference in differences(model_steps(ours, ids), theirs, bound, only=STATES):
         if difference.step == "input" and difference.layer:  # the same as the output of the layer before
             continue
-        yield _checked(difference)
+        yield _checked(difference, name)
         progress(stage, 1)
 
 
-def _checked(difference: Difference) -> StateDifference:
+def _checked(difference: Difference, name: str) -> StateDifference:
     place = _place(difference)
     relative, bound = difference.relative, difference.bound
     if relative is None:
         raise VerificationError(
-            f"{place} has NaN or infinite values where transformers has none, or none where it has some; all before it "
-            "agrees"
+            f"{place} has NaN or infinite values where {name} has none, or none where it has some; all before it agrees"
         )
     if difference.outside:
         raise VerificationError(
-            f"{place} differs from transformers by {relative:.3g} (relative norm), past {bound:g}; all before it agrees"
+            f"{place} differs from {name} by {relative:.3g} (relative norm), past {bound:g}; all before it agrees"
         )
     return StateDifference(place, relative, bound)
 

@@ -83,6 +83,11 @@ class Adapter:
     file: TensorFile
     shapes: Mapping[str, tuple[int, ...]]  # of the model's parts
 
+    @property
+    def asked(self) -> str:
+        """As a command names it."""
+        return self.source if self.strength == 1 else f"{self.source}={self.strength:g}"
+
     @cached_property
     def fingerprint(self) -> str:
         """Differs for another adapter or strength, or for a copy of the file."""

@@ -1,5 +1,6 @@
 """The options of `inspect`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ class Options:
     decode: show the decode step after this many tokens of the reply, instead of the prompt's pass.
     temperature, seed: of that reply.
     kv_bits: 8 or 4 adds the errors of a quantized cache in each layer.
+    adapters: each FOLDER|HUBID[=SCALE], for the model that is looked at; `against` a SOURCE, that has none.
     """
 
     prompt: str | None = None
@@ -32,6 +34,7 @@ class Options:
     rules: Path | None = None
     against: str | None = None
     kv_bits: int | None = None
+    adapters: Sequence[str] = ()
 
 
 def check_options(options: Options, config: Qwen3Config) -> None:

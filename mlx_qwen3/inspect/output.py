@@ -31,10 +31,11 @@ def render(report: Report, full: bool = False) -> str:
 
 
 def headline(report: Report) -> str:
-    c = report.config
+    c, adapters = report.config, list(dict.fromkeys(row.adapter for row in report.adapters))
+    more = f" with {' and '.join(adapters)}" if adapters else ""
     return (
-        f"{report.source}: {c.num_hidden_layers} layers, hidden {c.hidden_size}, {c.num_attention_heads} query heads "
-        f"on {c.num_key_value_heads} key/value heads of {c.head_dim}, {c.mlp_in_words}, "
+        f"{report.source}{more}: {c.num_hidden_layers} layers, hidden {c.hidden_size}, {c.num_attention_heads} query "
+        f"heads on {c.num_key_value_heads} key/value heads of {c.head_dim}, {c.mlp_in_words}, "
         f"vocabulary {c.vocab_size}\nran {report.tokens}, in {report.dtype} on the {report.device}"
     )
 
@@ -60,6 +61,7 @@ def as_json(report: Report) -> dict[str, Any]:
             "fp16": {"forecast": forecast(report), "peaks": [asdict(peak) for peak in report.peaks[:20]]},
             "comparison": _comparison(report),
             "kv_cache": asdict(report.cache_cost) if report.cache_cost else None,
+            "adapters": [asdict(row) for row in report.adapters],
             "notes": list(report.rules.notes),
         }
     )

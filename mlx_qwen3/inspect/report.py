@@ -25,12 +25,15 @@ from ..compare.steps import (
     transformers_steps,
 )
 from ..errors import HealthError
+from ..files.adapted import AdaptedCheckpoint
+from ..files.adapters import open_adapter
 from ..files.checkpoint import Checkpoint
 from ..files.config import Qwen3Config
 from ..files.dtypes import dtype_name
 from ..files.hub import resolve
 from ..model.load import load_model
 from ..model.qwen3 import Qwen3
+from .adapters import AdapterRow, adapter_rows
 from .numbers import Key, Numbers, measure, measure_step
 from .options import Options, check_options
 from .router import judge_router
@@ -80,6 +83,7 @@ class Report:
     texts: tuple[str, ...]  # of the S tokens of the first row; empty without a tokenizer
     reply: Reply | None  # before and after the decode step that is shown
     rows: tuple[TensorRow, ...]
+    adapters: tuple[AdapterRow, ...]
     numbers: Numbers
     verdicts: Mapping[Key, Verdict]
     head_verdicts: Mapping[Key, Sequence[Verdict]]
@@ -138,10 +142,11 @@ def inspect(source: str | Path, options: Options) -> Report:
     checkpoint = Checkpoint(resolve(source))
     config = checkpoint.config
     check_options(options, config)
+    adapters = [open_adapter(adapter, config) for adapter in options.adapters]
     other = _other(options.against, config, str(source))
     prompts = prompts_for(checkpoint, options)
     rows = read_rows(checkpoint, rules)
-    model = load_model(checkpoint, options.dtype)
+    model = load_model(checkpoint, options.dtype, adapters)
     reply = reply_to(model, prompts, options) if options.decode else None
     numbers = _measure(model, prompts, reply, options)
     sizes = [units(model, layer, rules) for layer in range(config.num_hidden_layers)]
@@ -152,7 +157,8 @@ def inspect(source: str | Path, options: Options) -> Report:
         key: [judge(key[1], s, rules, known[key]) for s in heads]
         for key, heads in (numbers.heads if options.heads else {}).items()
     }
-    comparison = _compare(model, checkpoint, other, prompts, reply, rules, options) if options.against else None
+    merged = AdaptedCheckpoint(checkpoint, adapters) if adapters else checkpoint
+    comparison = _compare(model, merged, other, prompts, reply, rules, options) if options.against else None
     return Report(
         source=str(source),
         config=config,
@@ -164,6 +170,7 @@ def inspect(source: str | Path, options: Options) -> Report:
         texts=token_texts(prompts, reply),
         reply=reply,
         rows=tuple(rows),
+        adapters=tuple(adapter_rows(checkpoint, adapters)),
         numbers=numbers,
         verdicts=verdicts,
         head_verdicts=head_verdicts,

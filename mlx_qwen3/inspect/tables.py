@@ -6,6 +6,7 @@ from ..compare.cache_cost import CacheCost
 from ..compare.comparison import Difference
 from ..compare.flow import FLOW, NUMBERS
 from ..table import Table, in_one_notation
+from .adapters import adapter_table
 from .numbers import Key
 from .report import Report, describe, place
 from .router_tables import other_choices, router_tables
@@ -51,6 +52,8 @@ def tables(report: Report, full: bool = False) -> Iterator[Table]:
         for layer in shown:
             yield heads(report, layer)
     yield from router_tables(report, full)
+    if report.adapters:
+        yield adapter_table(report.adapters)
     if report.cache_cost:
         yield quantized_cache(report.cache_cost)
     if report.comparison:

@@ -1,5 +1,6 @@
 """`verify`: what it prints for a correct folder and for a damaged one."""
 
+import json
 import re
 
 from adapting import write_peft
@@ -29,3 +30,11 @@ def test_a_damaged_folder_is_exit_code_1_and_one_line(chat, tmp_path):
     result = here("verify", out)
     assert (result.returncode, result.stdout) == (1, b"")
     assert re.fullmatch(rb"error: norm\.weight damaged: .*model\.safetensors has sha256 .*\n", result.stderr)
+
+
+def test_an_adapter_on_its_base(chat, tmp_path):
+    adapter = write_peft(tmp_path / "adapter", model={**TINY, "vocab_size": VOCABULARY})
+    result = here("verify", chat, "--adapter", adapter)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert b"its 16 tensors are finite and fit 8 matrices" in result.stdout
+    assert json.loads(here("verify", chat, "--adapter", adapter, "--json").stdout)["base"] == str(chat)
