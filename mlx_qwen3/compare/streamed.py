@@ -15,10 +15,10 @@ import numpy as np
 from ..files.checkpoint import Checkpoint
 from ..files.names import NAME_MAP
 from ..files.values import Floats, read_rows, to_mlx
-from ..model.cache import View
 from ..model.moe import MoE, Steps, expert_by_expert
 from ..model.qwen3 import Block
 from ..model.rope import RoPE
+from ..model.view import View
 
 PASS = 1024  # tokens of several sequences that go through a layer together, so that its experts are read once for them
 Tick = Callable[[], None]

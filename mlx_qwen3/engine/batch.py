@@ -126,6 +126,7 @@ class Batch:
         """Put rows into slots, and note here what every step would have to look up."""
         self.slots = list(slots)
         self.rows = [row for row in slots if row is not None]
+        self._cache.limit = self._cache.end + max((row.left for row in self.rows), default=0)
         self._drafter = self.rows[0].drafter if len(slots) == 1 and self.rows else None
         self._steered = any(row.steering for row in self.rows)
         self._asked = [row.logprobs if row else None for row in slots]

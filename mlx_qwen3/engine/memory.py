@@ -13,7 +13,8 @@ from ..errors import MemoryBudgetError, warn
 from ..files.config import Qwen3Config
 from ..files.sizes import bytes_of, gigabytes
 from ..model import kernels
-from ..model.cache import AT_ONCE, rounded
+from ..model.buffers import rounded
+from ..model.cache import AT_ONCE
 from ..model.kv_format import kv_format
 from ..model.qwen3 import Qwen3
 from .batch import SIZES, Batch
@@ -169,7 +170,8 @@ class Memory:
 
     def _with_row(self, batches: Sequence[Batch], prompt: int, tokens: int, queries: int, soon: int) -> int:
         model, length = self._model, prompt + tokens
-        reading = model.grown(model.cache(1, prompt)) + model.activations(min(prompt, prefill_chunk()), prompt)
+        # Room for the reply is made with the prompt. Only a long reply on a GPU has less, and then its buffers grow.
+        reading = model.cache(1, length) + model.activations(min(prompt, prefill_chunk()), prompt)
         # It joins a batch that takes it, if there is one: whichever needs most.
         joined = [self._joined(batch, prompt, tokens, soon) for batch in batches if batch.near(prompt)]
         alone = model.grown(model.cache(1, length)) + self._step(1, length, queries)

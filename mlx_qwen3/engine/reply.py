@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..files.dtypes import dtype_name
+from ..model.cache import idle_bytes
 from ..model.qwen3 import Qwen3
 from ..text.chat_template import Tool
 from ..text.streaming import ReplyText
@@ -86,10 +87,12 @@ class Collector:
             sampling={name: value for name, value in asdict(request.sampling).items() if value != ()},
         )
         self._times = [time.perf_counter()]
+        self._idle = 0
         mx.reset_peak_memory()
 
     def add(self, step: Chunk) -> None:
         self._times.append(time.perf_counter())
+        self._idle = idle_bytes()
         self._result.tokens.append(step.token)
         self._result.text += step.text
         self._result.thinking += step.thinking
@@ -115,7 +118,7 @@ class Collector:
             ttft_s=ttft,
             prefill_tps=(self._result.prompt_tokens - self._result.cached_tokens) / ttft,
             decode_tps=(len(times) - 1) / decoding if len(times) > 1 else 0.0,
-            peak_memory_gb=mx.get_peak_memory() / 1e9,
+            peak_memory_gb=(mx.get_peak_memory() - self._idle) / 1e9,
         )
 
 

@@ -12,9 +12,10 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..model import kernels
-from ..model.cache import KVCache, Listener, ReplayView
+from ..model.cache import KVCache
 from ..model.kv_format import KVFormat
 from ..model.qwen3 import Qwen3
+from ..model.view import Listener, ReplayView
 
 # Tokens of one forward pass. They limit the memory of activations. On a CPU, MLX also stores the scores of the pass,
 # unlike a GPU's fused attention, and short passes fit the processor's cache. For 512 tokens, passes of 128 take 8 %

@@ -192,6 +192,8 @@ class Scheduler:
         if not rows:
             return None
         caches = [self._known_part(row) or self._model.make_cache(1, None, self._kv_bits) for row in rows]
+        for cache, row in zip(caches, rows, strict=True):
+            cache.limit = len(row.prompt) + row.left
         prompt = Prefill(self._model, [row.prompt for row in rows], caches)
         for row in rows:
             row.cached = max(0, len(row.prompt) - prompt.left)

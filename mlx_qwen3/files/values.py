@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import CheckpointError
+from .blank import blank
 from .dtypes import FLOATS
 from .headers import READERS, Buffer, StoredTensor, read_pieces
 from .quantization import Quantization
@@ -53,8 +54,7 @@ def stacked(runs: Sequence[StoredTensor]) -> mx.array:
 
     Raises CheckpointError if a file has become shorter.
     """
-    raw = mx.empty((sum(run.nbytes for run in runs),), mx.uint8)
-    mx.eval(raw)
+    raw = blank(sum(run.nbytes for run in runs))
     target, done = np.array(raw, copy=False).data, 0
     pieces = []
     for run in runs:
@@ -70,8 +70,7 @@ def converted(runs: Sequence[StoredTensor], dtype: mx.Dtype) -> mx.array:
     Raises CheckpointError if a file has become shorter, or float16 cannot hold a value.
     """
     values = sum(math.prod(run.shape) for run in runs)
-    raw = mx.empty((values * dtype.size,), mx.uint8)
-    mx.eval(raw)
+    raw = blank(values * dtype.size)
     target, done, jobs = np.array(raw, copy=False), 0, []
     for block in (block for run in runs for block in run.row_blocks(CAST_BYTES)):
         size = math.prod(block.shape) * dtype.size

@@ -1,124 +1,22 @@
-"""The cache of keys and values, and what a forward pass sees of it: a view.
+"""The cache of keys and values, whose rows come and go.
 
-B batch, L new tokens, S cached + new, H query heads, K key/value heads, D head_dim, T = B * L
+B batch, K key/value heads, D head_dim
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from weakref import WeakSet
 
 import mlx.core as mx
 
-from . import kernels
+from . import buffers, kernels
+from .buffers import STEP, rounded
 from .kv_format import FORMATS, PLAIN, KVFormat
+from .view import EagerView, Listener
 
-# Tokens by which a buffer grows; a write inside the buffer is in place, and a step is traced anew for each new size. It
-# attends to the whole buffer. On a CPU the empty slots of several rows take longer to read than a trace.
-STEP, STEP_OF_ROWS = 256, 64
 # Bytes of new buffers that are made before the old ones are freed. Each wait for the device costs a fraction of a
 # millisecond, as much as a small layer takes.
 AT_ONCE = 4 << 20
-
-# Called with the name of a step of the forward pass and its arrays. It must not change them.
-Listener = Callable[..., None]
-
-
-class View:
-    """What one forward pass of B rows and L tokens sees of a cache. It also carries the pass's listener.
-
-    `positions` (B, L) are those of the new tokens within their rows.
-    """
-
-    traced = False  # whether the graph of the pass may be compiled, so that no value can be read while it is built
-
-    def __init__(self, positions: mx.array, length: int, watch: Listener | None = None, kv_format: KVFormat = PLAIN):
-        self.positions = positions
-        self.kv_format = kv_format
-        self.shape = positions.shape[0], length
-        self.watch = watch
-
-    def attend(self, layer: int, q: mx.array, kv: mx.array, scale: float) -> mx.array:
-        """Attention of queries (B, H, L, D) over the cached and the new keys and values, (B, H, L, D).
-
-        Writes `kv` (2, B, K, L, D), the new keys and values of the layer, to the cache.
-        """
-        raise NotImplementedError
-
-    def show(self, step: str, *arrays: mx.array) -> None:
-        """Show arrays (T, any) to the listener, if there is one, as (B, L, any)."""
-        if self.watch is not None:
-            self.watch(step, *(array.reshape(*self.shape, *array.shape[1:]) for array in arrays))
-
-    def _attend(self, q: mx.array, stored: Sequence[mx.array], scale: float, mask: kernels.Mask) -> mx.array:
-        if self.watch is not None:
-            kv = self.kv_format.unpack(stored)
-            self.watch("cache", kv[0, :], kv[1, :])
-        return self.kv_format.attend(q, stored, scale, mask)
-
-
-class NoCache(View):
-    """The view of a pass without a cache: it keeps no keys and values."""
-
-    def __init__(self, batch: int, length: int, watch: Listener | None = None):
-        super().__init__(mx.broadcast_to(mx.arange(length), (batch, length)), length, watch)
-        self._mask = "causal" if length > 1 else None
-
-    def attend(self, layer: int, q: mx.array, kv: mx.array, scale: float) -> mx.array:
-        return self._attend(q, (kv,), scale, self._mask)
-
-
-class EagerView(View):
-    """The view of a pass whose graph is built for this pass alone: slices by integers, and no mask without padding."""
-
-    def __init__(self, cache: "KVCache", length: int, watch: Listener | None = None):
-        positions = mx.arange(cache.end, cache.end + length) - cache.start[:, None]
-        super().__init__(positions, length, watch, cache.kv_format)
-        cache.reserve(length)
-        self.buffers = cache.buffers
-        self._first, self._end = cache.end, cache.end + length
-        self._mask = cache.mask(length)
-
-    def attend(self, layer: int, q: mx.array, kv: mx.array, scale: float) -> mx.array:
-        stored, first = [], layer * self.kv_format.arrays
-        for index, new in enumerate(self.kv_format.pack(kv), first):
-            if index == len(self.buffers):
-                self.buffers.append(_with_capacity(mx.zeros((*new.shape[:3], 0, new.shape[4]), new.dtype), self._end))
-            buffer = self.buffers[index]
-            buffer[:, :, :, self._first : self._end] = new
-            stored.append(buffer[:, :, :, : self._end])
-        return self._attend(q, stored, scale, self._mask)
-
-
-class ReplayView(View):
-    """The view of a decode step, whose graph is built once and replayed: what changes between steps is an array.
-
-    A step has one token of each row. `end` is the number of slots filled before it, `start` (B,) the first slot of each
-    row. It attends to the whole capacity of the buffers; the mask hides the slots that are not filled.
-    """
-
-    traced = True
-
-    def __init__(
-        self,
-        end: mx.array,
-        start: mx.array,
-        *buffers: mx.array,
-        watch: Listener | None = None,
-        kv_format: KVFormat = PLAIN,
-    ):
-        super().__init__((end - start)[:, None], 1, watch, kv_format)
-        self.buffers = list(buffers)
-        self._end = end
-        slots = mx.arange(buffers[0].shape[3])
-        self._mask = (slots <= end) & (slots >= start[:, None, None, None])
-
-    def attend(self, layer: int, q: mx.array, kv: mx.array, scale: float) -> mx.array:
-        first, last = layer * self.kv_format.arrays, (layer + 1) * self.kv_format.arrays
-        stored = self.buffers[first:last]
-        stored = [
-            mx.slice_update(buffer, new, self._end, (3,))
-            for buffer, new in zip(stored, self.kv_format.pack(kv), strict=True)
-        ]
-        self.buffers[first:last] = stored
-        return self._attend(q, stored, scale, self._mask)
+_alive: "WeakSet[KVCache]" = WeakSet()
 
 
 class KVCache:
@@ -134,9 +32,13 @@ class KVCache:
             raise ValueError(f"padding is {starts}; expected {batch} numbers of tokens, one for each row of the batch")
         self.kv_format = kv_format
         self.end = 0
+        self.limit = 0  # tokens that the rows reach at most, so that room is made for all of them at once; 0: unknown
         self.starts = starts
         self.start = mx.array(starts)
         self.buffers: list[mx.array] = []  # of the layers written so far; evaluate them after each chunk of a prompt
+        self._filled = 0  # slots that hold numbers, if they are more than `end`
+        self._slots = mx.arange(0)  # of the last window
+        _alive.add(self)
 
     @property
     def batch(self) -> int:
@@ -151,18 +53,32 @@ class KVCache:
         """Slots of a buffer, filled or not."""
         return self.buffers[0].shape[3] if self.buffers else 0
 
+    @property
+    def idle_bytes(self) -> int:
+        """Bytes of the slots that nothing was written to."""
+        used = max(self.end, self._filled)
+        return self.nbytes * (self.capacity - used) // self.capacity if self.capacity else 0
+
     def view(self, length: int, watch: Listener | None = None) -> EagerView:
         """The view of a pass over `length` new tokens. Call `commit` with its buffers after the pass."""
         return EagerView(self, length, watch)
 
     def arrays(self) -> list[mx.array]:
-        """What a ReplayView takes: `end`, `start` and the buffers, which have room for one more token."""
+        """What a ReplayView takes: `end`, `start`, the window, and the buffers, which have room for one more token."""
         self.reserve(1)
-        return [mx.array(self.end), self.start, *self.buffers]
+        size = buffers.window(self.end + 1, self.batch, self.capacity)
+        used = self.capacity if kernels.on_gpu() else max(self.end, self._filled)  # `empty` gives a GPU zeros
+        if size > used:
+            for buffer in self.buffers:
+                buffer[:, :, :, used:size] = 0
+            self._filled = size
+        if size != len(self._slots):
+            self._slots = mx.arange(size)
+        return [mx.array(self.end), self.start, self._slots, *self.buffers]
 
-    def commit(self, buffers: list[mx.array], length: int) -> None:
+    def commit(self, written: list[mx.array], length: int) -> None:
         """Take the buffers that a pass has written, and count its `length` tokens."""
-        self.buffers = buffers
+        self.buffers = written
         self.end += length
 
     def trim(self, length: int) -> None:
@@ -180,8 +96,15 @@ class KVCache:
 
     def reserve(self, length: int) -> None:
         """Make room for `length` more tokens."""
-        if self.capacity < self.end + length:
-            self.buffers = [_with_capacity(buffer, self.end + length) for buffer in self.buffers]
+        if self.buffers and self.capacity < self.end + length:
+            capacity = self.capacity_for(self.end + length)
+            self._replace(lambda buffer: buffers.with_capacity(buffer, self.end, capacity))
+
+    def capacity_for(self, tokens: int) -> int:
+        """The capacity of new buffers for this many tokens."""
+        if not self.kv_format.reads_parts():
+            return rounded(tokens, self.batch)
+        return buffers.grown_capacity(tokens, self.batch, self.end, self.limit)
 
     def mask(self, length: int) -> kernels.Mask:
         """Which of end + length keys `length` new queries may see, as scaled_dot_product_attention takes it."""
@@ -245,7 +168,8 @@ class KVCache:
         row.end = self.end - start if length is None else length
         for buffer in self.buffers:
             part = buffer[:, slot : slot + 1, :, start : start + row.end]
-            row.buffers.append(_with_capacity(part, row.end + room) if room else mx.contiguous(part))
+            capacity = rounded(row.end + room, 1)
+            row.buffers.append(buffers.with_capacity(part, row.end, capacity) if room else mx.contiguous(part))
         mx.eval(row.buffers)
         return row
 
@@ -321,21 +245,12 @@ class KVCache:
             if waiting >= AT_ONCE or index == len(self.buffers) - 1:
                 mx.eval(self.buffers)
                 waiting = 0
+        self._filled = 0
 
     def _set_starts(self, starts: list[int]) -> None:
         self.starts, self.start = starts, mx.array(starts)
 
 
-def _with_capacity(buffer: mx.array, needed: int) -> mx.array:
-    filled = buffer.shape[3]
-    if filled >= needed:
-        return buffer
-    capacity = rounded(needed, buffer.shape[1])
-    extra = mx.zeros((*buffer.shape[:3], capacity - filled, buffer.shape[4]), buffer.dtype)
-    return mx.concatenate([buffer, extra], axis=3) if filled else extra
-
-
-def rounded(tokens: int, rows: int) -> int:
-    """The capacity of a buffer of `rows` rows for this many tokens."""
-    step = STEP if rows == 1 or kernels.on_gpu() else STEP_OF_ROWS
-    return -(-tokens // step) * step
+def idle_bytes() -> int:
+    """Bytes that MLX counts as used by caches, but that nothing was written to: on a CPU they take no memory."""
+    return 0 if kernels.on_gpu() else sum(cache.idle_bytes for cache in list(_alive))

@@ -29,6 +29,9 @@ class KVFormat(Protocol):
     def names(self, arrays: int) -> list[str]:
         """The names, in a file, of the first `arrays` arrays of a cache."""
 
+    def reads_parts(self) -> bool:
+        """Whether attention reads the first slots of a buffer without a copy of them."""
+
     def pack(self, kv: mx.array) -> Sequence[mx.array]:
         """The arrays (2, B, K, L, any) that store keys and values (2, B, K, L, D)."""
 
@@ -47,6 +50,9 @@ class Plain:
 
     def names(self, arrays: int) -> list[str]:
         return [f"layers.{layer}.kv" for layer in range(arrays)]
+
+    def reads_parts(self) -> bool:
+        return True
 
     def pack(self, kv: mx.array) -> Sequence[mx.array]:
         return (kv,)
@@ -73,6 +79,9 @@ class Quantized:
     def names(self, arrays: int) -> list[str]:
         parts = ("packed", "scales", "biases")
         return [f"layers.{i // 3}.kv{self.bits}g{self.group}.{parts[i % 3]}" for i in range(arrays)]
+
+    def reads_parts(self) -> bool:
+        return kernels.on_gpu()  # a CPU's product with a packed matrix copies a part of one
 
     def pack(self, kv: mx.array) -> Sequence[mx.array]:
         packed: Sequence[mx.array] = mx.quantize(kv, group_size=self.group, bits=self.bits)

@@ -13,8 +13,8 @@ import numpy as np
 from ..files.moe import MoE as Settings
 from ..files.values import to_mlx
 from . import kernels
-from .cache import View
 from .linear import ExpertLinear, Linear
+from .view import View
 
 # Pairs for each expert of the model from which the pairs are sorted by expert, so that the weights of an expert are
 # read once: on Metal by its kernel for sorted pairs, on a CPU by one product for each expert. dev/LOG.md has the times.

@@ -21,11 +21,12 @@ from ..files.config import Qwen3Config
 from ..files.dtypes import dtype_name
 from ..files.values import to_mlx
 from . import kernels
-from .cache import KVCache, Listener, NoCache, View
+from .cache import KVCache
 from .kv_format import kv_format
 from .linear import Embedding, Linear
 from .moe import MoE
 from .rope import RoPE
+from .view import Listener, NoCache, View
 
 Ids = mx.array | np.ndarray | Sequence[Sequence[int]]  # of tokens
 Turn = tuple[mx.array, mx.array]  # cos and sin of a pass, see RoPE

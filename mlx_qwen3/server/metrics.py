@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 
 import mlx.core as mx
 
+from ..model.cache import idle_bytes
+
 PREFIX = "mlx_qwen3_"
 FIRST = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 BETWEEN = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
@@ -61,7 +63,7 @@ class Metrics:
     def text(self, gauges: Mapping[str, int]) -> str:
         """The exposition format. `gauges` are those of the engines; those of memory are asked for here."""
         memory = {
-            "memory_active_bytes": mx.get_active_memory(),
+            "memory_active_bytes": mx.get_active_memory() - idle_bytes(),
             "memory_peak_bytes": mx.get_peak_memory(),
             "memory_cache_bytes": mx.get_cache_memory(),
         }

@@ -11,7 +11,7 @@ from mlx_qwen3.engine.batch import PADDING, Batch
 from mlx_qwen3.engine.rows import Row
 from mlx_qwen3.engine.runner import decode_step, prefill
 from mlx_qwen3.engine.sampling import SamplingParams
-from mlx_qwen3.model.cache import STEP
+from mlx_qwen3.model.buffers import STEP
 from mlx_qwen3.model.load import load_model
 
 GREEDY = SamplingParams(temperature=0)

@@ -7,7 +7,7 @@ from schedules import Breaks, Broken
 from mlx_qwen3 import load
 from mlx_qwen3.engine.prefix import PrefixStore
 from mlx_qwen3.engine.scheduler import Scheduler
-from mlx_qwen3.model.cache import STEP
+from mlx_qwen3.model.buffers import STEP
 from mlx_qwen3.model.load import load_model
 
 

@@ -19,8 +19,10 @@ from mlx_qwen3.conversion.convert import convert
 from mlx_qwen3.engine import runner
 from mlx_qwen3.engine.runner import DecodeStep, decode_step, prefill
 from mlx_qwen3.model import kernels
-from mlx_qwen3.model.cache import STEP, KVCache, ReplayView
+from mlx_qwen3.model.buffers import STEP
+from mlx_qwen3.model.cache import KVCache
 from mlx_qwen3.model.load import load_model
+from mlx_qwen3.model.view import ReplayView
 
 # As many experts as 30B-A3B has: four rows do not pay to sort them
 EXPERTS = {

@@ -10,7 +10,7 @@ from checkpoints import TINY, TINY_MOE, random_weights, write_checkpoint
 from mlx_qwen3.engine import runner
 from mlx_qwen3.inspect import Options, inspect
 from mlx_qwen3.inspect.rules import NORMAL
-from mlx_qwen3.model.cache import ReplayView
+from mlx_qwen3.model.view import ReplayView
 
 
 def healthy(config, q=1.0, k=1.0, embedding=1.0):

@@ -6,8 +6,8 @@ import pytest
 from arrays import as_numpy
 from checkpoints import TINY, YARN, write_checkpoint
 
-from mlx_qwen3.model import kernels
-from mlx_qwen3.model.cache import STEP, STEP_OF_ROWS, KVCache, ReplayView, rounded
+from mlx_qwen3.model.buffers import STEP
+from mlx_qwen3.model.cache import KVCache
 from mlx_qwen3.model.load import load_model
 
 TOLERANCE = 2e-5  # measured 5e-6: attention over one query adds up in another order than over many
@@ -92,27 +92,6 @@ def test_trim_does_not_reach_into_the_padding(model, ids):
         cache.trim(26)
 
 
-@pytest.mark.parametrize("padding", [[0, 0], [0, 12]], ids=["equal", "padded"])
-def test_a_replayed_view_gives_what_an_eager_one_gives(model, ids, padding):
-    caches = [model.make_cache(2, padding) for _ in range(2)]
-    for cache in caches:
-        feed(model, ids[:, :30], [25, 5], cache)
-        cache.trim(5)  # what stands after the end must not matter
-    new = mx.array(ids[:, 25:26])
-    view = ReplayView(*caches[1].arrays())
-    eager, replayed = model.hidden(new, caches[0]), model.forward(new, view)
-    caches[1].commit(view.buffers, 1)
-    assert caches[0].end == caches[1].end == 26
-    assert np.abs(as_numpy(eager) - as_numpy(replayed)).max() < TOLERANCE
-    end = caches[0].end
-    for a, b in zip(caches[0].buffers, caches[1].buffers, strict=True):
-        assert mx.allclose(a[:, :, :, :end], b[:, :, :, :end], atol=TOLERANCE)
-
-
-def test_a_pass_without_a_cache_is_one_with_an_empty_cache(model, ids):
-    assert mx.array_equal(model(mx.array(ids)), model(mx.array(ids), model.make_cache(2)))
-
-
 def test_a_pass_writes_in_place():
     """Otherwise every token copies the cache, which needs twice its memory."""
     steps, cache = 64, KVCache()
@@ -157,15 +136,6 @@ def test_what_is_erased_is_gone():
     cache.erase(4)
     assert cache.end == 6
     assert not np.isnan(as_numpy(cache.buffers[0])[:, :, :, 6:10]).any()
-
-
-@pytest.mark.parametrize(
-    ("rows", "gpu", "step"), [(1, False, STEP), (2, False, STEP_OF_ROWS), (1, True, STEP), (8, True, STEP)]
-)
-def test_the_buffers_of_several_rows_on_a_cpu_grow_in_small_steps(rows, gpu, step, monkeypatch):
-    """A step attends to every slot, so empty ones cost time."""
-    monkeypatch.setattr(kernels, "on_gpu", lambda: gpu)
-    assert [rounded(tokens, rows) for tokens in (1, step, step + 1)] == [step, step, 2 * step]
 
 
 @pytest.mark.parametrize(("at_once", "evaluations"), [(1, 2), (1 << 30, 1)], ids=["layer by layer", "together"])

@@ -12,9 +12,10 @@ from checkpoints import TINY, YARN, random_weights, write_checkpoint
 
 from mlx_qwen3.engine.runner import decode_step
 from mlx_qwen3.model import kernels
-from mlx_qwen3.model.cache import EagerView, KVCache
+from mlx_qwen3.model.cache import KVCache
 from mlx_qwen3.model.load import load_model
 from mlx_qwen3.model.qwen3 import Block
+from mlx_qwen3.model.view import EagerView
 
 CONFIG = {**TINY, "rope_scaling": YARN, "rms_norm_eps": 1e-5}
 PADDING = [0, 6]

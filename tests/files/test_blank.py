@@ -1,0 +1,43 @@
+"""Memory that nobody has written to."""
+
+import gc
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_qwen3.files.blank import _Blank, blank
+from mlx_qwen3.model import kernels
+
+
+@pytest.mark.parametrize("size", [0, 1, 5, 4097, 3_000_000])
+def test_it_is_bytes_that_can_be_written(size):
+    made = blank(size)
+    assert (made.shape, made.dtype) == ((size,), mx.uint8)
+    np.array(made, copy=False)[:] = 7
+    assert mx.all(made == 7)
+
+
+def test_mlx_has_let_go_of_the_file():
+    """Its thread would do so later, when Python may have ended, which aborts the process."""
+    made = [blank(1000) for _ in range(20)]
+    assert len(made) == 20
+    assert not [found for found in gc.get_objects() if isinstance(found, _Blank)]
+
+
+@pytest.mark.skipif(sys.platform != "linux" or kernels.on_gpu(), reason="/proc says how much memory is in use")
+def test_it_takes_memory_when_it_is_written():
+    size = 200_000_000
+    mx.clear_cache()  # or it could be memory that was in use before
+    before = resident()
+    made = blank(size)
+    assert resident() - before < size / 10
+    np.array(made, copy=False)[: size // 2] = 1
+    assert 0.4 * size < resident() - before < 0.6 * size
+
+
+def resident():
+    """Bytes of memory that the process takes."""
+    return 1000 * int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0])
