@@ -25,6 +25,7 @@ SETTINGS = {
     "same_blas": "--same-blas",
     "rows": "--rows",
     "weights": "--weights",
+    "adapters": "--adapter",
 }
 
 

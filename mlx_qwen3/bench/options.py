@@ -1,6 +1,7 @@
 """What to measure: which contestants, and whether they can read the checkpoint."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -8,6 +9,7 @@ from .. import blas
 from ..engine.memory import default_budget
 from ..engine.weights import choose
 from ..errors import UsageError
+from ..files.adapters import Adapter, open_adapter
 from ..files.checkpoint import Checkpoint
 from ..files.config import Qwen3Config
 from ..files.dtypes import DTYPES, dtype_name
@@ -24,6 +26,7 @@ class Kind:
     install: str = ""
     reads: tuple[str, ...] = ("plain", "packed", "native", "awq", "release")
     any_dtype: bool = True
+    adapts: tuple[str, ...] = ("PEFT", "mlx-lm")  # whose adapters it applies
     batches: bool = False  # whether its users can run many requests at once, of which --rows measures the speed
     # Without a cache each token costs a pass over all tokens before it. So prompts of up to N tokens get M new ones:
     # (N, M), smallest N first; longer prompts are left out.
@@ -33,9 +36,13 @@ class Kind:
 OURS = "mlx-qwen3"
 KINDS = {
     OURS: Kind("ours", batches=True),
-    "transformers": Kind("peer_transformers", ("torch", "transformers"), "torch transformers", reads=("plain",)),
+    "transformers": Kind(
+        "peer_transformers", ("torch", "transformers"), "torch transformers", reads=("plain",), adapts=("PEFT",)
+    ),
     "reference": Kind("peer_reference", ("torch",), "torch", any_dtype=False, limited=((64, 8), (512, 1))),
-    "mlx-lm": Kind("peer_mlx_lm", ("mlx_lm",), "mlx-lm", reads=("plain", "packed", "awq"), batches=True),
+    "mlx-lm": Kind(
+        "peer_mlx_lm", ("mlx_lm",), "mlx-lm", reads=("plain", "packed", "awq"), adapts=("mlx-lm",), batches=True
+    ),
 }
 # form of a checkpoint -> what it is, and how others can be measured with it
 FORMS = {
@@ -68,6 +75,7 @@ class Options:
     reference: bool = True
     rows: tuple[int, ...] = ()
     weights: str | None = None  # of this package, see `mlx_qwen3.load`
+    adapters: tuple[str, ...] = ()  # each FOLDER|HUBID[=SCALE], for all contestants
 
     def __post_init__(self) -> None:
         """Raises UsageError."""
@@ -96,6 +104,7 @@ class Contestant:
     dtype: str | None  # None: its own default
     blas: str = ""  # a library to load first
     weights: str | None = None  # packed or unpacked: of this package alone
+    adapters: tuple[str, ...] = ()  # each FOLDER or FOLDER=SCALE, with an absolute path
 
     @property
     def dtype_name(self) -> str | None:
@@ -105,18 +114,22 @@ class Contestant:
 
 def contestants(options: Options, checkpoint: Checkpoint) -> list[Contestant]:
     """This package and those it is measured against. Raises UsageError that names what is missing, and the remedy."""
-    form = _form(checkpoint)
+    form, adapters = _form(checkpoint), [open_adapter(adapter, checkpoint.config) for adapter in options.adapters]
     _check_lengths(options, checkpoint.config)
     wanted = options.against
     if wanted is None:
-        wanted = tuple(n for n in DEFAULT_PEERS if form in KINDS[n].reads and not _missing(KINDS[n]))
+        able = (n for n in DEFAULT_PEERS if form in KINDS[n].reads and not _missing(KINDS[n]))
+        wanted = tuple(name for name in able if not _unfit(name, adapters))
     names = [OURS, *dict.fromkeys(wanted)]
     first = next((i for i, name in enumerate(names) if name.split(":")[0] == "transformers"), None)
     if first is not None and options.reference and "reference" not in names:
         names.insert(first + 1, "reference")
-    found = [_contestant(name, options) for name in names]
+    asked = tuple(adapter.placed for adapter in adapters)
+    found = [replace(_contestant(name, options), adapters=asked) for name in names]
     for contestant in found:
         _check(contestant, form)
+        if reason := _unfit(contestant.name.partition(":")[0], adapters):
+            raise UsageError(f"{reason}; leave {contestant.name} out of --against")
         if contestant.weights:
             choose([checkpoint], None, contestant.weights, default_budget())
     return found
@@ -148,6 +161,20 @@ def _check(contestant: Contestant, form: str) -> None:
         raise UsageError(
             f"the checkpoint is {what}, which {contestant.name} cannot read; leave it out of --against, or {remedy}"
         )
+
+
+def _unfit(name: str, adapters: Sequence[Adapter]) -> str | None:
+    """Why a contestant cannot be measured with these adapters."""
+    kind = KINDS[name]
+    if other := next((a for a in adapters if a.config.form not in kind.adapts), None):
+        return f"{other.source} is {other.config.in_words}, which {name} cannot apply"
+    if name in (OURS, "reference") or not adapters:
+        return None
+    if len(adapters) > 1 or adapters[0].strength != 1:
+        return f"{name} is measured with one adapter and without a scale"
+    return (
+        "transformers needs the package peft for adapters" if name == "transformers" and not find_spec("peft") else None
+    )
 
 
 def _missing(kind: Kind) -> str | None:

@@ -66,7 +66,8 @@ def _start(
         for index, entry in enumerate(entries):
             with ExitStack() as until_loaded:
                 worker = (stack if last else until_loaded).enter_context(Worker(entry))
-                more = {"weights": entry.weights} if entry.weights else {}
+                given = {"weights": entry.weights, "adapters": entry.adapters}
+                more = {name: value for name, value in given.items() if value}
                 loaded = worker.ask("load", folder=str(folder.absolute()), dtype=entry.dtype_name, **more)
             times[index].append((worker.startup_s, loaded.pop("seconds")))
             if last:

@@ -35,6 +35,8 @@ def run(contestant: Contestant, folder: Path) -> tuple[float, int]:
     arguments, count = COMMANDS[name]
     dtype = ["--dtype", contestant.dtype] if contestant.dtype else []
     dtype += ["--weights", contestant.weights] if contestant.weights else []
+    option = "--adapter" if name == OURS else "--adapter-path"
+    dtype += [word for adapter in contestant.adapters for word in (option, adapter)]
     began = time.perf_counter()
     result = _run([sys.executable, "-P", *arguments, str(folder.absolute()), *dtype])
     seconds = time.perf_counter() - began

@@ -7,15 +7,19 @@ import click
 from click.core import ParameterSource
 
 from ..errors import UsageError
-from .options import WEIGHTS
+from .options import WEIGHTS, adapter_option
 from .progress import Bar
 from .terminal import show
 
-NOT_WITH_SERVE = ("prompt_tokens", "rows", "no_reference", "roofline", "plot", "baseline_file", "margin")
+NOT_WITH_SERVE = ("adapters", "prompt_tokens", "rows", "no_reference", "roofline", "plot", "baseline_file", "margin")
 
 
 @click.command("bench", short_help="Measure speed and memory beside other libraries.")
 @click.argument("source")
+@adapter_option(
+    "Measure all with this adapter of PEFT or mlx-lm. transformers applies one of PEFT, mlx-lm one of its own. May be "
+    "repeated."
+)
 @click.option(
     "--against",
     metavar="NAMES",
@@ -132,6 +136,7 @@ def _serve(
 ) -> None:
     from .. import bench
 
+    del choices["adapters"]
     serving = bench.parse_serving(against, clients, **choices)
     bench.check_files(json_file, None)
     with Bar(progress is not False) as bar:

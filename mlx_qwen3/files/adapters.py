@@ -88,6 +88,12 @@ class Adapter:
         """As a command names it."""
         return self.source if self.strength == 1 else f"{self.source}={self.strength:g}"
 
+    @property
+    def placed(self) -> str:
+        """The same with its folder, for another process."""
+        folder = str(self.file.path.parent.absolute())
+        return folder if self.strength == 1 else f"{folder}={self.strength!r}"
+
     @cached_property
     def fingerprint(self) -> str:
         """Differs for another adapter or strength, or for a copy of the file."""

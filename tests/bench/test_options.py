@@ -1,6 +1,7 @@
 """Who runs, with which dtype, and who cannot."""
 
 import pytest
+from adapting import write_mlx_lm, write_peft
 from benching import chosen, main
 from checkpoints import AFFINE_4, write_packed
 from releases import write_awq, write_gptq
@@ -78,3 +79,26 @@ def test_releases_that_others_cannot_read(tmp_path):
     assert [c.name for c in chosen(gptq)] == ["mlx-qwen3"]
     with pytest.raises(UsageError, match=r"an FP8, GPTQ or .* release, which mlx-lm cannot read; .* --layout hf"):
         chosen(gptq, against=("mlx-lm",))
+
+
+def test_who_can_be_measured_with_an_adapter(chat, tmp_path):
+    peft, mlx_lm = str(write_peft(tmp_path / "a")), str(write_mlx_lm(tmp_path / "b"))
+    assert [c.name for c in chosen(chat, adapters=(mlx_lm,))] == ["mlx-qwen3", "mlx-lm"]
+    assert [c.name for c in chosen(chat, adapters=(f"{mlx_lm}=0.5", peft))] == ["mlx-qwen3"]
+    assert chosen(chat, adapters=(f"{mlx_lm}=0.5",))[0].adapters == (f"{mlx_lm}=0.5",)
+    for against, adapters, message in (
+        (("mlx-lm",), (peft,), "a is a PEFT LoRA adapter of rank 4 .*, which mlx-lm cannot apply; leave mlx-lm out"),
+        (("transformers",), (mlx_lm,), "which transformers cannot apply"),
+        (("mlx-lm:fp32",), (f"{mlx_lm}=0.5",), "one adapter and without a scale; leave mlx-lm:fp32 out"),
+        (("mlx-lm",), (mlx_lm, mlx_lm), "one adapter and without a scale"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            chosen(chat, against=against, adapters=adapters)
+
+
+def test_transformers_needs_peft_for_an_adapter(chat, tmp_path, monkeypatch):
+    found, adapters = options.find_spec, (str(write_peft(tmp_path)),)
+    monkeypatch.setattr(options, "find_spec", lambda name: None if name == "peft" else found(name))
+    assert "transformers" not in [c.name for c in chosen(chat, adapters=adapters)]
+    with pytest.raises(UsageError, match="needs the package peft"):
+        chosen(chat, against=("transformers",), adapters=adapters)

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from adapting import write_mlx_lm, write_peft
 from benching import QUICK, TWICE, UNTIED, baseline_of, main, planted
 from checkpoints import (
     AFFINE_4,
@@ -15,6 +16,7 @@ from checkpoints import (
     write_packed,
     write_tokenizer,
 )
+from safetensors.numpy import load_file
 
 from mlx_qwen3 import bench
 from mlx_qwen3.bench.process import Worker
@@ -121,3 +123,21 @@ def test_ctrl_c_ends_the_workers_and_writes_nothing(chat, tmp_path, monkeypatch)
     assert len({worker._process.pid for worker in started}) == 2
     assert all(worker._process.poll() is not None for worker in started)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("write", "against"), [(write_mlx_lm, ("mlx-lm", "reference")), (write_peft, ("transformers",))]
+)
+def test_all_have_the_adapter(write, against, tmp_path):
+    chat, adapter = write_checkpoint(tmp_path / "model", **UNTIED), write(tmp_path / "adapter")
+    if len(against) > 1:  # then also whole processes run, which need a tokenizer
+        write_tokenizer(chat)
+    options = bench.Options(str(chat), against, (9,), generate=4, repeat=1, reference=False, adapters=(str(adapter),))
+    report = bench.bench(options)
+    assert [row.agrees(9) for row in report.rows] == [True] * (1 + len(against))
+    [file] = adapter.glob("*.safetensors")
+    added = sum(tensor.size for tensor in load_file(file).values())
+    weights = random_weights({**TINY, **UNTIED})
+    plain = sum(w.size for name, w in weights.items() if "embed_tokens" not in name)  # untied: a step reads a row of it
+    assert report.rows[1].weight_bytes == 4 * (plain + added)

@@ -1,6 +1,6 @@
 """This package, by the functions that its users call."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from mlx_qwen3.engine.runner import prefill
 from mlx_qwen3.engine.sampling import Sampler, SamplingParams
 from mlx_qwen3.engine.scheduler import Scheduler
 from mlx_qwen3.engine.weights import check, choose
+from mlx_qwen3.files.adapters import open_adapter
 from mlx_qwen3.files.checkpoint import Checkpoint
 from mlx_qwen3.model.load import load_model
 
@@ -33,11 +34,14 @@ class Engine(OnMlx):
         self.versions["mlx-qwen3"] = mlx_qwen3.__version__
         self.blas = blas.in_use or self.blas
 
-    def load(self, folder: str, dtype: str | None, weights: str | None = None) -> dict[str, Any]:
+    def load(
+        self, folder: str, dtype: str | None, weights: str | None = None, adapters: Sequence[str] = ()
+    ) -> dict[str, Any]:
         checkpoint, kind = Checkpoint(Path(folder)), getattr(mx, dtype) if dtype else None
-        [chosen] = choose([checkpoint], kind, weights, budget := default_budget())
+        opened = [open_adapter(adapter, checkpoint.config) for adapter in adapters]
+        [chosen] = choose([checkpoint], kind, weights, budget := default_budget(), adapters=opened)
         check([chosen], budget)
-        self._model = load_model(checkpoint, kind, unpack=chosen.unpack)
+        self._model = load_model(checkpoint, kind, opened, chosen.unpack)
         self._dtype = self._model.norm.weight.dtype
         c = self._model.config
         values = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim

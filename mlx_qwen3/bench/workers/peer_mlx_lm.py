@@ -1,6 +1,6 @@
 """mlx-lm, by its own loop with its own defaults."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 from mlx_lm.generate import BatchGenerator, generate_step, generation_stream, wired_limit
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.sample_utils import make_sampler
+from mlx_lm.tuner.utils import load_adapters
 from mlx_lm.utils import load_model
 
 from .on_mlx import OnMlx, as_numpy
@@ -19,8 +20,11 @@ class Engine(OnMlx):
     def __init__(self) -> None:
         super().__init__("mlx-lm")
 
-    def load(self, folder: str, dtype: str | None) -> dict[str, Any]:
+    def load(self, folder: str, dtype: str | None, adapters: Sequence[str] = ()) -> dict[str, Any]:
         self._model, _ = load_model(Path(folder))
+        for adapter in adapters:
+            self._model = load_adapters(self._model, adapter)
+        self._model.eval()
         if dtype:
             self._model.set_dtype(getattr(mx, dtype))
             mx.eval(self._model.parameters())

@@ -1,6 +1,6 @@
 """reference.py: float32 on the CPU, without a cache. So every token costs a forward pass of all tokens before it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,6 +11,9 @@ import numpy as np
 import torch
 
 from mlx_qwen3.compare.reference import load_reference
+from mlx_qwen3.files.adapted import AdaptedCheckpoint
+from mlx_qwen3.files.adapters import open_adapter
+from mlx_qwen3.files.checkpoint import Checkpoint
 
 from .serve import Emit, step_bytes
 
@@ -20,8 +23,10 @@ class Engine:
     blas = "of torch (MKL)" if torch.backends.mkl.is_available() else "of torch"
     host_time = False
 
-    def load(self, folder: str, dtype: str | None) -> dict[str, Any]:
-        self._reference = load_reference(Path(folder))
+    def load(self, folder: str, dtype: str | None, adapters: Sequence[str] = ()) -> dict[str, Any]:
+        base = Checkpoint(Path(folder))
+        opened = [open_adapter(adapter, base.config) for adapter in adapters]
+        self._reference = load_reference(AdaptedCheckpoint(base, opened) if opened else base)
         tied = self._reference.config.tie_word_embeddings
         sizes = ((name, weight.nbytes) for name, weight in self._reference.weights.items())
         return {

@@ -1,6 +1,6 @@
 """transformers' Qwen3 by `model.generate`: on mps if there is one, else on cuda, else on the CPU."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,13 +30,18 @@ class Engine:
         # On the CPU the calling thread computes, and with CUDA it waits by spinning.
         self.host_time = self._device == "mps"
 
-    def load(self, folder: str, dtype: str | None) -> dict[str, Any]:
+    def load(self, folder: str, dtype: str | None, adapters: Sequence[str] = ()) -> dict[str, Any]:
         options = {"dtype": getattr(torch, dtype)} if dtype else {}
         read: Any = AutoModelForCausalLM.from_pretrained
-        self._model = read(folder, **options).to(self._device).eval()
+        self._model = read(folder, **options)
         self._model.generation_config = GenerationConfig(
             do_sample=False
         )  # no end token, so that all make the same number of tokens
+        for adapter in adapters:
+            from peft import PeftModel
+
+            self._model = PeftModel.from_pretrained(self._model, adapter)
+        self._model = self._model.to(self._device).eval()
         c = self._model.config
         sizes = ((name, weight.nbytes) for name, weight in self._model.named_parameters())  # a tied matrix counts once
         return {
