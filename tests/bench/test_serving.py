@@ -89,6 +89,7 @@ def test_a_failure_names_the_server(monkeypatch, capsys, small):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (("--serve", "--adapter", "x"), "--adapter has no meaning with --serve"),
         (("--serve", "--rows", "1,2"), "--rows has no meaning with --serve"),
         (("--serve", "--check", "x.json"), "--check has no meaning with --serve"),
         (("--serve", "--clients", "1,x"), "--clients is '1,x'; expected numbers with commas"),
