@@ -118,8 +118,12 @@ class Adapter:
         fused += [(name,) for name in self.low_rank if not any(name in parts for parts in fused)]
         values = sum(math.prod(self.shapes[name]) for name in self.whole)
         for parts in fused:
-            rank = sum(self.low_rank[name].rank for name in parts if name in self.low_rank)
-            values += rank * (inputs[parts[0]] + sum(heights[name] for name in parts))
+            changes = [self.low_rank[name] for name in parts if name in self.low_rank]
+            rows = sum(heights[name] for name in parts)
+            if ".experts." in parts[0] and "down_proj" not in parts[0]:
+                rows *= 2  # gate and up of an expert are one matrix
+            values += sum(change.rank for change in changes) * (inputs[parts[0]] + rows)
+            values += rows if any(change.magnitude for change in changes) else 0  # the gain
         return values * dtype.size
 
 
@@ -228,7 +232,11 @@ class _Reader:
     ):
         self._source, self._settings, self._config, self._shapes = source, settings, config, shapes
         self._layers = config.num_hidden_layers
-        self._tensors = {tensor.name.removeprefix(PREFIX): tensor for tensor in tensors_of(file)}
+        self._tensors: dict[str, StoredTensor] = {}
+        for tensor in tensors_of(file):
+            if (name := tensor.name.removeprefix(PREFIX)) in self._tensors:
+                raise CheckpointError(f"{self._name(tensor)} is there with and without the prefix {PREFIX}; remove one")
+            self._tensors[name] = tensor
         self._left = dict(self._tensors)
 
     def read(self) -> tuple[dict[str, LowRank], dict[str, StoredTensor]]:

@@ -58,6 +58,7 @@ def test_the_experts_of_mlx_lm_are_taken_apart(tmp_path):
             lambda t: t.update({"base_model.model.model.layers.7.x.lora_A.weight": t[f"{Q0}.lora_A.weight"]}),
             r"layers\.7",
         ),
+        (lambda t: t.update({Q0[17:] + ".lora_A.weight": t[f"{Q0}.lora_A.weight"]}), "with and without the prefix"),
         (lambda t: t.update({f"{Q0}.lora_C.weight": np.ones(3)}), "lora_C.weight .* does not belong to any module"),
         (
             lambda t: t.update({f"{Q0}.lora_A.weight": np.ones((4, 64), np.float32)}),

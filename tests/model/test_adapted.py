@@ -313,6 +313,13 @@ def test_the_base_does_not_change_and_shares_its_arrays(tiny, attention, every, 
     assert adapted(base, []) is base
 
 
+def test_the_bytes_of_experts_and_gains_are_known_before(tiny, tiny_moe, tmp_path):
+    for kind, base, config in (("dora", tiny, TINY), ("lora", tiny_moe, TINY_MOE)):
+        model, folder = load_model(base), write_mlx_lm(tmp_path / kind, kind, model=config)
+        adapter = open_adapter(folder, model.config)
+        assert adapted(model, [adapter]).nbytes - model.nbytes == adapter.nbytes(model.config, mx.float32)
+
+
 def test_a_tied_model_counts_the_embedding_once(tiny, tmp_path):
     def head(tensors: Arrays) -> None:
         for name, size in (("A", (4, TINY["hidden_size"])), ("B", (TINY["vocab_size"], 4))):
