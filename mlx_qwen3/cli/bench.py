@@ -58,7 +58,7 @@ NOT_WITH_SERVE = ("adapters", "prompt_tokens", "rows", "no_reference", "roofline
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write everything, with every repeat."
 )
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw bars with their spread as PNG.")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw speed and memory as PNG.")
 @click.option(
     "--check",
     "baseline_file",
