@@ -1,9 +1,10 @@
 """What a cache of 8 or 4 bits costs on the built-in text, and what it saves.
 
-With `random` it takes four rows of 128 random tokens in place of the text, for a checkpoint without a tokenizer.
+python benchmarks/kv_bits.py SOURCE [random]
+`random` takes four rows of 128 random tokens in place of the text, for a checkpoint without a tokenizer.
 """
 
-import argparse
+import sys
 
 import numpy as np
 
@@ -35,7 +36,4 @@ def main(source: str, tokens: str = "text") -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", metavar="SOURCE", help="A folder, a Hub id or demo.")
-    parser.add_argument("tokens", nargs="?", choices=("text", "random"), default="text", help="Default: text.")
-    main(**vars(parser.parse_args()))
+    main(*sys.argv[1:])

@@ -1,9 +1,10 @@
 """Prints the tables of models.md: memory by bits and context, and what fits which Mac.
 
+python docs/models.py memory|macs
 `python docs/refresh.py` puts them into the page. Nothing is loaded: all numbers follow from the shapes.
 """
 
-import argparse
+import sys
 from dataclasses import dataclass
 
 VOCABULARY, HEAD_DIM, CACHE_BYTES = 151_936, 128, 2  # the cache holds bf16
@@ -103,7 +104,4 @@ def macs() -> str:
 
 
 if __name__ == "__main__":
-    tables = {"memory": memory, "macs": macs}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=tables, help="Which table.")
-    print(tables[parser.parse_args().table]())
+    print({"memory": memory, "macs": macs}[sys.argv[1]]())

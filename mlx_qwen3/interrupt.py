@@ -69,8 +69,8 @@ def unregister(cleanup: Callable[[], None]) -> None:
 
 
 def last_words(text: str) -> None:
-    """Say this on stderr if Ctrl-C ends the process, after all clean-ups."""
-    _last_words[:] = [text]
+    """Say this on stderr if Ctrl-C ends the process, after all clean-ups. An empty text is not said."""
+    _last_words[:] = [text] if text else []
 
 
 @contextmanager

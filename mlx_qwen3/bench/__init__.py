@@ -1,16 +1,18 @@
 """Measures this package beside others: `bench(Options(...))` on the same tokens, `bench_serving` its server."""
 
 from .baseline import check, read_baseline
-from .files import as_json, check_files, write_files
+from .files import as_json, check_files, write_json, write_picture
 from .options import Options, parse
+from .pages import Page
 from .report import Report
 from .serving import bench_serving, parse_serving
-from .serving_tables import render_serving, write_serving
+from .serving_tables import serving_page, write_serving
 from .session import bench
-from .tables import limits_table, render, shown
+from .tables import limits_table, page
 
 __all__ = [
     "Options",
+    "Page",
     "Report",
     "as_json",
     "bench",
@@ -18,12 +20,12 @@ __all__ = [
     "check",
     "check_files",
     "limits_table",
+    "page",
     "parse",
     "parse_serving",
     "read_baseline",
-    "render",
-    "render_serving",
-    "shown",
-    "write_files",
+    "serving_page",
+    "write_json",
+    "write_picture",
     "write_serving",
 ]

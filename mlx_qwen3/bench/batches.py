@@ -1,45 +1,54 @@
 """Many requests at once: tokens per second of all rows of a batch."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
-from ..progress import Progress, Stage
 from . import outputs
 from .options import Contestant
 from .process import Worker
 from .prompts import prompt, settle
-from .report import BatchRun, Outputs, Report, Rows, in_words
+from .report import BatchRun, Outputs, Report, Row
 
 Tokens = list[list[int]]  # of each row
+Done = Callable[[], None]  # called after each run
 
 
-def measure(report: Report, entries: list[Contestant], workers: list[Worker], number: int, progress: Progress) -> None:
-    """One number of rows. The first replies of each are compared, and warm it up; then come the timed ones."""
-    options = report.options
-    prompts = [prompt(report.config, min(options.prompt_tokens), row) for row in range(number)]
-    able = [
-        (row, worker) for entry, row, worker in zip(entries, report.rows, workers, strict=True) if entry.kind.batches
-    ]
-    stage = Stage(f"{in_words(Rows(number))} at once", (options.repeat + 1) * len(able), "runs")
+def compare(report: Report, able: list[tuple[Row, Worker]], number: int, done: Done) -> None:
+    """The first replies of each are compared, for one number of rows. This also warms them up."""
+    prompts = _prompts(report, number)
     ours: Tokens = []
     for row, worker in able:
-        tokens: Tokens = worker.ask("batch", prompts=prompts, count=options.generate)["tokens"]
+        tokens: Tokens = worker.ask("batch", prompts=prompts, count=report.options.generate)["tokens"]
         if ours:
-            row.outputs.append(_worst(workers[0], worker, prompts, ours, tokens, {report.ours.dtype, row.dtype}))
+            row.outputs.append(_worst(able[0][1], worker, prompts, ours, tokens, {report.ours.dtype, row.dtype}))
         ours = ours or tokens
-        progress(stage, 1)
-    for _ in range(options.repeat):
-        for row, worker in able:
-            if row.agrees(len(prompts[0]), number):
-                settle()
-                answer = worker.ask("batch", prompts=prompts, count=options.generate)
-                row.batches.append(BatchRun(number, answer["tps"]))
-            progress(stage, 1)
+        done()
 
 
-def note_the_unable(report: Report, entries: list[Contestant]) -> None:
-    for entry, row in zip(entries, report.rows, strict=True):
-        if not entry.kind.batches:
+def measure(report: Report, able: list[tuple[Row, Worker]], number: int, done: Done) -> None:
+    """One timed run of each, for one number of rows."""
+    prompts = _prompts(report, number)
+    for row, worker in able:
+        if row.agrees(len(prompts[0]), number):
+            settle()
+            answer = worker.ask("batch", prompts=prompts, count=report.options.generate)
+            row.batches.append(BatchRun(number, answer["tps"]))
+        done()
+
+
+def able(report: Report, entries: list[Contestant], workers: list[Worker]) -> list[tuple[Row, Worker]]:
+    """Those that can run many requests at once. The others get a note, if it is asked for."""
+    found = []
+    for entry, row, worker in zip(entries, report.rows, workers, strict=True):
+        if entry.kind.batches:
+            found.append((row, worker))
+        elif report.options.rows:
             row.notes.append(f"{row.name} has no batch that requests join and leave: it is left out of --rows")
+    return found
+
+
+def _prompts(report: Report, number: int) -> Tokens:
+    return [prompt(report.config, min(report.options.prompt_tokens), row) for row in range(number)]
 
 
 def _worst(

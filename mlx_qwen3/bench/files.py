@@ -1,7 +1,7 @@
 """The files that `bench` writes: a JSON file with everything, and a picture."""
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +36,23 @@ def check_files(as_json: Path | None, plot: Path | None) -> None:
             check_place(path)
 
 
-def write_files(report: Report, as_json_file: Path | None, plot: Path | None) -> None:
-    """Write what is asked for. Raises OutputError."""
-    if as_json_file:
-        write_file(as_json_file, encoded(as_json(report)))
-    if plot:
-        write_file(plot, png(draw(report)))
+def write_json(report: Report, file: Path) -> None:
+    """Raises OutputError."""
+    write_file(file, encoded(as_json(report)))
+
+
+def write_picture(report: Report, file: Path) -> None:
+    """Raises OutputError."""
+    write_file(file, png(draw(report)))
 
 
 def as_json(report: Report) -> dict[str, Any]:
     """Everything: settings, machine, every repeat of every row, and the figures computed from them."""
     contestants = [{**asdict(row), "summary": _summary(report, row)} for row in report.rows]
+    progress = {"rounds": report.rounds, "complete": report.complete}
+    settings = replace(report.options, repeat=report.repeat)
     return document(
-        FORMAT, report.options, report.config, report.machine, limits=report.limits, contestants=contestants
+        FORMAT, settings, report.config, report.machine, **progress, limits=report.limits, contestants=contestants
     )
 
 

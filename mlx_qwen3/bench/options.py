@@ -62,14 +62,15 @@ DEFAULT_PEERS = ("transformers", "mlx-lm")
 class Options:
     """`against`: names, such as mlx-lm or mlx-lm:fp32. None: all that are installed and can read the checkpoint.
 
-    `rows`: numbers of requests that run at once, each with a prompt of the shortest length.
+    `rows`: numbers of requests that run at once, each with a prompt of the shortest length. `repeat`: None for as many
+    rounds as end in about a minute, at most 5.
     """
 
     source: str
     against: tuple[str, ...] | None = None
-    prompt_tokens: tuple[int, ...] = (16, 512, 2048)
-    generate: int = 128
-    repeat: int = 5
+    prompt_tokens: tuple[int, ...] = (16, 512)
+    generate: int = 64
+    repeat: int | None = None
     dtype: str = DEFAULT
     same_blas: bool = False
     reference: bool = True
@@ -79,7 +80,7 @@ class Options:
 
     def __post_init__(self) -> None:
         """Raises UsageError."""
-        numbers = {"--generate": self.generate, "--repeat": self.repeat}
+        numbers = {"--generate": self.generate, "--repeat": 1 if self.repeat is None else self.repeat}
         numbers |= {f"--prompt-tokens {length}": length for length in self.prompt_tokens}
         numbers |= {f"--rows {rows}": rows for rows in self.rows}
         for name, value in numbers.items():

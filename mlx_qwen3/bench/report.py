@@ -119,6 +119,9 @@ class Report:
     machine: dict[str, str]
     limits: dict[str, float]
     rows: list[Row]
+    repeat: int | None = None  # rounds; None until it is known
+    rounds: int = 0  # that are complete
+    complete: bool = False
 
     @property
     def ours(self) -> Row:

@@ -1,7 +1,7 @@
 """The measurement of servers: start them, ask them the same, time them in turns."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ from ..files.config import Qwen3Config
 from ..files.hub import resolve
 from ..progress import Progress, Stage, silent
 from ..text.tokenizer import Tokenizer
-from . import machine, prompts, servers
+from . import estimate, machine, prompts, servers
 from .clients import Answer, NoText, ask, crowd, disturbed
 from .mixes import ARRIVAL, MIXES, NEVER, Mix, body, clients, filler, longest_prompt, question, words_only
 from .options import OURS, Contestant, Options, contestants, parse_names, parse_numbers
+from .rounds import Clock, Tell, untold
 from .servers import Server
 from .serving_report import Arrival, Load, Report, Row, Serving
 
@@ -29,11 +30,20 @@ def parse_serving(against: str | None, number: str | None, **choices: Any) -> Se
     """Settings from a command line's words. Raises UsageError."""
     names = ("mlx-lm",) if against is None else parse_names(against)
     options = Options(against=names, prompt_tokens=(ARRIVAL,), reference=False, **choices)
-    return Serving(options) if number is None else Serving(options, parse_numbers("--clients", number, "1,4,8,16"))
+    return Serving(options) if number is None else Serving(options, parse_numbers("--clients", number, "1,8"))
 
 
-def bench_serving(serving: Serving, progress: Progress = silent) -> Report:
-    """Measure. Raises UsageError for what cannot be measured, and BenchError if a server fails."""
+def bench_serving(
+    serving: Serving,
+    progress: Progress = silent,
+    keep: Callable[[Report], None] = lambda report: None,
+    tell: Tell = untold,
+) -> Report:
+    """Measure. `keep` gets the report after each complete round, and `tell` what is to be said about the time.
+
+    Raises UsageError for what cannot be measured, and BenchError if a server fails.
+    """
+    clock = Clock(tell)
     folder = resolve(serving.options.source)
     checkpoint = Checkpoint(folder)
     tokenizer = Tokenizer(folder)
@@ -41,10 +51,16 @@ def bench_serving(serving: Serving, progress: Progress = silent) -> Report:
     entries = contestants(serving.options, checkpoint)
     servers.check(entries)
     rows = [Row(entry.name, entry.dtype_name or "its default", _blas(entry)) for entry in entries]
-    report = Report(serving, checkpoint.config, machine.describe(), rows)
+    report = Report(serving, checkpoint.config, machine.describe(), rows, serving.options.repeat)
+    nbytes = sum(file.size for file in checkpoint.files)
+    clock.expect(estimate.of_servers(serving, len(entries), checkpoint.config, nbytes))
     with ExitStack() as stack:
         running = _start(entries, folder, max(serving.clients), stack, progress)
-        Measurement(report, running, tokenizer, progress).run()
+        measurement = Measurement(report, running, tokenizer, progress)
+        measurement.warm_up()
+        for number in clock.rounds(report, lambda: keep(report)):
+            measurement.round(number)
+    report.complete = True
     return report
 
 
@@ -83,17 +99,19 @@ class Measurement:
         self._bias: dict[int, float] = {}  # of every request
         self._count = lambda text: len(tokenizer.encode(text))
 
-    def run(self) -> None:
-        """Everything in turns, A B A B. The first runs, which are not counted, warm up every number of rows."""
+    def warm_up(self) -> None:
+        """The first runs of every number of rows are not counted."""
         self._report.words_only = not all(self._shows_text(server) for _, server in self._pairs)
         self._bias = words_only(self._tokenizer) if self._report.words_only else {}
         for number in self._clients:
             self._turn(f"warm-up {number}", MIXES[0], number, WARM_UP, counted=False)
-        for repeat in range(self._options.repeat):
-            for mix in MIXES:
-                for number in self._clients:
-                    self._turn(f"{mix.name} {repeat} {number}", mix, number, self._options.generate)
-            self._arrivals(f"arrival {repeat}")
+
+    def round(self, repeat: int) -> None:
+        """Everything once, in turns."""
+        for mix in MIXES:
+            for number in self._clients:
+                self._turn(f"{mix.name} {repeat} {number}", mix, number, self._options.generate)
+        self._arrivals(f"arrival {repeat}")
 
     def _shows_text(self, server: Server) -> bool:
         """Whether at least every second token of a reply shows text. Random weights may repeat one that shows none."""

@@ -19,7 +19,7 @@ class Serving:
     """`options` as of every measurement; `clients`: how many ask at once."""
 
     options: Options
-    clients: tuple[int, ...] = (1, 4, 8, 16)
+    clients: tuple[int, ...] = (1, 8)
 
     def __post_init__(self) -> None:
         """Raises UsageError."""
@@ -80,6 +80,9 @@ class Report:
     config: Qwen3Config
     machine: dict[str, str]
     rows: list[Row]
+    repeat: int | None = None  # rounds; None until it is known
+    rounds: int = 0  # that are complete
+    complete: bool = False
     words_only: bool = False  # the replies were bound to some words, because the model's own show no text
 
     @property

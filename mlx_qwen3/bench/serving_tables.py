@@ -1,7 +1,7 @@
-"""What the measurement of servers found, as Markdown and as JSON."""
+"""What the measurement of servers found, as tables and as JSON."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from ..report import write_file
 from ..table import Table
 from .files import document, encoded
 from .mixes import ARRIVAL, MIXES, Mix
+from .pages import Page, stopped
 from .report import significant
 from .serving_report import Report, Row, arrival_figures, compare, figures
 
@@ -29,12 +30,18 @@ LEGEND = (
 WORDS_ONLY = "This model's own replies show no text, so `logit_bias` bound all replies to some words."
 
 
-def render_serving(report: Report) -> str:
+def serving_page(report: Report) -> Page:
     """What ran; a table for each mix; one for the prompt that arrives; how the replies compare."""
-    blocks = [_heading(report)]
-    blocks += [_mix_table(report, mix) for mix in MIXES]
-    blocks += [_arrival_table(report), _comparisons(report), _resets(report)]
-    return "\n\n".join(block for block in blocks if block)
+    return Page(
+        f"Servers: {report.serving.options.source}",
+        _heading(report),
+        [*(_mix_table(report, mix) for mix in MIXES), _arrival_table(report)],
+        {
+            "Replies, compared with ours": _comparisons(report),
+            "Connections that a server reset, after which the client tried again": _resets(report),
+        },
+        stopped(report.complete, report.rounds, report.repeat),
+    )
 
 
 def write_serving(report: Report, file: Path) -> None:
@@ -44,9 +51,9 @@ def write_serving(report: Report, file: Path) -> None:
 
 def serving_json(report: Report) -> dict[str, Any]:
     servers = [{**asdict(row), "summary": _summary(report, row)} for row in report.rows]
-    return document(
-        FORMAT, report.serving, report.config, report.machine, servers=servers, words_only=report.words_only
-    )
+    serving = replace(report.serving, options=replace(report.serving.options, repeat=report.repeat))
+    measured = {"rounds": report.rounds, "complete": report.complete, "words_only": report.words_only}
+    return document(FORMAT, serving, report.config, report.machine, **measured, servers=servers)
 
 
 def _summary(report: Report, row: Row) -> list[dict[str, Any]]:
@@ -73,24 +80,21 @@ def _ratio(ours: float, theirs: float) -> float:
     return ours / theirs if theirs else float("nan")
 
 
-def _heading(report: Report) -> str:
+def _heading(report: Report) -> list[str]:
     m, o, c = report.machine, report.serving.options, report.config
     libraries = ", ".join(f"{name} {m[name]}" for name in ("mlx", "mlx-lm", "python"))
     servers = "; ".join(f"{row.name} in {row.dtype}, BLAS {row.blas}" for row in report.rows)
-    return "\n\n".join(
-        [
-            f"### Servers: {o.source}",
-            f"{c.num_hidden_layers} layers, hidden {c.hidden_size}, vocabulary {c.vocab_size}. Replies of up to "
-            f"{o.generate} tokens, greedy, streamed; {o.repeat} repeats.",
-            f"{m['chip']}; {m['backend']}; {m['os']}; {libraries}.",
-            f"{servers}.",
-            *([WORDS_ONLY] if report.words_only else []),
-            LEGEND,
-        ]
-    )
+    return [
+        f"{c.num_hidden_layers} layers, hidden {c.hidden_size}, vocabulary {c.vocab_size}. Replies of up to "
+        f"{o.generate} tokens, greedy, streamed; {report.rounds} repeats.",
+        f"{m['chip']}; {m['backend']}; {m['os']}; {libraries}.",
+        f"{servers}.",
+        *([WORDS_ONLY] if report.words_only else []),
+        LEGEND,
+    ]
 
 
-def _mix_table(report: Report, mix: Mix) -> str:
+def _mix_table(report: Report, mix: Mix) -> Table:
     shared = f", {mix.prefix:,} tokens of prefix in common" if mix.prefix else ""
     columns = ["", "clients", *LOADS.values(), "prompt tokens", "of them cached"]
     rows = []
@@ -106,14 +110,14 @@ def _mix_table(report: Report, mix: Mix) -> str:
                 cells = ["replies differ", *[NONE] * (len(LOADS) - 1)]
             rows.append([row.name, str(number), *cells, *shown])
     title = f"{mix.name.capitalize()}: {mix.turns} requests of each client{shared}"
-    return Table(title, columns, rows, "lr" + "r" * (len(columns) - 2)).markdown()
+    return Table(title, columns, rows, "lr" + "." * (len(columns) - 2), drop=("of them cached", "prompt tokens"))
 
 
-def _arrival_table(report: Report) -> str:
+def _arrival_table(report: Report) -> Table:
     ours = arrival_figures(report.ours.arrivals)
     rows = [[row.name, *_cells(report, row, ours, arrival_figures(row.arrivals))] for row in report.rows]
     title = f"A running reply while a prompt of {ARRIVAL:,} tokens arrives"
-    return Table(title, ["", *ARRIVALS.values()], rows, "l" + "r" * len(ARRIVALS)).markdown()
+    return Table(title, ["", *ARRIVALS.values()], rows, "l" + "." * len(ARRIVALS))
 
 
 def _cells(report: Report, row: Row, ours: Mapping[str, float], theirs: Mapping[str, float]) -> Sequence[str]:
@@ -122,23 +126,20 @@ def _cells(report: Report, row: Row, ours: Mapping[str, float], theirs: Mapping[
     return [f"{significant(value)} x{_ratio(ours[name], value):.2f}" for name, value in theirs.items()]
 
 
-def _comparisons(report: Report) -> str:
+def _comparisons(report: Report) -> list[str]:
     lines = []
     for row in report.rows[1:]:
         for mix in MIXES:
             for number in report.serving.clients:
                 found = compare(report.ours, row, mix.name, number)
                 lines.append(
-                    f"- {row.name}, {mix.name}, {number} clients: {found.equal} of {found.replies} replies equal, "
+                    f"{row.name}, {mix.name}, {number} clients: {found.equal} of {found.replies} replies equal, "
                     f"{found.tokens:,} tokens, {found.ours:,} here"
                 )
-    return "\n".join(["Replies, compared with ours:", "", *lines]) if lines else ""
+    return lines
 
 
-def _resets(report: Report) -> str:
+def _resets(report: Report) -> list[str]:
     places = [(row, mix.name, number) for row in report.rows for mix in MIXES for number in report.serving.clients]
     counts = [(row, mix, number, sum(load.retries for load in row.at(mix, number))) for row, mix, number in places]
-    lines = [f"- {row.name}, {mix}, {number} clients: {count}" for row, mix, number, count in counts if count]
-    return (
-        "\n".join(["Connections that a server reset, after which the client tried again:", "", *lines]) if lines else ""
-    )
+    return [f"{row.name}, {mix}, {number} clients: {count}" for row, mix, number, count in counts if count]

@@ -1,4 +1,4 @@
-"""The measurement: start every contestant, compare what they say, time them in turns."""
+"""The measurement: start every contestant, compare what they say, time them in turns, round by round."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -10,14 +10,16 @@ from ..compare.bounds import WORST_RANK
 from ..files.checkpoint import Checkpoint
 from ..files.hub import resolve
 from ..progress import Progress, Stage, silent
-from . import batches, machine, outputs, whole
+from . import batches, estimate, machine, outputs, whole
 from .baseline import check_plan, check_settings
 from .options import Contestant, Options, contestants, tokens_made
 from .process import Worker
 from .prompts import prompt, settle
 from .report import Report, Row, Run
+from .rounds import Clock, Tell, round_name, untold
 
 DRAWS = 20  # their median is one repeat of the sampling time
+STARTS = 2  # of each contestant, if the number of repeats is not given
 
 
 def bench(
@@ -25,11 +27,15 @@ def bench(
     progress: Progress = silent,
     ready: Callable[[Report], None] = lambda report: None,
     baseline: dict[str, Any] | None = None,
+    keep: Callable[[Report], None] = lambda report: None,
+    tell: Tell = untold,
 ) -> Report:
     """Measure. `ready` gets the report before anything is timed; it holds settings, machine and limits by then.
 
-    Raises UsageError for what cannot be measured, or compared with a `baseline` of `read_baseline`, and BenchError if
-    a contestant fails.
+    `keep` gets the report after each complete round, and `tell` what is to be said about the time.
+
+    Raises UsageError for what cannot be measured, or compared with a `baseline` of `read_baseline`, and BenchError if a
+    contestant fails.
     """
     folder = resolve(options.source)
     checkpoint = Checkpoint(folder)
@@ -37,20 +43,22 @@ def bench(
     entries = contestants(options, checkpoint)
     if baseline:
         check_plan(options, config, [entry.name for entry in entries], baseline)
+    clock = Clock(tell)
+    nbytes = sum(file.size for file in checkpoint.files)
+    clock.expect(estimate.of_replies(options, entries, config, nbytes))
     with ExitStack() as stack:
-        workers, rows = _start(entries, folder, options.repeat, stack, progress)
-        report = Report(options, config, machine.describe(), workers[0].ask("limits"), rows)
+        workers, rows = _start(entries, folder, options.repeat or STARTS, stack, progress)
+        report = Report(options, config, machine.describe(), workers[0].ask("limits"), rows, options.repeat)
         if baseline:
             check_settings(report, baseline)
         ready(report)
-        for length in options.prompt_tokens:
-            _measure(report, entries, workers, prompt(config, length), progress)
-        if options.rows:
-            batches.note_the_unable(report, entries)
-        for number in options.rows:
-            batches.measure(report, entries, workers, number, progress)
-        _time_sampling(report, workers, progress)
-    _time_processes(report, entries, folder, progress)
+        session = Session(report, entries, workers, progress)
+        session.compare()
+        runners = [(row, entry) for row, entry in zip(rows, entries, strict=True) if whole.can_run(entry, folder)]
+        for number in clock.rounds(report, lambda: keep(report), sum(_one_start(row) for row, _ in runners)):
+            session.round(number)
+    _time_processes(report, runners, folder, progress)
+    report.complete = True
     return report
 
 
@@ -79,29 +87,61 @@ def _start(
     return workers, rows
 
 
-def _measure(
-    report: Report, entries: list[Contestant], workers: list[Worker], ids: list[int], progress: Progress
-) -> None:
-    """One prompt. The first reply of each is compared, and warms it up; then come the timed ones, A B A B."""
-    options = report.options
-    stage = Stage(f"{len(ids)} prompt tokens", (options.repeat + 1) * len(entries), "replies")
-    counts = [tokens_made(entry.kind, len(ids), options.generate) for entry in entries]
-    ours: list[int] = []
-    for row, worker, count in zip(report.rows, workers, counts, strict=True):
-        if count:
-            tokens = worker.ask("generate", ids=ids, count=count)["tokens"]
-            if ours:
-                dtypes = {report.ours.dtype, row.dtype}
-                row.outputs.append(outputs.compare(workers[0], worker, ids, ours, tokens, dtypes))
-            ours = ours or tokens
-        _note(row, len(ids), count, options.generate)
-        progress(stage, 1)
-    for _ in range(options.repeat):
-        for row, worker, count in zip(report.rows, workers, counts, strict=True):
-            if count and row.agrees(len(ids)):
-                settle()
-                row.runs.append(_run(len(ids), worker.ask("generate", ids=ids, count=count)))
-            progress(stage, 1)
+def _one_start(row: Row) -> float:
+    return median(row.startup_s) + median(row.load_s)
+
+
+class Session:
+    """The contestants, started, and what they are asked in turns."""
+
+    def __init__(self, report: Report, entries: list[Contestant], workers: list[Worker], progress: Progress):
+        self._report, self._workers, self._progress = report, workers, progress
+        self._options, self._pairs = report.options, list(zip(report.rows, workers, strict=True))
+        self._able = batches.able(report, entries, workers)
+        self._prompts = [prompt(report.config, length) for length in report.options.prompt_tokens]
+        # how many tokens each makes after each prompt
+        self._counts = {
+            len(ids): [tokens_made(entry.kind, len(ids), self._options.generate) for entry in entries]
+            for ids in self._prompts
+        }
+
+    def compare(self) -> None:
+        """The first reply of each is compared, and warms it up."""
+        done = self._counter("comparing outputs", 0)
+        for ids in self._prompts:
+            ours: list[int] = []
+            for (row, worker), count in zip(self._pairs, self._counts[len(ids)], strict=True):
+                if count:
+                    tokens = worker.ask("generate", ids=ids, count=count)["tokens"]
+                    if ours:
+                        dtypes = {self._report.ours.dtype, row.dtype}
+                        row.outputs.append(outputs.compare(self._workers[0], worker, ids, ours, tokens, dtypes))
+                    ours = ours or tokens
+                _note(row, len(ids), count, self._options.generate)
+                done()
+        for number in self._options.rows:
+            batches.compare(self._report, self._able, number, done)
+
+    def round(self, number: int) -> None:
+        """Everything once, in turns."""
+        done = self._counter(round_name(number, self._report.repeat), len(self._pairs))
+        for ids in self._prompts:
+            for (row, worker), count in zip(self._pairs, self._counts[len(ids)], strict=True):
+                if count and row.agrees(len(ids)):
+                    settle()
+                    row.runs.append(_run(len(ids), worker.ask("generate", ids=ids, count=count)))
+                done()
+        for rows in self._options.rows:
+            batches.measure(self._report, self._able, rows, done)
+        for row, worker in self._pairs:
+            _time_sampling(row, worker)
+            done()
+
+    def _counter(self, name: str, more: int) -> Callable[[], None]:
+        """To call after each reply of all prompts and numbers of rows, and after each of `more` measurements."""
+        total = len(self._prompts) * len(self._pairs) + len(self._options.rows) * len(self._able) + more
+        stage = Stage(name, total, "measurements")
+        return lambda: self._progress(stage, 1)
 
 
 def _run(length: int, answer: dict[str, Any]) -> Run:
@@ -114,24 +154,19 @@ def _note(row: Row, length: int, count: int, wanted: int) -> None:
         row.notes.append(f"{row.name} has no cache, every token is a pass over all before it: it {made} at {length}")
 
 
-def _time_sampling(report: Report, workers: list[Worker], progress: Progress) -> None:
-    stage = Stage("sampling", report.options.repeat * len(workers), "measurements")
-    for _ in range(report.options.repeat):
-        for row, worker in zip(report.rows, workers, strict=True):
-            answer = worker.ask("sampling", draws=DRAWS)
-            rank = answer["worst_rank"]
-            if rank is not None and rank < WORST_RANK.limit:
-                row.sampling_s.append(median(answer["seconds"]))
-            elif rank is not None:
-                row.notes.append(f"{row.name} drew the token of rank {rank} at top-k 20: no sampling time is shown")
-            progress(stage, 1)
+def _time_sampling(row: Row, worker: Worker) -> None:
+    answer = worker.ask("sampling", draws=DRAWS)
+    rank = answer["worst_rank"]
+    if rank is not None and rank < WORST_RANK.limit:
+        row.sampling_s.append(median(answer["seconds"]))
+    elif rank is not None:
+        row.notes.append(f"{row.name} drew the token of rank {rank} at top-k 20: no sampling time is shown")
 
 
-def _time_processes(report: Report, entries: list[Contestant], folder: Path, progress: Progress) -> None:
-    runners = [(row, entry) for row, entry in zip(report.rows, entries, strict=True) if whole.can_run(entry, folder)]
-    stage = Stage("whole processes", report.options.repeat * len(runners), "processes")
+def _time_processes(report: Report, runners: list[tuple[Row, Contestant]], folder: Path, progress: Progress) -> None:
+    stage = Stage("whole processes", report.rounds * len(runners), "processes")
     counts: dict[str, int] = {}
-    for _ in range(report.options.repeat):
+    for _ in range(report.rounds):
         for row, entry in runners:
             seconds, counts[row.name] = whole.run(entry, folder)
             row.process_s.append(seconds)

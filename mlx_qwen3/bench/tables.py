@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from ..table import EMPHASIS, Line, Table
+from ..table import Table
 from .outputs import sentence
+from .pages import Page, stopped
 from .report import (
     PER_LENGTH,
     PER_PROCESS,
@@ -31,22 +32,18 @@ LEGEND = (
 )
 
 
-def render(report: Report) -> str:
-    """As Markdown: what ran; a table for each prompt length; one for what has none; and how the outputs compare."""
-    blocks = [f"## {report.options.source}", *_heading(report), LEGEND]
-    blocks += [table.markdown() for table in _tables(report, brief=False)]
-    blocks += [_list(title, lines) for title, lines in _lists(report).items()]
-    return "\n\n".join(block for block in blocks if block)
+def page(report: Report, brief: bool) -> Page:
+    """What ran; a table for each prompt length; one for what has none; and how the outputs compare.
 
-
-def shown(report: Report) -> list[str | Line | Table]:
-    """The same for a terminal: medians and ratios, without the spread of the repeats."""
-    parts: list[str | Line | Table] = [Line(report.options.source, EMPHASIS), *map(Line, _heading(report)), Line(BRIEF)]
-    for table in _tables(report, brief=True):
-        parts += ["", table]
-    for title, lines in _lists(report).items():
-        parts += ["", Line(title, EMPHASIS), *(Line(f"  {line}") for line in lines)] if lines else []
-    return parts
+    brief: medians and ratios, without the spread of the repeats.
+    """
+    return Page(
+        report.options.source,
+        [*_heading(report), BRIEF if brief else LEGEND],
+        _tables(report, brief),
+        _lists(report),
+        stopped(report.complete, report.rounds, report.repeat),
+    )
 
 
 def _tables(report: Report, brief: bool) -> list[Table]:
@@ -89,7 +86,7 @@ def _heading(report: Report) -> list[str]:
     return [
         f"{c.num_hidden_layers} layers, hidden {c.hidden_size}, {c.num_attention_heads} query heads on "
         f"{c.num_key_value_heads} of {c.head_dim}, {c.mlp_in_words}, vocabulary {c.vocab_size}. "
-        f"{o.generate} tokens generated, {o.repeat} repeats.",
+        f"{o.generate} tokens generated, {report.rounds} repeats.",
         f"{m['chip']}; {m['backend']}; {m['os']}; {libraries}. Copies at "
         f"{report.limits['copy_bytes_per_s'] / 1e9:.1f} GB/s.",
         f"{contestants}.",
@@ -170,7 +167,3 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *n
     """A contestant in each row: name and dtype, then numbers."""
     drop = [column for column in DROP if column in columns]
     return Table(title, columns, rows, "ll" + "." * (len(columns) - 2), notes=notes, drop=drop)
-
-
-def _list(title: str, lines: Sequence[str]) -> str:
-    return "\n".join([f"{title}:", "", *(f"- {line}" for line in lines)]) if lines else ""

@@ -1,14 +1,19 @@
 """`mlx-qwen3 bench`"""
 
+import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
+from .. import interrupt
 from ..errors import UsageError
 from .options import WEIGHTS, adapter_option
 from .progress import Bar
+from .styles import rendered
 from .terminal import show
 
 NOT_WITH_SERVE = ("adapters", "prompt_tokens", "rows", "no_reference", "roofline", "plot", "baseline_file", "margin")
@@ -27,11 +32,9 @@ NOT_WITH_SERVE = ("adapters", "prompt_tokens", "rows", "no_reference", "roofline
     "mlx-qwen3:unpacked measure this package once more. Default: transformers,mlx-lm, if they are installed and can "
     "read SOURCE.",
 )
+@click.option("--prompt-tokens", default="16,512", show_default=True, metavar="L,L", help="Lengths of the prompts.")
 @click.option(
-    "--prompt-tokens", default="16,512,2048", show_default=True, metavar="L,L", help="Lengths of the prompts."
-)
-@click.option(
-    "--generate", type=int, default=128, show_default=True, metavar="N", help="Tokens to generate after each prompt."
+    "--generate", type=int, default=64, show_default=True, metavar="N", help="Tokens to generate after each prompt."
 )
 @click.option(
     "--rows",
@@ -44,8 +47,13 @@ NOT_WITH_SERVE = ("adapters", "prompt_tokens", "rows", "no_reference", "roofline
     is_flag=True,
     help="Measure the server instead, beside mlx_lm.server: tokens per second, first tokens, and gaps in a reply.",
 )
-@click.option("--clients", metavar="N,N", help="With --serve: how many clients ask at once. Default: 1,4,8,16.")
-@click.option("--repeat", type=int, default=5, show_default=True, metavar="N", help="Timed runs of everything.")
+@click.option("--clients", metavar="N,N", help="With --serve: how many clients ask at once. Default: 1,8.")
+@click.option(
+    "--repeat",
+    type=int,
+    metavar="N",
+    help="Rounds in which everything is timed once. Default: as many as end in about a minute, at most 5.",
+)
 @click.option(
     "--dtype", default="default", show_default=True, help="bf16, fp16, fp32, or default: each program's own default."
 )
@@ -56,9 +64,13 @@ NOT_WITH_SERVE = ("adapters", "prompt_tokens", "rows", "no_reference", "roofline
 )
 @click.option("--roofline", is_flag=True, help="Print the limits of this machine before the results.")
 @click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write everything, with every repeat."
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write everything, with every repeat; after each round, what is complete.",
 )
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw speed and memory as PNG.")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw bars with their spread as PNG.")
 @click.option(
     "--check",
     "baseline_file",
@@ -97,12 +109,14 @@ def command(
 ) -> None:
     """Measure SOURCE beside transformers and mlx-lm.
 
-    All get the same tokens and run in turns. Outputs are compared first. The result is a table on stdout."""
+    All get the same tokens and run in turns. Outputs are compared first. The result is a table on stdout.
+
+    If it is stopped, by Ctrl-C too, the rounds that are complete are kept."""
     from .. import bench
 
     if serve:
         _check_serve(context)
-        _serve(against, clients, json_file, progress, choices)
+        _serve(against, clients, json_file, markdown, progress, choices)
         return
     if clients is not None:
         raise UsageError("--clients needs --serve, whose clients it counts")
@@ -115,10 +129,15 @@ def command(
             limits = bench.limits_table(report)
             show(limits.markdown() if markdown else limits, "")
 
-    with Bar(progress is not False) as bar:
-        report = bench.bench(options, bar, ready, baseline)
-    show(*([bench.render(report)] if markdown else bench.shown(report)))
-    bench.write_files(report, json_file, plot)
+    def page(report: bench.Report) -> bench.Page:
+        return bench.page(report, brief=not markdown)
+
+    with Kept(page, bench.write_json, markdown, json_file) as kept:
+        with Bar(progress is not False) as bar:
+            report = bench.bench(options, bar, ready, baseline, kept.keep, bar.note)
+        kept.finish(report)
+    if plot:
+        bench.write_picture(report, plot)
     if baseline:
         bench.check(report, baseline, margin)
 
@@ -132,15 +151,70 @@ def _check_serve(context: click.Context) -> None:
 
 
 def _serve(
-    against: str | None, clients: str | None, json_file: Path | None, progress: bool | None, choices: dict[str, Any]
+    against: str | None,
+    clients: str | None,
+    json_file: Path | None,
+    markdown: bool,
+    progress: bool | None,
+    choices: dict[str, Any],
 ) -> None:
     from .. import bench
 
     del choices["adapters"]
     serving = bench.parse_serving(against, clients, **choices)
     bench.check_files(json_file, None)
-    with Bar(progress is not False) as bar:
-        report = bench.bench_serving(serving, bar)
-    show(bench.render_serving(report))
-    if json_file:
-        bench.write_serving(report, json_file)
+    with Kept(bench.serving_page, bench.write_serving, markdown, json_file) as kept:
+        with Bar(progress is not False) as bar:
+            report = bench.bench_serving(serving, bar, kept.keep, bar.note)
+        kept.finish(report)
+
+
+class Kept:
+    """The results of a run. If it is stopped, or fails, the rounds that are complete are shown and written.
+
+    Use it in a `with` block around that of the bar, whose line ends before the results are shown.
+    """
+
+    def __init__(
+        self, page: Callable[[Any], Any], save: Callable[[Any, Path], None], markdown: bool, file: Path | None
+    ):
+        self._page, self._save, self._markdown, self._file = page, save, markdown, file
+        self._text = ""  # what to show if it is stopped now
+
+    def __enter__(self) -> "Kept":
+        interrupt.register(self._show)
+        interrupt.last_words("stopped before the first round was complete, so there is no result")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        interrupt.unregister(self._show)
+        interrupt.last_words("")
+        if kind and self._text:
+            click.echo(self._text, nl=False)
+
+    def keep(self, report: Any) -> None:
+        """A round is complete."""
+        self._write(report)
+        with interrupt.postponed():
+            self._text = rendered(self._parts(report), sys.stdout, harmless=sys.stdout.isatty()) + "\n"
+            place = f"; {self._file} has them too" if self._file else ""
+            interrupt.last_words(f"stopped: {report.rounds} of {report.repeat} rounds are complete{place}")
+
+    def finish(self, report: Any) -> None:
+        """All is complete."""
+        self._write(report)
+        with interrupt.postponed():
+            self._text = ""
+            show(*self._parts(report))
+
+    def _parts(self, report: Any) -> list[Any]:
+        page = self._page(report)
+        return [page.markdown()] if self._markdown else page.shown()
+
+    def _write(self, report: Any) -> None:
+        if self._file:
+            self._save(report, self._file)
+
+    def _show(self) -> None:
+        text, self._text = self._text, ""
+        os.write(1, text.encode(errors="replace"))

@@ -6,7 +6,9 @@ import time
 
 from .. import interrupt
 from ..progress import BYTES, Stage
+from ..table import DIM, Line
 from .styles import dumb
+from .terminal import say
 
 WIDEST = 100  # columns of a bar with its text
 FEWEST = 10  # columns of the bar itself; a narrower terminal gets the text alone
@@ -44,6 +46,12 @@ class Bar:
         elif int(self._share(stage) * 10) > self._tenths:
             self._tenths = int(self._share(stage) * 10)
             _print(f"{stage.name} {10 * self._tenths}%  {self._rate(stage)}\n")
+
+    def note(self, text: str) -> None:
+        """A line between two bars."""
+        if self._on:
+            self._close()
+            say(Line(text, DIM))
 
     def _draw(self, stage: Stage) -> None:
         columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80  # some pseudo-terminals say 0

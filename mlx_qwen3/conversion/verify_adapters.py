@@ -13,8 +13,7 @@ import numpy as np
 
 from ..compare.steps import uses_peft
 from ..errors import UsageError, VerificationError
-from ..files.adapter_reader import values_of
-from ..files.adapters import Adapter, open_adapter
+from ..files.adapters import Adapter, open_adapter, values_of
 from ..files.checkpoint import Checkpoint
 from ..files.hub import resolve
 from ..files.reading import short

@@ -58,7 +58,7 @@ def test_no_speed_of_rows_that_are_mixed_up(tmp_path, monkeypatch):
     report = bench.bench(bench.Options(str(chat), **ROWS))
     [found] = [output for output in report.rows[1].outputs if output.rows]
     assert (found.agree, found.rows, report.rows[1].batches) == (False, 3, [])
-    table = bench.render(report).split("Many requests at once")[1]
+    table = bench.page(report, brief=False).markdown().split("Many requests at once")[1]
     assert f"| {TWICE} | bfloat16 | outputs differ |" in table
     before = bench.as_json(report)
     before["contestants"][1]["summary"]["3 rows"] = {"rows_tps": {"ratio": {"median": 2.0}}}

@@ -40,8 +40,8 @@ def test_files_are_whole_or_absent(report, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
         with pytest.raises(OutputError, match=r"x.json cannot be written \(No space left on device\)"):
-            bench.write_files(report, tmp_path / "x.json", None)
+            bench.write_json(report, tmp_path / "x.json")
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
     assert (tmp_path / "x.json").read_text() == "before"
-    bench.write_files(report, tmp_path / "x.json", None)
+    bench.write_json(report, tmp_path / "x.json")
     assert json.loads((tmp_path / "x.json").read_text())["format"] == 3

@@ -29,7 +29,7 @@ def stubs(monkeypatch, *replies):
 
 def measured(capsys, *options):
     given = "--against", "mlx-qwen3:fp32", "--dtype", "fp32", "--repeat", 2, "--generate", 4, "--clients", "1,3"
-    code = main("demo", "--serve", *given, *options)
+    code = main("demo", "--serve", "--markdown", *given, *options)
     return code, capsys.readouterr()
 
 
@@ -49,6 +49,7 @@ def test_the_tables(monkeypatch, capsys, tmp_path, small):
     assert len(table(out, "A running reply while a prompt of 100 tokens")) == 2
     assert "- mlx-qwen3:fp32, chat, 3 clients: 12 of 12 replies equal, 36 tokens, 36 here" in out
     content = json.loads((tmp_path / "s.json").read_text())
+    assert (content["rounds"], content["complete"], content["settings"]["options"]["repeat"]) == (2, True, 2)
     assert [len(server["loads"]) for server in content["servers"]] == [8, 8]  # 2 mixes, 2 numbers, 2 repeats
     assert [len(server["arrivals"]) for server in content["servers"]] == [2, 2]
     summary = content["servers"][1]["summary"]
@@ -72,6 +73,27 @@ def test_no_figures_of_a_server_that_says_something_else(monkeypatch, capsys, sm
     assert code == 0
     assert [row[2:5] for row in table(out, "Chat")[1::2]] == [["replies differ", "-", "-"]] * 2
     assert "0 of 4 replies equal" in out
+
+
+def test_complete_rounds_are_kept_if_a_server_fails_later(monkeypatch, capsys, tmp_path, small):
+    """The third round begins with the 45th request of each server; a terminal's tables are shown."""
+    asked = []
+
+    def fails(request):
+        asked.append(request)
+        yield from echo(request) if len(asked) < 50 else ['{"error": {"message": "out of memory"}}']
+
+    stubs(monkeypatch, echo, fails)
+    given = "--against", "mlx-qwen3:fp32", "--dtype", "fp32", "--repeat", 3, "--generate", 4, "--clients", "1,3"
+    assert main("demo", "--serve", *given, "--json", tmp_path / "s.json") == 1
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[:2] == ["Servers: demo", "stopped: 2 of 3 rounds are complete"]
+    assert "A running reply while a prompt of 100 tokens arrives" in lines
+    assert err.splitlines()[-1].startswith("error: mlx-qwen3:fp32: a stream ended without [DONE]")
+    content = json.loads((tmp_path / "s.json").read_text())
+    assert (content["rounds"], content["complete"], content["settings"]["options"]["repeat"]) == (2, False, 3)
+    assert [len(server["arrivals"]) for server in content["servers"]] == [2, 2]
 
 
 def test_a_failure_names_the_server(monkeypatch, capsys, small):
@@ -108,7 +130,7 @@ def test_options_that_cannot_be_honoured(monkeypatch, capsys, options, message):
 def test_real_servers_say_the_same(capsys, small):
     """Both start, take the demo's chat template, and stream the same replies. About 10 s."""
     given = "--dtype", "fp32", "--repeat", 1, "--generate", 12, "--clients", "1,3", "--same-blas"
-    code = main("demo", "--serve", *[word for word in given if word != "--same-blas" or blas.in_use])
+    code = main("demo", "--serve", "--markdown", *[word for word in given if word != "--same-blas" or blas.in_use])
     out = capsys.readouterr().out
     assert code == 0
     for mix, number, replies in (("chat", 1, 2), ("chat", 3, 6), ("agents", 1, 2), ("agents", 3, 6)):

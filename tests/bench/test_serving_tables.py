@@ -6,7 +6,7 @@ from checkpoints import write_checkpoint
 from mlx_qwen3.bench.mixes import MIXES
 from mlx_qwen3.bench.options import Options
 from mlx_qwen3.bench.serving_report import Arrival, Load, Report, Row, Serving
-from mlx_qwen3.bench.serving_tables import render_serving, serving_json
+from mlx_qwen3.bench.serving_tables import serving_json, serving_page
 from mlx_qwen3.files.checkpoint import Checkpoint
 
 
@@ -23,10 +23,10 @@ def report(folder, factor):
 
 
 def test_ratios(tmp_path):
-    out = render_serving(report(tmp_path / "a", 4))
+    out = serving_page(report(tmp_path / "a", 4)).markdown()
     assert "| mlx-lm | 2 | 12.5 x4.00 | 400 x0.25 | 1,600 x0.25 | 60 | 20 |" in out
     assert "| mlx-lm | 200 x0.25 | 200 x0.25 | 4,000 x0.25 |" in out
-    assert "tried again:\n\n- mlx-lm, chat, 2 clients: 3\n- mlx-lm, agents, 2 clients: 3" in out
+    assert "tried again\n\n- mlx-lm, chat, 2 clients: 3\n- mlx-lm, agents, 2 clients: 3" in out
     assert "mlx-lm in float32, BLAS libfast" in out
 
 

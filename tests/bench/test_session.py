@@ -77,7 +77,7 @@ def test_no_speed_of_a_contestant_that_says_something_else(chat, tmp_path, monke
     assert not found.agree
     assert found.parting.position == (3 if mistake == "loop" else 0)
     assert report.rows[1].runs == []
-    text = bench.render(report)
+    text = bench.page(report, brief=False).markdown()
     assert f"| {TWICE} | bfloat16 | outputs differ | - | - |" in text
     assert re.search(rf"- {TWICE}, 5 prompt tokens: the first 4 greedy tokens differ from token \d on: \d+ here", text)
     assert "not rounding, so no speed is shown" in text

@@ -5,7 +5,7 @@ import re
 import pytest
 from screens import on_screen
 
-from mlx_qwen3.bench import shown
+from mlx_qwen3.bench import page
 
 
 def test_the_tables_are_markdown(everything):
@@ -28,7 +28,7 @@ def test_the_tables_are_markdown(everything):
 
 @pytest.mark.parametrize("columns", [80, 200])
 def test_the_tables_fit_a_terminal(columns, bench_report, monkeypatch):
-    lines = on_screen(shown(bench_report), monkeypatch, columns)
+    lines = on_screen(page(bench_report, brief=True).shown(), monkeypatch, columns)
     assert lines[0] == f"emphasis: {bench_report.options.source}"
     assert f"emphasis: Prompt of {bench_report.options.prompt_tokens[0]} tokens" in lines
     assert not any("[" in line for line in lines if "mlx-qwen3  " in line)  # the spread is in the Markdown

@@ -3,9 +3,11 @@
 import json
 
 import pytest
-from benching import TWICE, baseline_of, main
+from benching import TWICE, baseline_of, main, planted
+from terminals import Terminal
 
 from mlx_qwen3 import bench
+from mlx_qwen3.errors import BenchError
 
 pytestmark = pytest.mark.usefixtures("at_once")
 
@@ -83,6 +85,42 @@ def test_a_baseline_of_other_settings_is_refused_before_anything_runs(
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_ctrl_c_shows_and_writes_complete_rounds(chat, tmp_path):
+    """In a terminal, and the signal may come at any moment of the second round."""
+    given = "--against", TWICE, "--prompt-tokens", "5", "--generate", "4"
+    with Terminal("bench", str(chat), *given, "--json", str(tmp_path / "kept.json")) as terminal:
+        terminal.expect("this takes about ")
+        terminal.expect("round 1 of 5 is done, about ")
+        terminal.type("\x03")
+        terminal.expect("stopped: ")
+        assert int(terminal.expect(" of 5 rounds are complete").split()[-1]) >= 1
+        assert terminal.expect("Prompt of 5 tokens")
+        terminal.expect("rounds are complete; ")
+        assert terminal.end() == 130
+    content = json.loads((tmp_path / "kept.json").read_text())
+    assert not content["complete"]
+    assert [len(row["runs"]) for row in content["contestants"]] == [content["rounds"]] * 2
+    assert content["settings"]["repeat"] == 5
+
+
+def test_a_contestant_that_fails_later_leaves_complete_rounds(chat, tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def fails(ask):
+        asked.append(1)
+        if len(asked) == 4:  # the first is compared
+            raise BenchError("it has no memory")
+        return ask()
+
+    planted(monkeypatch, "generate", fails)
+    same = "--against", TWICE, "--prompt-tokens", 5, "--generate", 4, "--repeat", 3
+    assert main(chat, *same, "--json", tmp_path / "kept.json", "--markdown") == 1
+    out, err = capsys.readouterr()
+    assert "**stopped: 2 of 3 rounds are complete**" in out
+    assert err.splitlines()[-1] == "error: it has no memory"
+    assert json.loads((tmp_path / "kept.json").read_text())["rounds"] == 2
 
 
 def test_check_is_an_exit_code(chat, tmp_path, bench_report, capsys):
