@@ -21,6 +21,9 @@ FEW_QUERIES = 8
 # How MKL multiplies a few rows by a large matrix, see `product`.
 FEW_ROWS, SOME_ROWS, MORE_ROWS = 3, 10, 32
 BLOCK = 128  # rows of the matrix
+# Attention of one query on a CPU: keys from which exponentials are powers, from which there are blocks, and sizes of
+# these.
+MANY_KEYS, MANY_BLOCKS, SMALLEST_BLOCK, LARGEST_BLOCK = 2048, 16384, 1024, 2048
 LARGE = 1 << 20  # numbers; a smaller matrix is near enough to the cores as it is
 TEMPORARY = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")  # the order in which C++ looks for the folder
 KERNEL_BYTES = 4_000_000  # that must be free to compile; a step's kernels take 0.3 MB, g++ more while it runs
@@ -161,16 +164,37 @@ def attend(q: mx.array, kv: mx.array, scale: float, mask: Mask) -> mx.array:
     # expansion multiplies one row for every query head. An axis of length 1 at the front saves nodes that remove it.
     keys, values = mx.split(kv, 2)
     queries = q.reshape(1, B, kv.shape[2], -1, D)
-    if B == 1 or q.dtype != mx.float32:
+    if q.dtype != mx.float32 or (B == 1 and kv.shape[3] < MANY_KEYS):
         scores = (queries @ mx.swapaxes(keys, 3, 4)) * scale  # one kernel with the mask, if the step is compiled
         scores = scores if mask is None else mx.where(mask, scores, -mx.inf)
         return (mx.softmax(scores, axis=-1, precise=True) @ values).reshape(B, H, 1, D)
-    # Softmax in parts, for the sake of `exp`: one row has too few scores to pay for more operations. To add -inf takes
-    # less time for each score than to choose it.
+    if blocks := _key_blocks(kv.shape[3]):
+        return _attend_in_blocks(q, kv, scale, mask, blocks)
+    # Softmax in parts, for the sake of `exp`: one short row has too few scores to pay for more operations. To add -inf
+    # takes less time for each score than to choose it.
     scores = (queries * scale) @ mx.swapaxes(keys, 3, 4)
     scores = scores if mask is None else scores + mx.where(mask, 0.0, -mx.inf)
     weights = exp(scores - mx.max(scores, axis=-1, keepdims=True))
     return ((weights @ values) / mx.sum(weights, axis=-1, keepdims=True)).reshape(B, H, 1, D)
+
+
+def _key_blocks(keys: int) -> int:
+    """The number of equal blocks of keys for the attention of one query; 0 if blocks would not pay."""
+    # MKL multiplies a few rows by a large matrix in less time if it gets the matrix in parts: dev/LOG.md.
+    size = min(keys & -keys, LARGEST_BLOCK)
+    return keys // size if keys >= MANY_BLOCKS and size >= SMALLEST_BLOCK else 0
+
+
+def _attend_in_blocks(q: mx.array, kv: mx.array, scale: float, mask: Mask, blocks: int) -> mx.array:
+    """`attend` for one query of each row on a CPU; the mask is an array or None."""
+    B, H, _, D = q.shape
+    keys, values = mx.split(mx.unflatten(kv, 3, (blocks, -1)), 2)  # (1, B, K, blocks, size, D)
+    scores = (q.reshape(1, B, keys.shape[2], 1, -1, D) * scale) @ mx.swapaxes(keys, 4, 5)
+    if isinstance(mask, mx.array):
+        scores = scores + mx.where(mask, 0.0, -mx.inf).reshape(-1, 1, blocks, 1, keys.shape[4])
+    weights = exp(scores - mx.max(scores, axis=(3, 5), keepdims=True))
+    total = mx.sum(weights, axis=(3, 5))[..., None]
+    return (mx.sum(weights @ values, axis=3) / total).reshape(B, H, 1, D)
 
 
 def exp(x: mx.array) -> mx.array:

@@ -213,6 +213,25 @@ def test_attention_of_one_query(heads):
         assert worst([kernels.attend(q, mx.stack([k, v]), 0.3, mask)], [expected]) < 1e-6
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("many_blocks", [20, 100], ids=["blocks", "one block"])
+def test_attention_of_one_query_over_many_keys(rows, many_blocks, monkeypatch):
+    """A part of a buffer, whose last key alone is large in one block, and of which one block is hidden."""
+    for name, value in {"MANY_KEYS": 10, "MANY_BLOCKS": many_blocks, "SMALLEST_BLOCK": 8}.items():
+        monkeypatch.setattr(kernels, name, value)
+    S, D = 40, 16
+    assert kernels._key_blocks(S) == (5 if many_blocks == 20 else 0)
+    assert kernels._key_blocks(S + 1) == 0
+    q = mx.random.normal((rows, 6, 1, D), key=mx.random.key(1))
+    kv = mx.random.normal((2, rows, 2, S + 24, D), key=mx.random.key(2))
+    kv[0, :, :, S - 1] = 30 * q[:, :2, 0]
+    kv = kv[:, :, :, :S]
+    hidden = (mx.arange(S) >= mx.array([9, 17])[:rows, None, None, None]) & (mx.arange(S) != 30)
+    for mask in (hidden, None):
+        expected = mx.fast.scaled_dot_product_attention(q, kv[0], kv[1], scale=0.3, mask=mask)
+        assert worst([kernels.attend(q, kv, 0.3, mask)], [expected]) < 2e-6
+
+
 @pytest.mark.parametrize(("can_compile", "built"), [(True, 4), (False, 6)])
 def test_a_graph_is_built_some_times_and_then_replayed(can_compile, built, monkeypatch):
     calls = []
