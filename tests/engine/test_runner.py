@@ -3,6 +3,7 @@
 import gc
 import runpy
 import weakref
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
@@ -10,6 +11,7 @@ from threading import Barrier
 from types import SimpleNamespace
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from arrays import as_numpy
@@ -230,6 +232,38 @@ def test_tokens_are_those_of_the_plain_path(tiny, ids, replay):
         assert np.array_equal(as_numpy(plain), as_numpy(stepped))
 
 
+@pytest.fixture
+def counting():
+    return SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "nodes.py")))
+
+
+@pytest.mark.parametrize("quantize", [None, "affine4"])
+def test_metal_copies_no_input_of_a_kernel(quantize, counting, tmp_path, monkeypatch):
+    """By the strides of the inputs, and the rules of MLX's kernels. mlx-lm has no copies either."""
+    folder = write_checkpoint(tmp_path / "model", **{"hidden_size": 64, "intermediate_size": 128, "head_dim": 32})
+    if quantize:
+        convert(folder, tmp_path / "packed", divergence=False, quantize=quantize)
+        folder = tmp_path / "packed"
+    monkeypatch.setattr(*counting.GPU)
+    found = counting.our_copies(str(folder))
+    assert found == {name: Counter() for name in ["prompt", *counting.STEPS]}
+
+
+def test_a_copy_would_be_found(counting):
+    fused = mx.ones((1, 5, 8, 16))
+    queries = fused[:, :, :6]
+    cache = mx.ones((2, 3, 16, 16))
+    graphs = {
+        "rms_norm": lambda: mx.fast.rms_norm(queries, None, 1e-5),
+        "rope": lambda: mx.fast.rope(queries, 16, traditional=False, base=1e4, scale=1.0, offset=0),
+        "keys and values": lambda: mx.fast.scaled_dot_product_attention(
+            cache, mx.ones((2, 6, 16, 16))[:, :3], mx.ones((2, 3, 16, 16)), scale=1.0
+        ),
+        "product": lambda: nn.Linear(16, 4)(fused[0, :, 0]),
+    }
+    assert {name: counting.copies(build) for name, build in graphs.items()} == {name: {name: 1} for name in graphs}
+
+
 @pytest.mark.parametrize(
     ("shape", "options", "kv_bits", "nodes", "prompt"),
     [
@@ -241,10 +275,8 @@ def test_tokens_are_those_of_the_plain_path(tiny, ids, replay):
     ],
     ids=["float", "quantized", "quantized cache", "experts", "quantized experts"],
 )
-def test_nodes_of_a_layer(shape, options, kv_bits, nodes, prompt, tmp_path, monkeypatch):
+def test_nodes_of_a_layer(shape, options, kv_bits, nodes, prompt, counting, tmp_path, monkeypatch):
     """As Metal dispatches them; the script prints mlx-lm's 19 and 21 beside them, and 32 and 34 of experts."""
-    script = Path(__file__).parents[2] / "benchmarks" / "nodes.py"
-    counting = SimpleNamespace(**runpy.run_path(str(script)))
     sizes = {"num_hidden_layers": 12, "hidden_size": 64, "intermediate_size": 128, "head_dim": 32}
     folder = write_checkpoint(tmp_path / "model", {**shape, **sizes})
     if options:
