@@ -76,7 +76,6 @@ def command(
     **options: Any,
 ) -> int | None:
     """Reply to a prompt; the text streams to stdout."""
-    from ..engine.bound import check_guesses
     from ..engine.prefix import check_file
 
     # What no model could honour is told before one is downloaded.
@@ -84,8 +83,6 @@ def command(
     of_reply = replace(of_reply, continue_final_message=prefill is not None)
     if raw:
         _check_raw(of_reply, system)
-    if of_reply.grammar:
-        check_guesses(of_model.draft, of_model.lookup)
     flags = {"--raw": raw or None, "--json": as_json or None, "--verbose": verbose or None}
     check_choice(prompt, prompts, rows, {"--prefill": prefill, **flags, "--prompt-cache": prompt_cache})
     if as_json and verbose:

@@ -48,12 +48,11 @@ def run_prompts(
 
     Returns the exit code: 1 if a prompt failed.
     """
-    from ..engine.many import Defaults, check_line_guesses, prepare_lines, read_lines, run_all
+    from ..engine.many import Defaults, prepare_lines, read_lines, run_all
 
     defaults = Defaults(reply, sampling, system)
     name = "standard input" if file == "-" else file
     lines = read_lines(read_stdin("--prompts FILE") if file == "-" else _read(Path(file)), name, defaults)
-    check_line_guesses(lines, name, options.draft, options.lookup)
     opened = Opened(options, "--model ")
     requests = prepare_lines(lines, name, opened.config, opened.tokenizer)
     engine = opened.engine(requests, max_rows=rows or DEFAULT_ROWS)

@@ -251,7 +251,7 @@ class Batch:
     # --- drafts
 
     def _drafts(self) -> list[int]:
-        if self._drafter is None or self._coming is not None or self.rows[0].waits():
+        if self._drafter is None or self._coming is not None:
             return []
         return self._drafter.propose(self.rows[0].left - 1, self._sampler)
 
@@ -261,6 +261,8 @@ class Batch:
         assert row.drafter is not None
         fed = [row.tokens[-1], *drafts]
         logits = self._model(mx.array([fed]), self._cache)[0]
+        if row.waits():
+            return self._check_one_by_one(logits, drafts)
         try:
             tokens = self._sampler.check(logits, len(row.tokens), fed)
         except HealthError:
@@ -286,6 +288,28 @@ class Batch:
         if taken != tokens:
             self._sampler = self._new_sampler()
         return [(row, token) for token in taken]
+
+    def _check_one_by_one(self, logits: mx.array, drafts: Sequence[int]) -> News:
+        """The same for a row whose steering needs each token before the next is chosen: a grammar has other masks then.
+
+        logits (k + 1, V) of k drafts.
+        """
+        [row] = self.rows
+        assert row.drafter is not None
+        news: News = []
+        for place, guess in enumerate([*drafts, None]):
+            coming = self._chosen(logits[place : place + 1], 0)
+            if coming[0].item() == BROKEN:  # see `_check`
+                self._sampler = self._new_sampler()
+                self._cache.erase(len(logits) - place)
+                row.drafter.checked(len(drafts), place)
+                return news or self._plain_step()
+            news += [*self._receive(coming), *self._failed()]
+            if row.ended or row.tokens[-1] != guess:
+                break
+        self._cache.trim(len(drafts) - place)
+        row.drafter.checked(len(drafts), place)
+        return news
 
     def _new_sampler(self) -> Sampler:
         rows = [row or IDLE for row in self.slots]

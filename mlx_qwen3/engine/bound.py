@@ -73,13 +73,6 @@ class BoundAnswer:
         return token if not answer or self._end_think is None else self._end_think
 
 
-def check_guesses(draft: object | None, lookup: bool | None) -> None:
-    """Raises UsageError if drafts are asked for a bound reply."""
-    if draft is not None or lookup:
-        guesser = "a draft model" if draft is not None else "lookup"
-        raise UsageError(f"{guesser} guesses tokens that a grammar may not allow; drop one of them")
-
-
 def check_thinking(tokenizer: Tokenizer) -> None:
     """Raises UsageError if the tokenizer has no single token that closes a think block."""
     if _token(tokenizer, END_THINK) is None:

@@ -6,7 +6,7 @@ from ..errors import HealthError, PromptError, UsageError
 from ..files.config import Qwen3Config
 from ..model.qwen3 import Qwen3
 from .batch import SIZES
-from .bound import BoundAnswer, check_guesses
+from .bound import BoundAnswer
 from .grammar import Grammar
 from .rows import Row
 from .sampling import SamplingParams
@@ -68,10 +68,9 @@ def generate_batch(
     if not prompts:
         return []
     sampling = sampling or SamplingParams(temperature=0)
-    drafter = None if grammar else make_drafter(model, prompts, draft, lookup, vocabulary)
     if grammar:
-        check_guesses(draft, lookup)
         stop_ids, vocabulary = {*stop_ids, *grammar.tokenizer.stop_ids}, grammar.tokenizer.size
+    drafter = make_drafter(model, prompts, draft, lookup, vocabulary)
     scheduler = Scheduler(model, _known_ids(model, vocabulary), max_rows=SIZES[-1], kv_bits=kv_bits)
     rows = [Row(prompt, sampling, max_tokens, stop_ids, number) for number, prompt in enumerate(prompts)]
     for row in rows:

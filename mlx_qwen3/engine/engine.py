@@ -89,7 +89,7 @@ class Engine:
     kv_bits: stores keys and values in 8 or 4 bits, which saves memory and changes replies a little.
     draft: a smaller model with the same tokenizer that guesses tokens.
     lookup: guess from prompt and reply: while that is faster (None), always or never. Guesses are made while a row runs
-    alone and has no grammar, and change no token.
+    alone, and change no token.
     memory: bytes, or a text such as "12GB", for weights, caches, prefixes and activations; by default what Metal
     recommends, CUDA's memory, or the machine's less a tenth. A request waits until it fits. If it gives no max_tokens,
     these are cut to what fits.
@@ -171,9 +171,7 @@ class Engine:
             raise UsageError(f"a request is of type {type(request).__name__}; submit takes what `prepare` returns")
         limit = self._memory.limit(len(request.ids), request.max_tokens, request.open_ended)
         request = replace(request, max_tokens=limit)
-        drafter = None
-        if request.may_draft:
-            drafter = make_drafter(self._model, [request.ids], self._draft, self._lookup, self._tokenizer.size)
+        drafter = make_drafter(self._model, [request.ids], self._draft, self._lookup, self._tokenizer.size)
         reply = Reply(Speaker(self._tokenizer, request, drafter), self._wake, listener)
         with self._wake:
             if not self.alive:

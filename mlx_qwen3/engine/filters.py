@@ -119,13 +119,24 @@ def draw_filtered(n: int, logits: mx.array, keys: mx.array, temperature: mx.arra
     """From the n largest logits, those that `filters`, the arrays of a Filters, let through."""
     largest, values, ids = candidates(logits, n)
     cooled = Filters(*filters)(_cooled(values, largest, temperature))
-    return _checked(mx.take_along_axis(ids, _draw(cooled, keys), axis=-1), largest)
+    drawn = mx.argmax(cooled + _noise(keys, ids), axis=-1, keepdims=True)
+    return _checked(mx.take_along_axis(ids, drawn, axis=-1), largest)
 
 
 def _draw(logits: mx.array, keys: mx.array) -> mx.array:
     """An index (B, 1) with the probabilities of the softmax, each row by its own key."""
     draw = mx.vmap(lambda row, key: mx.random.categorical(row, key=key))
     return draw(logits, keys)[:, None]
+
+
+def _noise(keys: mx.array, ids: mx.array) -> mx.array:
+    """Gumbel noise (B, n) of ids (B, n): the largest sum of logit and noise is a draw with the softmax's probabilities.
+
+    An id has the same noise in any place. If each place had its own, two ids with almost equal logits would change
+    their noise too when a rounding changes their order, and a draft model would draw the same only in the same order.
+    """
+    each = mx.stack([keys[:, :1] ^ ids.astype(mx.uint32), mx.broadcast_to(keys[:, 1:], ids.shape)], axis=-1)
+    return mx.vmap(lambda key: mx.random.gumbel((), key=key))(each.reshape(-1, 2)).reshape(ids.shape)
 
 
 def _checked(ids: mx.array, largest: mx.array) -> mx.array:

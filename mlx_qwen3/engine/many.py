@@ -10,7 +10,6 @@ from ..errors import PromptError, Qwen3Error, UsageError
 from ..files.config import Qwen3Config
 from ..files.reading import short
 from ..text.tokenizer import Tokenizer
-from .bound import check_guesses
 from .engine import Engine, Reply
 from .request import ReplyOptions, Request, default_sampling, prepare
 from .sampling import SamplingParams
@@ -82,14 +81,6 @@ def read_lines(content: str, name: str, defaults: Defaults) -> list[PromptLine]:
     if not found:
         raise UsageError(f"{name} holds no prompt; write one on each line")
     return found
-
-
-def check_line_guesses(lines: Sequence[PromptLine], name: str, draft: object | None, lookup: bool | None) -> None:
-    """Raises UsageError that names the line if drafts are asked for beside the grammar of one."""
-    for line in lines:
-        if line.options.grammar:
-            with _place(name, line.number):
-                check_guesses(draft, lookup)
 
 
 def prepare_lines(lines: Sequence[PromptLine], name: str, config: Qwen3Config, tokenizer: Tokenizer) -> list[Request]:

@@ -14,7 +14,7 @@ from ..model.qwen3 import Qwen3
 from ..text.chat_template import Tool
 from ..text.streaming import ReplyText
 from ..text.tokenizer import Tokenizer
-from .bound import BoundAnswer, check_guesses
+from .bound import BoundAnswer
 from .grammar import Grammar
 from .logprobs import Logprobs
 from .memory import Memory
@@ -174,10 +174,8 @@ def run(
     beginning of the prompt, and gets the keys and values of this reply when it ends. `memory` limits the bytes of
     prefixes beside the reply.
     """
-    if request.grammar:
-        check_guesses(draft, lookup)
     drafter = make_drafter(model, [request.ids], draft, lookup, tokenizer.size)
-    speaker = Speaker(tokenizer, request, drafter if request.may_draft else None)
+    speaker = Speaker(tokenizer, request, drafter)
     scheduler = Scheduler(model, tokenizer.size, prefixes=prefixes, kv_bits=kv_bits, memory=memory)
     scheduler.add(speaker.row)
     try:

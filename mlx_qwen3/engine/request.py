@@ -127,11 +127,6 @@ class Request:
     grammar: Grammar | None = None  # binds the answer
     may_think: bool = True  # the reply may begin with a think block before the bound answer
 
-    @property
-    def may_draft(self) -> bool:
-        """Whether tokens may be guessed: a pass that checks several has no mask of a grammar for each of them."""
-        return self.grammar is None
-
 
 def prepare(config: Qwen3Config, tokenizer: Tokenizer, prompt: Prompt, options: ReplyOptions | None = None) -> Request:
     """Render, encode and check a prompt.

@@ -350,7 +350,6 @@ def test_an_answer_bound_to_a_schema_or_a_pattern(tmp_path):
         (["--json-schema", "{folder}/odd", "--regex", "a"], rb"--json-schema and --regex both bind the answer"),
         (["--regex", "a", "--stop", "b"], rb"a stop string would end the reply before its grammar is complete"),
         (["--regex", "a", "--prefill", "b"], rb"a grammar binds a whole answer"),
-        (["--regex", "a", "--lookup"], rb"lookup guesses tokens that a grammar may not allow"),
         (["--regex", ""], rb"--regex is empty"),
     ],
 )

@@ -1,6 +1,7 @@
 """Bound replies: thinking stays free, the answer is of the grammar, rows beside them are as they are alone."""
 
 import json
+from copy import deepcopy
 from types import SimpleNamespace
 
 import mlx.core as mx
@@ -8,12 +9,16 @@ import numpy as np
 import pytest
 
 from mlx_qwen3 import Engine, JsonSchema, Lark, Regex, generate, load, stream
+from mlx_qwen3.engine import speculative
 from mlx_qwen3.engine.bound import BoundAnswer, check_thinking
 from mlx_qwen3.engine.decode import generate_batch
 from mlx_qwen3.engine.grammar import compiled
 from mlx_qwen3.engine.reply import run
 from mlx_qwen3.engine.request import ReplyOptions, prepare
+from mlx_qwen3.engine.rows import Row
 from mlx_qwen3.engine.sampling import Sampler, SamplingParams
+from mlx_qwen3.engine.scheduler import Scheduler
+from mlx_qwen3.engine.speculative import Lookup, Pace
 from mlx_qwen3.errors import EngineError, UsageError
 
 PERSON = {
@@ -59,7 +64,6 @@ def test_a_reply_alone_is_that_of_the_oracle(demo, sampling):
     assert result.tokens == oracle(demo, request.ids, grammar, sampling)
     assert result.finish_reason == "stop"
     assert set(json.loads(result.text)) == {"name", "age"}
-    assert result.drafted_tokens == 0
 
 
 def test_rows_beside_each_other(demo):
@@ -196,8 +200,8 @@ def test_many_prompts_of_token_ids(demo):
     prompts = [prepare(model.config, tokenizer, text).ids for text in (TEXT, "hello", "Reverse: a b")]
     replies = generate_batch(model, prompts, max_tokens=20, grammar=grammar, sampling=WILD)
     assert all(tokenizer.decode(reply).isdigit() for reply in replies)
-    with pytest.raises(UsageError, match="lookup guesses tokens that a grammar may not allow"):
-        generate_batch(model, prompts[:1], max_tokens=5, grammar=grammar, lookup=True)
+    alone = generate_batch(model, prompts[:1], max_tokens=20, grammar=grammar, sampling=WILD, lookup=True)
+    assert alone == replies[:1]
 
 
 @pytest.mark.parametrize(
@@ -213,10 +217,64 @@ def test_options_that_contradict_a_grammar_are_refused(options, message):
         ReplyOptions(**options)
 
 
-def test_guesses_are_refused(demo):
-    for helper, name in (({"lookup": True}, "lookup"), ({"draft": demo[0]}, "a draft model")):
-        with pytest.raises(UsageError, match=f"{name} guesses tokens that a grammar may not allow"):
-            generate(*demo, TEXT, grammar=NUMBER, **helper)
+# Names repeat, so that lookup finds something to guess.
+PEOPLE = JsonSchema({"type": "array", "items": PERSON, "minItems": 3, "maxItems": 5})
+
+
+@pytest.fixture
+def eager(monkeypatch):
+    """A draft model guesses, however long its guesses take."""
+    monkeypatch.setattr(speculative, "Pace", lambda costs, draft_cost=0.0: Pace((1.0,) * 8))
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+@pytest.mark.parametrize(
+    "sampling",
+    [GREEDY, WILD, SamplingParams(0.8, frequency_penalty=0.5, seed=2)],
+    ids=["greedy", "sampled", "penalties"],
+)
+def test_guesses_change_no_token(demo, eager, sampling, thinking):
+    options = {"sampling": sampling, "thinking": thinking, "grammar": PEOPLE, "max_tokens": 120, "logprobs": 1}
+    plain = generate(*demo, TEXT, lookup=False, **options)
+    for guesser in ({"lookup": True}, {"draft": demo[0]}):
+        guessed = generate(*demo, TEXT, **guesser, **options)
+        assert guessed.tokens == plain.tokens
+        assert guessed.drafted_tokens > 0
+        assert np.allclose(
+            [each.logprob for each in guessed.logprobs], [each.logprob for each in plain.logprobs], atol=1e-3
+        )
+
+
+def test_right_guesses_save_passes(demo, eager):
+    options = ReplyOptions(GREEDY, thinking=False, grammar=PEOPLE, max_tokens=120)
+    for engine_options in ({"lookup": True}, {"draft": demo[0]}):
+        with Engine(*demo, **engine_options) as engine:
+            *_, last = engine.submit(engine.prepare(TEXT, options))
+        assert last.accepted > 20
+
+
+def test_a_guess_that_the_grammar_forbids_is_refused_even_if_the_model_cannot_read_it(demo):
+    """Its embedding is NaN, which reaches every position of the pass that checks it."""
+    model, tokenizer = deepcopy(demo[0]), demo[1]
+    [unread] = tokens_of(demo, "the")
+    weight = np.array(model.embed_tokens.weight)
+    weight[unread] = np.nan
+    model.embed_tokens.weight = mx.array(weight)
+    ids = [token for token in prepare(model.config, tokenizer, TEXT).ids if token != unread]
+    grammar = compiled(tokenizer, Regex("[0-9]{9}"))
+    expected = generate_batch(demo[0], [ids], max_tokens=12, grammar=grammar)
+
+    class Wrong(Lookup):
+        def propose(self, room, sampler):
+            return [unread, unread][:room]
+
+    drafter = Wrong(ids, Pace((1.0,) * 8))
+    row = Row(ids, GREEDY, 12, tokenizer.stop_ids, steering=[BoundAnswer(grammar, may_think=False)], drafter=drafter)
+    scheduler = Scheduler(model, tokenizer.size)
+    scheduler.add(row)
+    assert not [event for _, event in scheduler.run() if isinstance(event, Exception)]
+    assert [token for token in row.tokens if token not in tokenizer.stop_ids] == expected[0]
+    assert drafter.drafted > drafter.accepted == 0
 
 
 def test_a_block_that_no_token_closes_is_refused():
