@@ -8,6 +8,7 @@ python benchmarks/conversion.py random FOLDER [SHAPE]     random weights: 0.6B, 
 Peak memory is the VmHWM of Linux's /proc, of the process and its threads.
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -122,7 +123,9 @@ def random(folder: str, shape: str = "0.6B") -> None:
 
 
 if __name__ == "__main__":
-    command, *arguments = sys.argv[1:]
-    {"speed": lambda *a: speed(a[0], *map(int, a[1:])), "modes": modes, "exact": exact, "random": random}[command](
-        *arguments
-    )
+    commands = {"speed": lambda *a: speed(a[0], *map(int, a[1:])), "modes": modes, "exact": exact, "random": random}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=commands, help="See above.")
+    parser.add_argument("arguments", nargs="*", help="See above.")
+    given = parser.parse_args()
+    commands[given.command](*given.arguments)

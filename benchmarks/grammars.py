@@ -1,13 +1,10 @@
 """Time of compiling grammars and of making masks, over JSON schemas and their instances.
 
-python benchmarks/grammars.py TOKENIZER SCHEMAS
-
-TOKENIZER is a folder with a tokenizer.json. SCHEMAS has one JSON object a line:
-{"schema": ..., "tests": [{"data": ...}]}.
+SCHEMAS has one JSON object a line: {"schema": ..., "tests": [{"data": ...}]}.
 """
 
+import argparse
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -58,4 +55,7 @@ def main(folder: str, file: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", metavar="TOKENIZER", help="A folder with a tokenizer.json.")
+    parser.add_argument("file", metavar="SCHEMAS", help="A file of JSON lines.")
+    main(**vars(parser.parse_args()))

@@ -1,10 +1,9 @@
 """What a cache of 8 or 4 bits costs on the built-in text, and what it saves.
 
-python benchmarks/kv_bits.py SOURCE [random]
-`random` takes four rows of 128 random tokens in place of the text, for a checkpoint without a tokenizer.
+With `random` it takes four rows of 128 random tokens in place of the text, for a checkpoint without a tokenizer.
 """
 
-import sys
+import argparse
 
 import numpy as np
 
@@ -36,4 +35,7 @@ def main(source: str, tokens: str = "text") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", metavar="SOURCE", help="A folder, a Hub id or demo.")
+    parser.add_argument("tokens", nargs="?", choices=("text", "random"), default="text", help="Default: text.")
+    main(**vars(parser.parse_args()))

@@ -1,7 +1,5 @@
 """Graph nodes of a decode step and of a prompt's pass, per layer, as Metal dispatches them: ours and mlx-lm's.
 
-    python benchmarks/nodes.py FOLDER   (a Hugging Face or an MLX folder)
-
 Metal runs each of MLX's `fast` operations, and our own kernel, as one dispatch; a CPU expands them. So each is replaced
 by one operation that no compiler fuses, the graph is exported, and the operations that move data are counted: views
 (slices, reshapes, transposes, broadcasts) cost Metal nothing. What Metal copies to make a kernel's input contiguous is
@@ -11,8 +9,8 @@ A slice update at a position that is an array has a second, tiny dispatch, which
 (mlx/backend/gpu/primitives.cpp); it is counted beside the nodes.
 """
 
+import argparse
 import re
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -199,7 +197,9 @@ def count(arrays: list[mx.array]) -> Counter[str]:
 def main() -> None:
     from mlx_lm.utils import load_model as load_theirs
 
-    folder = sys.argv[1]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", metavar="FOLDER", help="A Hugging Face or an MLX folder.")
+    folder = parser.parse_args().folder
     other, _ = load_theirs(Path(folder))
     setattr(*GPU)
     copied = {"mlx-qwen3": our_copies(folder)}

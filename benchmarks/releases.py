@@ -7,6 +7,7 @@ The loss is the norm of the difference of all weights over their norm, between t
 Both are read by this package; tests/files/test_packed.py compares what it reads with the definitions.
 """
 
+import argparse
 import os
 import subprocess
 import sys
@@ -88,5 +89,9 @@ def _loss(source: str, result: str) -> float:
 
 if __name__ == "__main__":
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    command, *arguments = sys.argv[1:]
-    {"make": make, "speed": lambda *a: speed(a[0], *map(int, a[1:]))}[command](*arguments)
+    commands = {"make": make, "speed": lambda *a: speed(a[0], *map(int, a[1:]))}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=commands, help="See above.")
+    parser.add_argument("arguments", nargs="+", help="See above.")
+    given = parser.parse_args()
+    commands[given.command](*given.arguments)

@@ -1,13 +1,11 @@
 """Prints the import graph of the package's folders, from the imports in its files.
 
-python docs/architecture.py graph|table|numbers [ROOT]
-
 graph: Mermaid for architecture.md, without the arrows that longer paths imply. table: every folder with what it holds
 and all that it imports. numbers: modules, lines and levels of the package in ROOT, by default this one.
 """
 
+import argparse
 import ast
-import sys
 from collections.abc import Iterator, Mapping
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -119,5 +117,9 @@ def numbers(root: Path) -> str:
 
 
 if __name__ == "__main__":
-    root = Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT
-    print({"graph": draw, "table": table, "numbers": numbers}[sys.argv[1]](root))
+    what = {"graph": draw, "table": table, "numbers": numbers}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=what, help="Which part, see above.")
+    parser.add_argument("root", nargs="?", type=Path, default=ROOT, metavar="ROOT", help="Default: this repository.")
+    arguments = parser.parse_args()
+    print(what[arguments.what](arguments.root))

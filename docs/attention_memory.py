@@ -1,10 +1,9 @@
 """Peak memory and time of one attention against the length: the fused operation, and blocks of queries.
 
-python docs/attention_memory.py docs/attention-memory.png
-The heads are those of Qwen3-0.6B. Prints a table, and draws it where a file is given (needs matplotlib).
+The heads are those of Qwen3-0.6B. Prints a table, and with FILE draws it as PNG, which needs matplotlib.
 """
 
-import sys
+import argparse
 import time
 from collections.abc import Callable
 
@@ -35,6 +34,9 @@ def measure(function: Callable[..., mx.array], length: int) -> tuple[float, floa
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", nargs="?", metavar="FILE", help="Such as docs/attention-memory.png.")
+    file = parser.parse_args().file
     functions: dict[str, Callable[..., mx.array]] = {"fused": fused}
     for chunk in CHUNKS:
         functions[f"attention_chunk, {chunk} queries"] = lambda q, k, v, chunk=chunk: attention_chunk(
@@ -44,8 +46,8 @@ def main() -> None:
     print(f"{'MB (s)':28}" + "".join(f"{length:>18}" for length in LENGTHS))
     for name, values in results.items():
         print(f"{name:28}" + "".join(f"{f'{memory:.0f} ({seconds:.2f})':>18}" for memory, seconds in values))
-    if len(sys.argv) > 1:
-        draw(sys.argv[1], results)
+    if file:
+        draw(file, results)
 
 
 def draw(path: str, results: dict[str, list[tuple[float, float]]]) -> None:

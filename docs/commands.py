@@ -1,8 +1,9 @@
 """Prints the help of every command, for commands.md.
 
-python docs/commands.py
 `python docs/refresh.py` puts it into the page.
 """
+
+import argparse
 
 import click
 
@@ -12,6 +13,7 @@ COLUMNS = 100
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     group = click.Context(cli, info_name="mlx-qwen3", terminal_width=COLUMNS, **cli.context_settings)
     contexts = {"": group}
     for name in COMMANDS:

@@ -1,10 +1,9 @@
 """Prints the tables of models.md: memory by bits and context, and what fits which Mac.
 
-python docs/models.py memory|macs
 `python docs/refresh.py` puts them into the page. Nothing is loaded: all numbers follow from the shapes.
 """
 
-import sys
+import argparse
 from dataclasses import dataclass
 
 VOCABULARY, HEAD_DIM, CACHE_BYTES = 151_936, 128, 2  # the cache holds bf16
@@ -104,4 +103,7 @@ def macs() -> str:
 
 
 if __name__ == "__main__":
-    print({"memory": memory, "macs": macs}[sys.argv[1]]())
+    tables = {"memory": memory, "macs": macs}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=tables, help="Which table.")
+    print(tables[parser.parse_args().table]())

@@ -1,8 +1,6 @@
-"""Draws docs/server-page.png: the server's page with a conversation of the demo. It needs Chromium and its driver.
+"""Draws docs/server-page.png: the server's page with a conversation of the demo. It needs Chromium and its driver."""
 
-python docs/page_picture.py
-"""
-
+import argparse
 import sys
 from pathlib import Path
 
@@ -17,6 +15,7 @@ QUESTIONS = ("What is the capital of France?", "What is 4821 + 377?")
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     with serving() as served, chromium() as browser:
         page = Page(browser, served.url, Script(), width=1100, height=680)
         for question in OTHERS:

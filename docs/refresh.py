@@ -1,12 +1,10 @@
 """Runs the commands of the pages in docs/ again and puts their output in place.
 
-python docs/refresh.py [PAGE ...] [SOURCE=FOLDER ...]
-
 Two kinds of block are renewed. One begins with `$ mlx-qwen3 ...  # TITLE`: it shows the part of the output with that
 title. The other is between `<!-- begin: python SCRIPT ... -->` and `<!-- end -->`: it shows all that the script prints.
-Without a PAGE, all pages. SOURCE=FOLDER reads a checkpoint of a page from another place.
 """
 
+import argparse
 import re
 import shlex
 import subprocess
@@ -48,8 +46,16 @@ def refreshed(page: str, places: dict[str, str]) -> str:
 
 
 def main() -> None:
-    places = dict(argument.split("=", 1) for argument in sys.argv[1:] if "=" in argument)
-    pages = [Path(argument) for argument in sys.argv[1:] if "=" not in argument] or sorted(DOCS.glob("*.md"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="PAGE or SOURCE=FOLDER",
+        help="Pages to renew, by default all in docs/. SOURCE=FOLDER reads a page's checkpoint SOURCE from FOLDER.",
+    )
+    words = parser.parse_args().words
+    places = dict(word.split("=", 1) for word in words if "=" in word)
+    pages = [Path(word) for word in words if "=" not in word] or sorted(DOCS.glob("*.md"))
     for path in pages:
         path.write_text(refreshed(path.read_text(encoding="utf-8"), places), encoding="utf-8")
 

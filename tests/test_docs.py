@@ -1,18 +1,24 @@
 """The pages: links, examples, the files, options and messages that they name, and what commands print into them."""
 
+import ast
 import importlib.util
 import re
+import runpy
 import shlex
+import sys
+import xml.etree.ElementTree
 from pathlib import Path
 
 import pytest
 
+from docs import first_run, inspect_pictures
 from docs.models import DENSE, Shape
 from docs.refresh import SCRIPT, refreshed
 from mlx_qwen3.cli.app import COMMANDS, cli
 from mlx_qwen3.conversion.convert import convert, dry_plan
 from mlx_qwen3.engine.memory import Costs
 from mlx_qwen3.files.hub import PACKAGED, resolve
+from mlx_qwen3.inspect import inspect
 from mlx_qwen3.model.load import load_model
 
 ROOT = Path(__file__).parent.parent
@@ -161,3 +167,75 @@ def test_every_flag_of_mlx_lm_has_its_line():
     names = re.search(r"subcommands = \((.*?)\)", text(folder / "cli.py"), re.DOTALL)[1]
     for command in re.findall(r'"(\w+)"', names):
         assert re.search(rf"\b{command}\b", page), f"the page says nothing of mlx_lm {command}"
+
+
+# --- scripts and pictures
+
+SCRIPTS = sorted(
+    path
+    for folder in ("docs", "benchmarks", "training")
+    for path in (ROOT / folder).glob("*.py")
+    if "__main__" in text(path)
+)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_script_has_a_help_text(path, monkeypatch, capsys):
+    """Its docstring, its usage, and a word on each option."""
+    monkeypatch.setattr(sys, "argv", [str(path), "--help"])
+    monkeypatch.setattr(sys, "path", [str(path.parent), *sys.path])
+    monkeypatch.delitem(sys.modules, "conversion", raising=False)  # a folder of tests/, and a neighbour of a script
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(path), run_name="__main__")
+    assert end.value.code in (0, None)
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: {path.name} [-h]")
+    assert ast.get_docstring(ast.parse(text(path))).splitlines()[0] in shown
+    rows = re.findall(r"^  (\S.*)\n(?!      )", shown.partition("options:")[2], re.MULTILINE)
+    assert all("  " in row for row in rows), rows
+
+
+LINES = "using\x1b[2m grey\r\nmore\r\n\x1b[0m\r\nplain <b>\r\n\r\n\x1b[31mred\x1b[0m\r\n"
+
+
+def test_a_recording_keeps_its_lines_and_styles():
+    grey, red = first_run.STYLES["2"], first_run.STYLES["31"]
+    assert first_run.spans(LINES) == [
+        [("using", ""), (" grey", grey)],
+        [("more", grey)],
+        [],
+        [("plain <b>", "")],
+        [],
+        [("red", red)],
+    ]
+
+
+@pytest.mark.parametrize("odd", ["\x1b[2Kx", "50 %\r60 %", "\x1b[7mx", "x" * 81])
+def test_what_the_picture_could_not_show_is_an_error(odd):
+    with pytest.raises(SystemExit, match=r"cannot draw|does not fit"):
+        first_run.spans(odd)
+
+
+def texts(picture: str) -> list[tuple[str, str]]:
+    """Each text with its height."""
+    elements = xml.etree.ElementTree.fromstring(picture).iter("{http://www.w3.org/2000/svg}text")
+    return [(element.get("y") or "", element.text or "") for element in elements]
+
+
+def test_the_picture_of_the_first_command_shows_what_it_prints():
+    """The speed aside: the notes, the thinking and the answer of today."""
+    now = first_run.drawn(first_run.COMMAND, first_run.recorded(first_run.COMMAND))
+    made, kept = texts(now), texts(text(ROOT / "docs" / "first-run.svg"))
+    assert made[:-1] == kept[:-1], "run python docs/first_run.py"
+    assert first_run.COMMAND in text(ROOT / "README.md")
+    speeds = [re.sub(r"[\d.]+", "#", lines[-1][1]) for lines in (made, kept)]
+    assert speeds == ["# tokens, # tok/s, first after # s"] * 2
+
+
+def test_the_picture_of_inspect_has_the_tokens_of_the_prompt():
+    picture = text(ROOT / "docs" / "inspect-demo.svg")
+    made = texts(inspect_pictures.beside(inspect("demo", inspect_pictures.OPTIONS)))
+    kept = [words for _, words in texts(picture)]
+    assert [words for _, words in made] == kept, "run python docs/inspect_pictures.py"
+    assert "␣is" in kept
+    assert "prefers-color-scheme: dark" in picture

@@ -1,6 +1,6 @@
 """The tasks as one table, and deterministic streams of training and held-out examples.
 
-python training/corpus.py [--task NAME] [--count N]   prints examples to read
+As a program it prints examples to read.
 """
 
 from __future__ import annotations
@@ -139,9 +139,10 @@ def stream(seed: int, share: float = 1.0) -> Iterator[tuple[Example, bool]]:
 def main() -> None:
     import argparse
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--task", choices=list(TASKS))
-    parser.add_argument("--count", type=int, default=5)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = f"one of: {', '.join(TASKS)}"
+    parser.add_argument("--task", choices=list(TASKS), metavar="NAME", help=f"examples of this task only; {names}")
+    parser.add_argument("--count", type=int, default=5, metavar="N", help="examples of each task; default: 5")
     args = parser.parse_args()
     rng = random.Random(0)
     for task in [TASKS[args.task]] if args.task else TASKS.values():

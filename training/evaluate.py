@@ -1,7 +1,5 @@
 """Exact match per task on held-out examples, greedy, through this package's own convert and generate.
 
-    python training/evaluate.py [--examples 500] [--task NAME]... [--against-transformers 200] [--loads] [--json FILE]
-
 Prints Markdown tables on stdout and progress on stderr. `--engine transformers` asks transformers instead.
 """
 
@@ -200,12 +198,13 @@ def loads(source: str, found: list[Case]) -> tuple[str, list[list[float]]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", default="demo", help="demo, demo-moe or a Hugging Face folder")
-    parser.add_argument("--engine", choices=["mlx", "transformers"], default="mlx")
-    parser.add_argument("--examples", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--task", action="append", choices=list(TASKS), help="only these tasks")
+    parser.add_argument("--engine", choices=["mlx", "transformers"], default="mlx", help="default: mlx")
+    parser.add_argument("--examples", type=int, default=500, metavar="N", help="of each task; default: 500")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the examples; default: 0")
+    words = f"only this task, may be repeated; one of: {', '.join(TASKS)}"
+    parser.add_argument("--task", action="append", choices=list(TASKS), metavar="NAME", help=words)
     parser.add_argument(
         "--against-transformers", type=int, metavar="N", help="compare N answers with transformers, token by token"
     )

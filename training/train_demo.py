@@ -1,7 +1,5 @@
 """Trains the demo checkpoint in PyTorch and writes it as a Hugging Face folder.
 
-    python training/train_demo.py [--moe] [--out DIR] [--work DIR]
-
 With --moe it cuts the dense demo into experts and trains these (moe.py). The seed is fixed. Progress goes to stdout.
 If it is killed, rerun the command to resume from DIR.
 """
@@ -209,10 +207,12 @@ def write(model: Qwen3ForCausalLM | Qwen3MoeForCausalLM, tokenizer: PreTrainedTo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--moe", action="store_true", help="the demo with a mixture of experts, from the dense demo")
-    parser.add_argument("--out", type=Path, help="default: mlx_qwen3/demo, or mlx_qwen3/demo_moe")
-    parser.add_argument("--work", type=Path, help="where the training state is kept; default: in training/work")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: mlx_qwen3/demo, or mlx_qwen3/demo_moe")
+    parser.add_argument(
+        "--work", type=Path, metavar="DIR", help="place of the training state; default: in training/work"
+    )
     parser.add_argument("--new-tokenizer", action="store_true", help="train it on the corpus too; not the shipped one")
     args = parser.parse_args()
     if args.moe and args.new_tokenizer:

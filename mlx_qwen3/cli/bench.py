@@ -70,7 +70,7 @@ NOT_WITH_SERVE = ("adapters", "prompt_tokens", "rows", "no_reference", "roofline
     metavar="FILE",
     help="Write everything, with every repeat; after each round, what is complete.",
 )
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw bars with their spread as PNG.")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw speed and memory as PNG.")
 @click.option(
     "--check",
     "baseline_file",

@@ -39,9 +39,7 @@ from .terminal import read_stdin, show, show_json
 @click.option("--kv-bits", type=int, metavar="8|4", help="Show the error of a cache with 8 or 4 bits, layer by layer.")
 @click.option("--strict", is_flag=True, help="Exit with code 1 if there is a fault or a difference past its bound.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-@click.option(
-    "--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw heat maps and an attention map as PNG."
-)
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the pictures as PNG.")
 @click.option(
     "--html", type=click.Path(path_type=Path), metavar="FILE", help="Write tables and pictures to one HTML page."
 )

@@ -12,5 +12,5 @@ def default_source(option: str = "") -> str:
 
     source: str = hub.default_source()
     if source == "demo":
-        say(f"using the demo model in the package; {option or 'the SOURCE '}{hub.DEFAULT} downloads the real one")
+        say(f"note: this is the demo model; {option or 'the SOURCE '}{hub.DEFAULT} downloads the real one")
     return source

@@ -13,7 +13,8 @@ import numpy as np
 
 from ..compare.steps import uses_peft
 from ..errors import UsageError, VerificationError
-from ..files.adapters import Adapter, open_adapter, values_of
+from ..files.adapter_reader import values_of
+from ..files.adapters import Adapter, open_adapter
 from ..files.checkpoint import Checkpoint
 from ..files.hub import resolve
 from ..files.reading import short

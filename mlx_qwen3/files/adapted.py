@@ -14,7 +14,8 @@ import mlx.core as mx
 import numpy as np
 
 from .adapter_config import FILE
-from .adapters import EMBEDDING, HEAD, Adapter, merged, unties
+from .adapter_reader import EMBEDDING, HEAD
+from .adapters import Adapter, merged, unties
 from .checkpoint import Checkpoint, Stamp, stamp_of, unchanged
 from .config import Qwen3Config
 from .derived import Derivation, DerivedTensor

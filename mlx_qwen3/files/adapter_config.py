@@ -20,9 +20,9 @@ MEMBERS = (FILE, PEFT_WEIGHTS, MLX_LM_WEIGHTS)
 MERGE = "merge it into the model with PEFT's merge_and_unload, and use the merged model"
 # Of PEFT: settings that are read here
 READ = frozenset(
-    "peft_type base_model_name_or_path r lora_alpha use_rslora use_dora target_modules exclude_modules "
-    "layers_to_transform layers_pattern rank_pattern alpha_pattern modules_to_save ensure_weight_tying "
-    "init_lora_weights".split()
+    "peft_type base_model_name_or_path r lora_alpha use_rslora use_dora target_modules target_parameters "
+    "exclude_modules layers_to_transform layers_pattern rank_pattern alpha_pattern modules_to_save "
+    "ensure_weight_tying init_lora_weights".split()
 )
 # Of PEFT: settings that do not change what a trained adapter computes
 NEUTRAL = frozenset(
@@ -62,6 +62,10 @@ class AdapterConfig:
         """Whether a module of a model with so many layers has low-rank matrices."""
         raise NotImplementedError
 
+    def targets_parameter(self, parameter: str) -> bool:
+        """Whether a parameter, such as a stack of experts, has low-rank matrices of its own."""
+        return False
+
     def scaling(self, module: str) -> tuple[int, float]:
         """Rank, and the factor of the product of the two matrices."""
         return self.rank, self.scale
@@ -79,6 +83,8 @@ class PeftConfig(AdapterConfig):
 
     def targets(self, module: str, layers: int) -> bool:
         raw, wanted = self.raw, self.raw.get("target_modules")
+        if self.targets_parameter(f"{module}.weight"):
+            return True
         if _named(raw.get("exclude_modules"), module) or self.saves(module, layers):
             return False
         if isinstance(wanted, str) and wanted.lower() == "all-linear":
@@ -91,7 +97,12 @@ class PeftConfig(AdapterConfig):
         layer = _layer_of(module, raw.get("layers_pattern"))
         return layer in (only if isinstance(only, list) else [only])
 
+    def targets_parameter(self, parameter: str) -> bool:
+        return _named(self.raw.get("target_parameters"), parameter)
+
     def scaling(self, module: str) -> tuple[int, float]:
+        if self.targets_parameter(f"{module}.weight"):
+            module = f"{module}.weight"
         rank = _pattern(self.rank_pattern, module, self.rank)
         alpha = _pattern(self.alpha_pattern, module, self.alpha)
         return rank, alpha / (math.sqrt(rank) if self.raw.get("use_rslora") else rank)
@@ -162,7 +173,7 @@ def _read_peft(raw: Mapping[str, Any]) -> PeftConfig:
             f"init_lora_weights is {shown(start)} in {FILE}: such a training takes a part out of the base; save the "
             "adapter with PEFT's path_initial_model_for_weight_conversion, which makes it a plain one"
         )
-    for key in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"):
+    for key in ("target_modules", "target_parameters", "exclude_modules", "modules_to_save", "layers_pattern"):
         _check_names(raw, key)
     _check_layers(raw)
     rank, alpha = _positive(raw, "r", whole=True), _positive(raw, "lora_alpha")
@@ -235,13 +246,14 @@ def _patterns(raw: Mapping[str, Any], key: str, whole: bool = False) -> dict[str
         raise ConfigError(f"{key} is {shown(value)} in {FILE}; expected an object")
     for pattern in value:
         _compiled(pattern, key)
-    return {pattern: _positive(value, pattern, whole) for pattern in value}
+    found = {pattern: _positive(value, pattern, whole) for pattern in value}
+    return {pattern: int(number) if whole else number for pattern, number in found.items()}
 
 
 def _check_names(raw: Mapping[str, Any], key: str) -> None:
-    """A setting that is absent, a list of names, or (but not for modules_to_save) a regular expression."""
+    """A setting that is absent, a list of names or, for some, a regular expression."""
     value = raw.get(key)
-    if isinstance(value, str) and key != "modules_to_save":
+    if isinstance(value, str) and key not in ("modules_to_save", "target_parameters"):
         _compiled(value, key)
     elif value is not None and (not isinstance(value, list) or not all(isinstance(name, str) for name in value)):
         raise ConfigError(f"{key} is {shown(value)} in {FILE}; expected a list of module names")

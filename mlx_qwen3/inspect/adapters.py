@@ -9,7 +9,8 @@ from statistics import median
 import numpy as np
 
 from ..files.adapted import AdaptedCheckpoint
-from ..files.adapters import EMBEDDING, HEAD, Adapter
+from ..files.adapter_reader import EMBEDDING, HEAD
+from ..files.adapters import Adapter
 from ..files.checkpoint import Checkpoint
 from ..files.layout import Part
 from ..files.names import kind_of

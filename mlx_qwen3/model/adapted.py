@@ -17,7 +17,8 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_unflatten
 
-from ..files.adapters import EMBEDDING, HEAD, Adapter, values_of
+from ..files.adapter_reader import EMBEDDING, HEAD, values_of
+from ..files.adapters import Adapter
 from ..files.names import EXPERT_MAP, LEAVES, NAME_MAP, Fusion, fusions
 from ..files.values import Floats, cast, float32_of, to_mlx
 from .linear import ConcatLinear, Embedding, Linear

@@ -13,6 +13,7 @@ def test_the_demo_is_announced_with_what_the_command_takes(option, remedy, monke
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1
+    assert len(captured.err) <= 80 + 1
     assert remedy in captured.err
 
 

@@ -70,7 +70,7 @@ def test_modules_to_save_are_compared_by_the_ends_of_names_and_hold_what_is_insi
         ({"lora_bias": True}, "lora_bias is True"),
         ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication is"),
         ({"trainable_token_indices": [1, 2]}, "trainable_token_indices is"),
-        ({"target_parameters": ["mlp.experts.gate_up_proj"]}, "target_parameters is"),
+        ({"target_parameters": "gate_up_proj"}, "target_parameters is"),
         ({"megatron_config": {"a": 1}}, "megatron_config is"),
         ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens is"),
         ({"a_setting_of_tomorrow": 3}, "a_setting_of_tomorrow is 3"),

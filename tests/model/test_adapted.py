@@ -15,7 +15,9 @@ from mlx.utils import tree_flatten
 
 from mlx_qwen3.engine.runner import decode_step
 from mlx_qwen3.errors import CheckpointError
+from mlx_qwen3.files.adapted import AdaptedCheckpoint
 from mlx_qwen3.files.adapters import open_adapter
+from mlx_qwen3.files.checkpoint import Checkpoint
 from mlx_qwen3.model import adapted as module
 from mlx_qwen3.model.adapted import adapted
 from mlx_qwen3.model.load import load_model
@@ -130,6 +132,27 @@ def test_it_equals_peft(name, tied, tiny, untied, ids, tmp_path, transformers_mo
     assert np.abs(as_numpy(plain(ids)) - ours).max() > 0.1
     for merged in (False,) if tied and name in OF_ONE else (False, True):
         assert np.abs(of_peft(base, [folder], transformers_model, ids, merged) - ours).max() < TOLERANCE, merged
+
+
+EXPERTS: dict[str, dict[str, Any]] = {
+    "all-linear": {"target_modules": "all-linear"},
+    "projections by name": {"target_modules": ["q_proj", "gate_proj", "up_proj", "down_proj"], "use_rslora": True},
+    "one stack": {"target_parameters": ["experts.down_proj"]},
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", EXPERTS)
+def test_experts_equal_peft(name, tiny_moe, ids, tmp_path, transformers_model):
+    """PEFT has one lora_A and one lora_B for a stack of experts, as transformers 5 has it."""
+    folder = trained(tiny_moe, tmp_path / "adapter", transformers_model, **EXPERTS[name])
+    assert json.loads((folder / "adapter_config.json").read_text())["target_parameters"]
+    plain, ours = load_model(tiny_moe), load_model(tiny_moe, adapters=[folder])
+    assert np.abs(as_numpy(plain(ids)) - as_numpy(ours(ids))).max() > 0.1
+    theirs = of_peft(tiny_moe, [folder], transformers_model, ids, merged=False)
+    assert np.abs(theirs - as_numpy(ours(ids))).max() < TOLERANCE
+    with_merged = load_model(AdaptedCheckpoint(Checkpoint(tiny_moe), [open_adapter(folder, plain.config)]))
+    assert np.abs(theirs - as_numpy(with_merged(ids))).max() < TOLERANCE
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -311,6 +334,13 @@ def test_the_base_does_not_change_and_shares_its_arrays(tiny, attention, every, 
     assert len({base.fingerprint, one.fingerprint, two.fingerprint}) == 3
     assert adapted(base, [open_adapter(f"{every}=0.5", config)]).fingerprint != two.fingerprint
     assert adapted(base, []) is base
+
+
+def test_the_bytes_of_experts_and_gains_are_known_before(tiny, tiny_moe, tmp_path):
+    for kind, base, config in (("dora", tiny, TINY), ("lora", tiny_moe, TINY_MOE)):
+        model, folder = load_model(base), write_mlx_lm(tmp_path / kind, kind, model=config)
+        adapter = open_adapter(folder, model.config)
+        assert adapted(model, [adapter]).nbytes - model.nbytes == adapter.nbytes(model.config, mx.float32)
 
 
 def test_a_tied_model_counts_the_embedding_once(tiny, tmp_path):
