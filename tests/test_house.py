@@ -26,7 +26,7 @@ ONLY_IN = {
     "uvicorn": "server/",
     "msgspec": "server/",
     "huggingface_hub": "files/",
-    "matplotlib": "drawing.py inspect/pictures bench/pictures",
+    "matplotlib": "drawing.py inspect/pictures inspect/attention_pictures bench/pictures",
 }
 
 

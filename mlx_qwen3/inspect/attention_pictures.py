@@ -15,7 +15,9 @@ SIGNS = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥"})  # what is written
 
 
 def attention_map(report: Report, axes: Any) -> None:
-    """The weight that each query gives to each key. Keys that a query cannot see have no colour."""
+    """The weight that each query gives to each key; NaN is grey. Keys that a query cannot see have no colour."""
+    from matplotlib.colors import ListedColormap
+
     numbers = report.numbers
     cells, (rows, columns) = numbers.attention_map, numbers.attention_map.shape
     first = numbers.keys - numbers.length  # the position of the first query
@@ -23,12 +25,17 @@ def attention_map(report: Report, axes: Any) -> None:
     last_query = np.minimum(first + tokens * np.arange(1, rows + 1), numbers.keys) - 1
     hidden = tokens * np.arange(columns) > last_query[:, None]
     # The square root makes small weights visible; the labels of the bar are the weights themselves.
-    shades = np.ma.array(np.sqrt(np.maximum(cells, 0)), mask=hidden)
+    shades = np.sqrt(np.maximum(cells, 0))
     end = numbers.keys - 0.5
     extent = (-0.5, end, end, first - 0.5)
-    image = axes.imshow(shades, cmap="magma", vmin=0, vmax=1, extent=extent, aspect="auto", interpolation="none")
+    look: dict[str, Any] = {"vmin": 0, "vmax": 1, "extent": extent, "aspect": "auto", "interpolation": "none"}
+    if (broken := np.isnan(shades) & ~hidden).any():
+        axes.imshow(np.ma.array(broken, mask=~broken), cmap=ListedColormap([ABSENT]), **look)
+    image = axes.imshow(np.ma.array(shades, mask=hidden | broken), cmap="magma", **look)
     axes.set_xlabel("key: the token looked at")
     axes.set_ylabel("query: the token that looks")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.get_major_locator().set_params(integer=True)
     if report.texts and numbers.keys <= MOST_TOKENS:
         labels = [label(text) for text in report.texts]
         size = min(9.0, 170 / numbers.keys)

@@ -3,7 +3,7 @@
 Each panel can stand alone, as on the HTML page, or beside the others in one PNG.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from ..drawing import ABSENT, FAULT, FIRST, INK, RULE, SECOND, drawable, figure_
 from .attention_pictures import attention_map, first_token
 from .report import Report
 from .router_pictures import router_histogram, router_load
-from .rules import ABNORMAL, UNUSUAL
+from .rules import ABNORMAL, NORMAL, UNUSUAL, Verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,6 +25,7 @@ LAYER_STEPS = tuple(step.name for step in NUMBERS if step.name not in ("final_no
 # statistic -> title. The sizes of steps differ by powers of ten, so the colours are logarithms.
 HEAT_MAPS = {"std": "Standard deviation", "abs_max": "Largest magnitude", "mean": "Magnitude of the mean"}
 SMALLEST = -3  # the logarithm of what has the darkest colour
+CORNERS = ((-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5), (-0.5, -0.5))  # of a cell, around its middle
 WIDTH, COLUMNS = 4.3, 3  # inches of a panel; panels in a row of the PNG
 # What the marks in the heat maps mean; the page and the PNG have one legend of them
 MARKS = {"fault": "past its limit", "unusual": "outside the normal range", "absent": "NaN, or not in this layer"}
@@ -120,9 +121,7 @@ def _heat_map(report: Report, statistic: str, scale: tuple[float, float], axes: 
     axes.set_facecolor(ABSENT)
     low, high = scale
     image = axes.imshow(logarithms, aspect="auto", cmap="viridis", vmin=low, vmax=high, interpolation="none")
-    for layer in range(layers):
-        for column, step in enumerate(steps):
-            _mark(axes, report, layer, column, step, statistic)
+    _marks(axes, report, steps, statistic)
     axes.set_xticks(
         range(len(steps)), steps, rotation=60, ha="right", rotation_mode="anchor", fontsize=min(8, 180 / len(steps))
     )
@@ -133,19 +132,23 @@ def _heat_map(report: Report, statistic: str, scale: tuple[float, float], axes: 
     bar.set_ticks(ticks, labels=[f"{10.0**tick:g}" for tick in ticks])
 
 
-def _mark(axes: Any, report: Report, layer: int, column: int, step: str, statistic: str) -> None:
+def _marks(axes: Any, report: Report, steps: Sequence[str], statistic: str) -> None:
     """A red box in a white one, or a white dot with a black edge: one of the two colours is seen on every ground."""
-    verdict = report.verdicts.get((layer, step))
-    if verdict is None:
-        return
-    if verdict.level == ABNORMAL and {statistic, "nan", "inf"} & set(verdict.outside):
-        from matplotlib.patches import Rectangle
+    from matplotlib.collections import LineCollection
 
-        for colour, width in (("white", 4.0), (FAULT, 2.0)):
-            place = (column - 0.5, layer - 0.5)
-            axes.add_patch(Rectangle(place, 1, 1, fill=False, edgecolor=colour, linewidth=width, zorder=3))
-    elif verdict.level == UNUSUAL and statistic in verdict.outside:
-        axes.plot(column, layer, "o", markerfacecolor="white", markeredgecolor="black", markersize=4.5)
+    boxes, dots = [], []
+    for layer in range(report.config.num_hidden_layers):
+        for column, step in enumerate(steps):
+            verdict = report.verdicts.get((layer, step), Verdict(NORMAL))
+            if verdict.level == ABNORMAL and {statistic, "nan", "inf"} & set(verdict.outside):
+                boxes.append([(column + x, layer + y) for x, y in CORNERS])
+            elif verdict.level == UNUSUAL and statistic in verdict.outside:
+                dots.append((column, layer))
+    thin = 0.5 if report.config.num_hidden_layers > 48 else 1.0
+    for colour, width in (("white", 4.0 * thin), (FAULT, 2.0 * thin)):
+        axes.add_collection(LineCollection(boxes, colors=colour, linewidths=width, zorder=3), autolim=False)
+    x, y = zip(*dots, strict=True) if dots else ((), ())
+    axes.plot(x, y, "o", markerfacecolor="white", markeredgecolor="black", markersize=4.5, linestyle="none")
 
 
 def _depth(report: Report, axes: Any) -> None:

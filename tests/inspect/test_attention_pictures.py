@@ -62,6 +62,14 @@ def test_keys_that_a_query_cannot_see_have_no_colour(length, four_layers):
     assert (report.numbers.attention_map[hidden] == 0).all()
 
 
+def test_a_weight_that_is_nan_is_grey(sick):
+    """Layer 3 has NaN in every weight that can be seen."""
+    report = inspect(sick, Options(length=5, layer=3))
+    grey, image = drawn(attention_map, report).images
+    np.testing.assert_array_equal(np.ma.getmaskarray(grey.get_array()), np.triu(np.ones((5, 5)), 1))
+    assert np.ma.getmaskarray(image.get_array()).all()
+
+
 def test_a_decode_step_sees_all_keys(four_layers):
     report = inspect(four_layers, Options(length=6, decode=3))
     axes = drawn(attention_map, report)

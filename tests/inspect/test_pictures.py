@@ -18,8 +18,10 @@ def by_title(figure):
 def marked(axes):
     """The (layer, step) of each box and of each dot."""
     labels = [label.get_text() for label in axes.get_xticklabels()]
-    boxes = {(round(box.get_y() + 0.5), labels[round(box.get_x() + 0.5)]) for box in axes.patches}
-    return boxes, {(line.get_ydata()[0], labels[line.get_xdata()[0]]) for line in axes.lines}
+    white, red = ([tuple(box[:-1].mean(axis=0)) for box in boxes.get_segments()] for boxes in axes.collections)
+    assert white == red
+    boxes, dots = ({(round(y), labels[round(x)]) for x, y in places} for places in (red, axes.lines[0].get_xydata()))
+    return boxes, dots
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,7 @@ def test_marks_can_be_seen_on_every_colour(hot):
 
     axes = by_title(draw(hot))["Standard deviation"]
     assert axes.images[0].cmap.name == "viridis"
-    box = {to_rgb(patch.get_edgecolor()) for patch in axes.patches}
+    box = {to_rgb(boxes.get_color()[0]) for boxes in axes.collections}
     dot = {to_rgb(f(axes.lines[0])) for f in (lambda x: x.get_markerfacecolor(), lambda x: x.get_markeredgecolor())}
     assert box == {to_rgb("white"), to_rgb(FAULT)}
     for colours in (box, dot):
