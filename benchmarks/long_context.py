@@ -1,13 +1,11 @@
 """A long cache: what a token takes beside the bytes that it reads, the longest gap, and the peak of memory.
 
-    python benchmarks/long_context.py [TOKENS ...]   (by default 8192 32768 131072)
-
 The model has Qwen3-0.6B's shape but two layers and a small vocabulary, beside which the cache counts: a model of few
 layers shows best if a layer is in memory twice. Its weights are random, and the cache is filled with random numbers,
 not by a prompt. Then a pass of 128 tokens is timed, and a reply, which begins just before the window of the step grows.
 """
 
-import sys
+import argparse
 import time
 from itertools import pairwise
 from statistics import median
@@ -92,4 +90,7 @@ def main(lengths: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    main([int(length) for length in sys.argv[1:]] or [8192, 32768, 131072])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words = "Tokens in the cache. Default: 8192 32768 131072."
+    parser.add_argument("lengths", nargs="*", type=int, default=[8192, 32768, 131072], metavar="TOKENS", help=words)
+    main(**vars(parser.parse_args()))

@@ -1,10 +1,9 @@
 """Whole processes that make one token, ours and mlx-lm's in turns, and where ours spends its time.
 
-    python benchmarks/start.py FOLDER [ROUNDS]   (a Hugging Face folder with Qwen3's tokenizer)
-
 "load" reads the weights in their own dtype and in float32, beside `cat FILE > /dev/null`.
 """
 
+import argparse
 import os
 import subprocess
 import sys
@@ -73,4 +72,7 @@ def main(folder: str, rounds: int = 5) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", metavar="FOLDER", help="A Hugging Face folder with Qwen3's tokenizer.")
+    parser.add_argument("rounds", nargs="?", type=int, default=5, metavar="ROUNDS", help="Default: 5.")
+    main(**vars(parser.parse_args()))
