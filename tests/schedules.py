@@ -1,7 +1,7 @@
 """Random schedules of the engine's scheduler, and the replies that the rows get alone."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -44,12 +44,15 @@ class Job:
     max_tokens: int
     drafts: bool
     budget: int | None = None  # of thinking
+    adapter: str | None = None
 
     def row(self, stop_ids: Any, tokenizer: Any = None) -> Row:
         sampling = SamplingParams(**SETTINGS[self.setting], seed=self.seed)
         drafter = Lookup(self.prompt, Pace((1.0,) * 8)) if self.drafts else None
         steering = [] if self.budget is None else [ThinkingBudget(tokenizer, self.budget)]
-        return Row(self.prompt, sampling, self.max_tokens, stop_ids, steering=steering, drafter=drafter)
+        return Row(
+            self.prompt, sampling, self.max_tokens, stop_ids, steering=steering, drafter=drafter, adapter=self.adapter
+        )
 
 
 class Broken(Exception):
@@ -93,12 +96,13 @@ class Schedule:
     cancelled: set[Row] = field(default_factory=set)
     memory: Memory | None = None
     tokenizer: Any = None  # with it some rows have a thinking budget
+    adapters: Mapping[str | None, Any] | None = None  # models of the rows, by name
 
     def run(self) -> None:
         rng = random.Random(self.seed)
         prefixes = PrefixStore(rng.choice([10**5, 10**8]), self.folder) if rng.random() < 0.6 else None
         max_rows = rng.choice([1, 2, 4, 8])
-        limits = {"kv_bits": self.kv_bits, "memory": self.memory}
+        limits = {"kv_bits": self.kv_bits, "memory": self.memory, "adapters": self.adapters}
         scheduler = Scheduler(self.model, self.vocabulary, max_rows=max_rows, prefixes=prefixes, **limits)
         waiting = [self._job(rng) for _ in range(rng.randint(1, 8))]
         pace = rng.choice([0.1, 0.5, 1.0])
@@ -131,24 +135,25 @@ class Schedule:
         job = Job(prompt, rng.randrange(len(SETTINGS)), rng.randrange(2), rng.randint(1, 40), rng.random() < 0.3)
         if self.tokenizer is not None and rng.random() < 0.2:
             setting, budget = rng.choice([0, 1, 4]), rng.choice([0, 2, 9])
-            return replace(job, setting=setting, seed=0, budget=budget, max_tokens=rng.randint(1, LONGEST))
-        return job
+            job = replace(job, setting=setting, seed=0, budget=budget, max_tokens=rng.randint(1, LONGEST))
+        return replace(job, adapter=rng.choice(list(self.adapters))) if self.adapters else job
 
 
 class Alone:
     """The tokens of jobs that run by themselves, without drafts."""
 
-    def __init__(self, model: Any, vocabulary: int, stop_ids: Any, tokenizer: Any = None):
-        self._tokenizer = tokenizer
+    def __init__(self, model: Any, vocabulary: int, stop_ids: Any, tokenizer: Any = None, adapters: Any = None):
+        self._tokenizer, self._adapters = tokenizer, adapters or {None: model}
         self._model, self._vocabulary, self._stop_ids = model, vocabulary, stop_ids
         self._known: dict[Any, tuple[int, ...]] = {}
 
     def __call__(self, job: Job) -> tuple[int, ...]:
-        key = job.prompt, job.setting, job.seed, job.budget
+        key = job.prompt, job.setting, job.seed, job.budget, job.adapter
         if key not in self._known:
-            scheduler = Scheduler(self._model, self._vocabulary)
+            scheduler = Scheduler(self._adapters[job.adapter], self._vocabulary)
             longest = 40 if job.budget is None else LONGEST
-            scheduler.add(replace(job, max_tokens=longest, drafts=False).row(self._stop_ids, self._tokenizer))
+            alone = replace(job, max_tokens=longest, drafts=False, adapter=None)
+            scheduler.add(alone.row(self._stop_ids, self._tokenizer))
             self._known[key] = tuple(event for _, event in scheduler.run() if isinstance(event, int))
         return self._known[key][: job.max_tokens]
 

@@ -76,8 +76,8 @@ class Served:
 
 @contextmanager
 def serving(sources: dict[str, str] | None = None, **options: Any) -> Iterator[Served]:
-    """`options` are those of Settings; `memory`, `idle` and `preload` those of `serve`."""
-    pool_options = {name: options.pop(name) for name in ("memory", "idle") if name in options}
+    """`options` are those of Settings; `memory`, `idle`, `adapters` and `preload` those of `serve`."""
+    pool_options = {name: options.pop(name) for name in ("memory", "idle", "adapters") if name in options}
     preload = options.pop("preload", True)
     settings = Settings(**{"port": 0, "rows": 4, "dtype": "fp32", **options})
     engine = {"max_rows": settings.rows, **settings.engine}

@@ -3,7 +3,7 @@
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +27,13 @@ UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 @click.argument("source", required=False, metavar="[SOURCE]")
 @click.option(
     "--models", metavar="NAME=SOURCE,...", help="Several models; each is loaded at its first request, as many as fit."
+)
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="NAME=FOLDER|HUBID[=SCALE]",
+    help="Serve SOURCE with this adapter of PEFT or mlx-lm too, as the model NAME; several times.",
 )
 @click.option(
     "--idle",
@@ -58,6 +65,7 @@ UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 def command(
     source: str | None,
     models: str | None,
+    adapters: tuple[str, ...],
     idle: str | None,
     host: str,
     rows: int,
@@ -94,11 +102,14 @@ def command(
     if sources is None:
         source = default_source() if source is None else source
         sources = {_name(source): source}
+    if adapters and models is not None:
+        raise UsageError("--adapter belongs to one SOURCE; leave --models out")
     rest = _seconds(idle, "--idle") if idle is not None else None if models is None else 900.0
     # A request that gives no max_tokens may have what fits: that is how it is, not a warning for each.
     warnings.filterwarnings("ignore", "max_tokens is .*: more would not fit", Qwen3Warning)
+    named = _named(adapters, "--adapter", "NAME=FOLDER")
     with _log_on_stderr(), interrupt.answered(_interrupt):  # once it listens, the server has its own answer
-        ended = serve(sources, chosen, memory=memory, idle=rest, preload=models is None, say=_ready)
+        ended = serve(sources, chosen, memory=memory, idle=rest, preload=models is None, adapters=named, say=_ready)
     return interrupt.INTERRUPTED if ended == 2 else 0
 
 
@@ -118,13 +129,18 @@ def _name(source: str) -> str:
 
 def _sources(models: str) -> dict[str, str]:
     """SOURCEs by name, from NAME=SOURCE,... Raises UsageError for another form."""
+    return _named(models.split(","), "--models", "NAME=SOURCE, with commas between several")
+
+
+def _named(parts: Iterable[str], option: str, expected: str) -> dict[str, str]:
+    """What options name, by name. Raises UsageError for another form."""
     found: dict[str, str] = {}
-    for part in models.split(","):
+    for part in parts:
         name, equals, source = part.strip().partition("=")
         if not (name and equals and source):
-            raise UsageError(f"--models has {part[:60]!r}; expected NAME=SOURCE, with commas between several")
+            raise UsageError(f"{option} has {part[:60]!r}; expected {expected}")
         if name in found:
-            raise UsageError(f"--models gives {name[:60]!r} twice; drop one of them")
+            raise UsageError(f"{option} gives {name[:60]!r} twice; drop one of them")
         found[name] = source
     return found
 

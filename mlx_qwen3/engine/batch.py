@@ -40,6 +40,7 @@ class Batch:
         """
         self._model, self._step, self._vocabulary = model, decode_step(model), vocabulary
         self._cache = cache
+        self.adapter = rows[0].adapter  # of every row: they share the model
         self._prompts: mx.array | None = logits
         self._coming: Coming | None = None  # a step that was built before it was needed
         self._before: tuple[list[mx.array], int] | None = None  # the cache without that step, until it is submitted
@@ -58,6 +59,8 @@ class Batch:
 
     def takes(self, other: "Batch") -> bool:
         """Whether the rows of another batch should join this one."""
+        if other.adapter != self.adapter:
+            return False
         return len(self.rows) + len(other.rows) <= SIZES[-1] and all(self.near(row.length) for row in other.rows)
 
     def near(self, length: int) -> bool:

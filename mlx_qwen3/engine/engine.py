@@ -15,7 +15,8 @@ from ..errors import EngineError, UsageError
 from ..model.kv_format import kv_format
 from ..model.qwen3 import Qwen3
 from ..text.tokenizer import Tokenizer
-from .memory import Memory, set_limits
+from .adapters import Named, adapted_models, check_adapter
+from .memory import Memory, budget_bytes, set_limits
 from .prefix import PREFIX_BYTES, PrefixStore, model_key
 from .prefix_folder import FOLDER_BYTES, PrefixFolder
 from .reply import Chunk, Speaker
@@ -88,6 +89,8 @@ class Engine:
     cache_dir_bytes: for the files of all models; those used least recently are removed first.
     kv_bits: stores keys and values in 8 or 4 bits, which saves memory and changes replies a little.
     draft: a smaller model with the same tokenizer that guesses tokens.
+    adapters: of PEFT or mlx-lm, by name, each a FOLDER|HUBID[=SCALE]. A request that names one gets the reply of the
+    model with this adapter. They share its weights, and rows with the same adapter share a batch.
     lookup: guess from prompt and reply: while that is faster (None), always or never. Guesses are made while a row runs
     alone, and change no token.
     memory: bytes, or a text such as "12GB", for weights, caches, prefixes and activations; by default what Metal
@@ -111,6 +114,7 @@ class Engine:
         memory: int | str | None = None,
         draft: Qwen3 | None = None,
         lookup: bool | None = None,
+        adapters: Named | None = None,
     ):
         """Raises OutputError if `cache_dir` cannot be written to, UsageError for what this model cannot honour."""
         _check_number("max_rows", max_rows, 1, "rows", Integral)
@@ -124,10 +128,13 @@ class Engine:
         self._model, self._tokenizer = model, tokenizer
         self._max_rows, self._max_gap, self._prefix_bytes = max_rows, max_gap, prefix_bytes
         self._kv_bits = kv_bits
-        self._memory = Memory(model, memory, max_rows, kv_bits, draft)
+        self._models = adapted_models(model, adapters or {}, budget_bytes(memory))
+        self._memory = Memory(model, memory, max_rows, kv_bits, draft, self._models.values())
         set_limits(self._memory.budget)
-        key = model_key(model, kv_bits) if cache_dir is not None else ""
-        self._folder = PrefixFolder(cache_dir, key, cache_dir_bytes) if cache_dir is not None else None
+        self._folders: dict[str | None, PrefixFolder] = {}
+        if cache_dir is not None:
+            for name, one in self._models.items():
+                self._folders[name] = PrefixFolder(cache_dir, model_key(one, kv_bits), cache_dir_bytes)
         self._scheduler = self._new_scheduler()
         self._replies: dict[Row, Reply] = {}
         self._wake = threading.Condition()  # guards the two below
@@ -156,9 +163,13 @@ class Engine:
     def max_rows(self) -> int:
         return self._max_rows
 
-    def prepare(self, prompt: Prompt, options: ReplyOptions | None = None) -> Request:
-        """A checked request. Raises PromptError or UsageError for what this model cannot honour."""
-        return prepare(self._model.config, self._tokenizer, prompt, options)
+    def prepare(self, prompt: Prompt, options: ReplyOptions | None = None, adapter: str | None = None) -> Request:
+        """A checked request, for the model with one of the engine's adapters if one is named.
+
+        Raises PromptError or UsageError for what this model cannot honour.
+        """
+        check_adapter(adapter, self._models)
+        return replace(prepare(self._model.config, self._tokenizer, prompt, options), adapter=adapter)
 
     def submit(self, request: Request, listener: Callable[[Event], None] | None = None) -> Reply:
         """Begin a reply. Raises EngineError if the engine is closed, MemoryBudgetError if the request can never fit.
@@ -169,9 +180,11 @@ class Engine:
         """
         if not isinstance(request, Request):
             raise UsageError(f"a request is of type {type(request).__name__}; submit takes what `prepare` returns")
+        check_adapter(request.adapter, self._models)
         limit = self._memory.limit(len(request.ids), request.max_tokens, request.open_ended)
         request = replace(request, max_tokens=limit)
-        drafter = make_drafter(self._model, [request.ids], self._draft, self._lookup, self._tokenizer.size)
+        model = self._models[request.adapter]
+        drafter = make_drafter(model, [request.ids], self._draft, self._lookup, self._tokenizer.size)
         reply = Reply(Speaker(self._tokenizer, request, drafter), self._wake, listener)
         with self._wake:
             if not self.alive:
@@ -237,8 +250,8 @@ class Engine:
             reply._put(error)
 
     def _new_scheduler(self) -> Scheduler:
-        kept = self._prefix_bytes or self._folder
-        prefixes = PrefixStore(self._prefix_bytes, self._folder) if kept else None
+        kept = self._prefix_bytes or self._folders
+        prefixes = PrefixStore(self._prefix_bytes, self._folders) if kept else None
         return Scheduler(
             self._model,
             self._tokenizer.size,
@@ -247,6 +260,7 @@ class Engine:
             prefixes=prefixes,
             kv_bits=self._kv_bits,
             memory=self._memory,
+            adapters=self._models,
         )
 
 

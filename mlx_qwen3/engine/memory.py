@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
 from ..errors import MemoryBudgetError, warn
 from ..files.config import Qwen3Config
@@ -129,14 +130,20 @@ class Memory:
         max_rows: int = 1,
         kv_bits: int | None = None,
         draft: Qwen3 | Costs | None = None,
+        adapted: Iterable[Qwen3] = (),
     ):
-        """`budget` is in bytes or a text, see `budget_bytes`. With a draft model, each row also has a cache for it."""
+        """`budget` is in bytes or a text, see `budget_bytes`. With a draft model, each row also has a cache for it.
+
+        `adapted` are models that share arrays with `model`, with which alone they may be given.
+        """
         self.budget = budget_bytes(budget)
         self._max_rows = max_rows
         self._model = model if isinstance(model, Costs) else Costs.of(model, kv_bits)
         self._draft = Costs.of(draft) if isinstance(draft, Qwen3) else draft
         self._unpacked = any(isinstance(one, Qwen3) and one.unpacked for one in (model, draft))
         self.weights = self._model.weights + (self._draft.weights if self._draft else 0)
+        if isinstance(model, Qwen3):
+            self.weights += _bytes([model, *adapted]) - _bytes([model])
 
     def row(self, prompt: int, tokens: int) -> int:
         """The bytes of everything while one row runs alone: a prompt, and a reply of this many tokens."""
@@ -151,7 +158,7 @@ class Memory:
 
         `soon` counts only so many of the next tokens of each row.
         """
-        return self._with_row(batches, len(row.prompt), min(row.left, soon), _queries([row]), soon)
+        return self._with_row(batches, len(row.prompt), min(row.left, soon), _queries([row]), soon, row.adapter)
 
     def with_rows(self, batches: Sequence[Batch], rows: Sequence[Row]) -> int:
         """`with_row` for rows whose prompts are computed together; more than they take."""
@@ -168,12 +175,21 @@ class Memory:
         """The bytes of a copy of a row's keys and values."""
         return self._model.cache(1, row.length)
 
-    def _with_row(self, batches: Sequence[Batch], prompt: int, tokens: int, queries: int, soon: int) -> int:
+    def _with_row(
+        self,
+        batches: Sequence[Batch],
+        prompt: int,
+        tokens: int,
+        queries: int,
+        soon: int,
+        adapter: str | None = None,
+    ) -> int:
         model, length = self._model, prompt + tokens
         # Room for the reply is made with the prompt. Only a long reply on a GPU has less, and then its buffers grow.
         reading = model.cache(1, length) + model.activations(min(prompt, prefill_chunk()), prompt)
         # It joins a batch that takes it, if there is one: whichever needs most.
-        joined = [self._joined(batch, prompt, tokens, soon) for batch in batches if batch.near(prompt)]
+        near = [batch for batch in batches if batch.adapter == adapter and batch.near(prompt)]
+        joined = [self._joined(batch, prompt, tokens, soon) for batch in near]
         alone = model.grown(model.cache(1, length)) + self._step(1, length, queries)
         drafting = 0
         if self._draft:
@@ -234,6 +250,12 @@ class Memory:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if self.row(prompt, middle) <= budget else (low, middle - 1)
         return low
+
+
+def _bytes(models: Iterable[Qwen3]) -> int:
+    """Of all arrays of these models, each counted once."""
+    arrays = [array for model in models for array in dict(tree_flatten(model.parameters())).values()]
+    return sum({id(array): array.nbytes for array in arrays}.values())
 
 
 def _left(batch: Batch, soon: int) -> int:

@@ -1,7 +1,7 @@
 """Prefixes: keys and values of earlier prompts and replies, which a new prompt may begin with."""
 
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,38 +24,47 @@ UNUSED = 1.25  # a cache with more slots than this for each token is copied to o
 
 
 class Prefix:
-    """Token ids and a cache of one row that holds them."""
+    """Token ids and a cache of one row that holds them, of the base or of one of its adapters."""
 
-    def __init__(self, ids: Sequence[int] | np.ndarray, cache: KVCache):
+    def __init__(self, ids: Sequence[int] | np.ndarray, cache: KVCache, adapter: str | None = None):
         self.ids, self.cache, self.nbytes = np.array(ids, np.int32), cache, cache.nbytes
+        self.adapter = adapter
 
 
 class PrefixStore:
-    """The prefixes that were used last, up to a number of bytes. Others go to a folder, if there is one."""
+    """The prefixes that were used last, up to a number of bytes. Others go to a folder, if there is one.
 
-    def __init__(self, limit: int, folder: PrefixFolder | None = None):
-        self._limit, self._folder = limit, folder
-        self._prefixes: Beginnings[Prefix] = Beginnings()  # the one used last at the end
+    Those of the base and of each adapter are kept apart, but the bytes are for all of them.
+    """
+
+    def __init__(self, limit: int, folders: PrefixFolder | Mapping[str | None, PrefixFolder] | None = None):
+        """`folders` are one for each adapter, by name, or that of the base alone."""
+        self._limit = limit
+        self._folders: dict[str | None, PrefixFolder] = {}
+        self._folders |= {None: folders} if isinstance(folders, PrefixFolder) else folders or {}
+        self._prefixes: dict[str | None, Beginnings[Prefix]] = defaultdict(Beginnings)  # by adapter
+        self._used: dict[Prefix, None] = {}  # all of them, the one used last at the end
         self.nbytes = 0  # of them
 
     @property
     def last(self) -> Prefix | None:
         """The prefix used last."""
-        return deque(self._prefixes, maxlen=1)[0] if len(self._prefixes) else None
+        return next(reversed(self._used), None)
 
-    def longest(self, ids: np.ndarray) -> int:
+    def longest(self, ids: np.ndarray, adapter: str | None = None) -> int:
         """How many tokens of `ids` the best prefix has."""
-        kept, _ = self._prefixes.best(ids)
-        on_disk = self._folder.longest(ids) if self._folder else 0
+        kept, _ = self._prefixes[adapter].best(ids)
+        folder = self._folders.get(adapter)
+        on_disk = folder.longest(ids) if folder else 0
         return on_disk if on_disk >= kept + WORTH_READING else kept
 
-    def take(self, ids: np.ndarray, room: int | None = None) -> KVCache | None:
+    def take(self, ids: np.ndarray, room: int | None = None, adapter: str | None = None) -> KVCache | None:
         """A new cache with the longest known beginning of `ids`; None if no beginning is known.
 
         Prefixes keep at most `room` bytes beside it: other prefixes are dropped first, then the one that it comes from.
         """
-        kept, best = self._prefixes.best(ids)
-        if self.longest(ids) > kept and (read := self._read(ids, room)):
+        kept, best = self._prefixes[adapter].best(ids)
+        if self.longest(ids, adapter) > kept and (read := self._read(ids, room, adapter)):
             kept, best = shared_length(ids, read.ids), read
         limit = self._limit if room is None else min(room, self._limit)
         if best is None:
@@ -72,57 +81,62 @@ class PrefixStore:
         best.cache.fit()
         return best.cache
 
-    def put(self, ids: Sequence[int] | np.ndarray, cache: KVCache) -> None:
+    def put(self, ids: Sequence[int] | np.ndarray, cache: KVCache, adapter: str | None = None) -> None:
         """Keep a cache of one row that holds `ids`. The store owns it from now on."""
         ids = np.array(ids, np.int32)
-        if longer := self._prefixes.longer(ids):
+        if longer := self._prefixes[adapter].longer(ids):
             self._keep(longer)
             return
         if cache.capacity > UNUSED * cache.end:
             cache.fit()
-        self._keep(Prefix(ids, cache))
+        self._keep(Prefix(ids, cache, adapter))
 
     def shrink(self, limit: int) -> None:
         """Drop the least recently used prefixes until at most `limit` bytes are left."""
-        while len(self._prefixes) and self.nbytes > limit:
-            self._drop(oldest := next(iter(self._prefixes)))
+        while self._used and self.nbytes > limit:
+            self._drop(oldest := next(iter(self._used)))
             self._let_go(oldest)
 
     def close(self) -> None:
         """Write the prefixes to the folder, and drop them. Call it in any thread, but not during a step."""
         with shared_stream():
             self.shrink(0)
-        if self._folder:
-            self._folder.close()
+        for folder in self._folders.values():
+            folder.close()
 
-    def _read(self, ids: np.ndarray, room: int | None) -> Prefix | None:
+    def _read(self, ids: np.ndarray, room: int | None, adapter: str | None) -> Prefix | None:
         """The best prefix of the folder, if what it has beyond `ids` fits the room."""
-        assert self._folder is not None, "only a folder knows more than the memory"
-        known = self._folder.best(ids)
+        folder = self._folders[adapter]  # only a folder knows more than the memory
+        known = folder.best(ids)
         if known is None:
             return None
         if room is not None:
             if known.nbytes - known.nbytes * shared_length(ids, known.ids) // len(known.ids) > room:
                 return None
             self.shrink(max(0, room - known.nbytes))
-        found = self._folder.read(known)
-        return Prefix(*found) if found else None
+        found = folder.read(known)
+        return Prefix(*found, adapter) if found else None
 
     def _keep(self, prefix: Prefix) -> None:
         """Add a prefix as the one used last. It replaces one that is a beginning of it."""
         self._drop(prefix)
-        replaced = self._prefixes.add(prefix.ids, prefix)
-        self.nbytes += prefix.nbytes - (replaced.nbytes if replaced else 0)
+        replaced = self._prefixes[prefix.adapter].add(prefix.ids, prefix)
+        self._used[prefix] = None
+        self.nbytes += prefix.nbytes
+        if replaced:
+            del self._used[replaced]
+            self.nbytes -= replaced.nbytes
         self.shrink(self._limit)
 
     def _drop(self, prefix: Prefix) -> None:
-        if self._prefixes.longer(prefix.ids) is prefix:
-            self._prefixes.remove(prefix.ids)
+        if prefix in self._used:
+            self._prefixes[prefix.adapter].remove(prefix.ids)
+            del self._used[prefix]
             self.nbytes -= prefix.nbytes
 
     def _let_go(self, prefix: Prefix) -> None:
-        if self._folder:
-            self._folder.write(prefix.ids, prefix.cache)
+        if folder := self._folders.get(prefix.adapter):
+            folder.write(prefix.ids, prefix.cache)
 
 
 @contextmanager

@@ -140,6 +140,7 @@ class Speaker:
             steering,
             drafter,
             logprobs=request.logprobs,
+            adapter=request.adapter,
         )
         self._text = ReplyText(tokenizer, request.stop, request.opens_thinking, request.begun)
         self._count = 0

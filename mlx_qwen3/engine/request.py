@@ -126,6 +126,7 @@ class Request:
     number: int = 0  # tells replies of one prompt and seed apart
     grammar: Grammar | None = None  # binds the answer
     may_think: bool = True  # the reply may begin with a think block before the bound answer
+    adapter: str | None = None  # the name of one of the engine's adapters; None is the base
 
 
 def prepare(config: Qwen3Config, tokenizer: Tokenizer, prompt: Prompt, options: ReplyOptions | None = None) -> Request:

@@ -38,6 +38,7 @@ class Row:
     tokens: list[int] = field(default_factory=list)
     logprobs: int | None = None  # how many alternatives to note for each token; None notes nothing
     scores: list[Logprobs] = field(default_factory=list)  # of each token, if it asks
+    adapter: str | None = None  # by which its model differs from the base
     cached: int = 0  # tokens of the prompt whose keys and values were known
     ended: bool = False  # by a stop id or the limit, or from outside
 

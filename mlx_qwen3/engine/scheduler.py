@@ -7,7 +7,7 @@ leaves when it has ended. Between two chunks every running row gets its next tok
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import mlx.core as mx
 import numpy as np
@@ -42,13 +42,16 @@ class Scheduler:
         prefixes: PrefixStore | None = None,
         kv_bits: int | None = None,
         memory: Memory | None = None,
+        adapters: Mapping[str | None, Qwen3] | None = None,
     ):
         """At most `max_rows` run together. Ids from `vocabulary` up are never chosen.
 
         `kv_bits` is that of `Qwen3.make_cache`; `prefixes` has caches with the same bits. With `memory`, a row waits if
-        it does not fit beside the running ones.
+        it does not fit beside the running ones. `adapters` are the models of rows that name an adapter: only rows with
+        the same model share a pass, a batch or a prefix.
         """
-        self._model, self._vocabulary = model, vocabulary
+        self._models = {None: model, **(adapters or {})}
+        self._vocabulary = vocabulary
         self._max_rows, self._max_gap = max_rows, max_gap
         self.prefixes, self._kv_bits = prefixes, kv_bits
         self._memory = memory
@@ -136,7 +139,7 @@ class Scheduler:
             batch.leave(row)
             self._failed.discard(row)
         else:
-            self._keep(batch.known(row), batch.take_out(row))
+            self._keep(batch.known(row), batch.take_out(row), row.adapter)
         if not batch.rows:
             self._batches.remove(batch)
 
@@ -160,7 +163,8 @@ class Scheduler:
                 yield from fail(row, error)
         if self._prompt and prompt.logits is not None:
             self._prompt = None
-            yield from self._begin(Batch(self._model, rows, prompt.cache, self._vocabulary, prompt.logits))
+            model = self._models[rows[0].adapter]
+            yield from self._begin(Batch(model, rows, prompt.cache, self._vocabulary, prompt.logits))
 
     def _begin(self, batch: Batch) -> Iterator[Event]:
         """The first tokens of rows whose prompts are computed. Then they join a batch of rows of similar length."""
@@ -182,6 +186,8 @@ class Scheduler:
         while self._waiting and len(self.running) + len(rows) < self._max_rows and self._fit([*rows, self._waiting[0]]):
             row = self._waiting[0]
             if not row.ended:
+                if rows and row.adapter != rows[0].adapter:
+                    break
                 known, _ = self._known(row)
                 left.append(len(row.prompt) - known)
                 lengths = [len(one.prompt) for one in (*rows, row)]
@@ -191,10 +197,11 @@ class Scheduler:
             self._waiting.popleft()
         if not rows:
             return None
-        caches = [self._known_part(row) or self._model.make_cache(1, None, self._kv_bits) for row in rows]
+        model = self._models[rows[0].adapter]
+        caches = [self._known_part(row) or model.make_cache(1, None, self._kv_bits) for row in rows]
         for cache, row in zip(caches, rows, strict=True):
             cache.limit = len(row.prompt) + row.left
-        prompt = Prefill(self._model, [row.prompt for row in rows], caches)
+        prompt = Prefill(model, [row.prompt for row in rows], caches)
         for row in rows:
             row.cached = max(0, len(row.prompt) - prompt.left)
         return rows, prompt
@@ -228,8 +235,8 @@ class Scheduler:
     def _known(self, new: Row) -> tuple[int, Running | None]:
         """How many tokens of a prompt are known, but never its last one, and the running row that has most of them."""
         ids = np.array(new.prompt[:-1], np.int32)
-        kept = self.prefixes.longest(ids) if self.prefixes else 0
-        running = [(row, batch) for batch in self._batches for row in batch.rows]
+        kept = self.prefixes.longest(ids, new.adapter) if self.prefixes else 0
+        running = [(row, batch) for batch in self._batches if batch.adapter == new.adapter for row in batch.rows]
         lengths = [shared_length(ids, batch.known(row)) for row, batch in running]
         if lengths and (most := max(lengths)) > kept and most >= WORTH_SHARING:
             return most, running[lengths.index(most)]
@@ -239,7 +246,7 @@ class Scheduler:
         """A cache with what is known of a prompt, and room for the rest."""
         known, running = self._known(new)
         if self.prefixes and known and not running:
-            return self.prefixes.take(np.array(new.prompt[:-1], np.int32), self._room(new))
+            return self.prefixes.take(np.array(new.prompt[:-1], np.int32), self._room(new), new.adapter)
         self._make_room(new)
         if running is None:
             return None
@@ -269,11 +276,11 @@ class Scheduler:
         """Keep the computed part of a prompt whose reply was cancelled."""
         if len(rows) == 1 and prompt.cache.end:
             mx.eval(prompt.cache.buffers)
-            self._keep(rows[0].prompt[: prompt.cache.end], prompt.cache)
+            self._keep(rows[0].prompt[: prompt.cache.end], prompt.cache, rows[0].adapter)
 
-    def _keep(self, ids: Sequence[int] | np.ndarray, cache: KVCache) -> None:
+    def _keep(self, ids: Sequence[int] | np.ndarray, cache: KVCache, adapter: str | None) -> None:
         if self.prefixes is not None:
-            self.prefixes.put(ids, cache)
+            self.prefixes.put(ids, cache, adapter)
             self._make_room()
 
 

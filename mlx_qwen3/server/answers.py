@@ -157,6 +157,7 @@ class Model(Struct):
     max_model_len: int
     object: Literal["model"] = "model"
     owned_by: str = "mlx-qwen3"
+    parent: str | UnsetType = UNSET  # of an adapter: the model that it changes
 
 
 class ModelList(Struct):

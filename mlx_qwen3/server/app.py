@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 import msgspec
+from msgspec import UNSET
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -106,7 +107,8 @@ def _service(http: Request, endpoint: str) -> Service:
 
 
 def _model(pool: Pool, name: str) -> Model:
-    return Model(name, pool.created(name), pool.context(name))
+    base = pool.base(name)
+    return Model(name, pool.created(name), pool.context(name), parent=UNSET if base == name else base)
 
 
 def _json(body: object, status: int = 200) -> Response:

@@ -67,7 +67,7 @@ def _prepare(
 ) -> Request:
     try:
         options = chat_options(asked, raw, loaded.tokenizer, bound, template)
-        return loaded.engine.prepare(messages_of(raw["messages"]), options)
+        return loaded.prepare(messages_of(raw["messages"]), options)
     except UsageError as error:
         if asked.reasoning_effort is not None and "think" in str(error):
             what = f"reasoning_effort is {asked.reasoning_effort!r}: {error}"

@@ -85,7 +85,7 @@ def _prepare(loaded: Loaded, asked: CompletionRequest, prompt: Any, bound: Bound
     options = text_options(asked, loaded.tokenizer, bound)
     encode = loaded.tokenizer.encode
     prompts = [encode(text) if isinstance(text, str) else text for text in _prompts(prompt)]
-    prepared = [loaded.engine.prepare(ids, options) for ids in prompts]
+    prepared = [loaded.prepare(ids, options) for ids in prompts]
     return [replace(request, opens_thinking=False, begun=True, may_think=False) for request in prepared]
 
 

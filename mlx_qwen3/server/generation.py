@@ -164,6 +164,7 @@ async def _answer(http: HttpRequest, job: Job, stack: AsyncExitStack) -> Respons
     tally = Tally(service, note, job.prompts, len(job.requests))
     replies = Replies(service.mailbox, job.loaded.engine, job.requests)
     job.loaded.replies += len(job.requests)
+    service.metrics.replies[job.loaded.name] += len(job.requests)
     stack.callback(_release, job, replies, tally)
     if job.stream:
         return EventStream(_events(job, replies, tally), stack.pop_all(), service.settings.stall)

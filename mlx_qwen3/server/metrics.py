@@ -1,6 +1,7 @@
 """Counts and times of the server, as Prometheus reads them."""
 
 import bisect
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
@@ -35,6 +36,7 @@ class Histogram:
 
 HELP = {
     "requests_total": ("counter", "Requests by endpoint and status."),
+    "replies_total": ("counter", "Replies that were begun, by model."),
     "prompt_tokens_total": ("counter", "Tokens of prompts."),
     "cached_tokens_total": ("counter", "Tokens of prompts that earlier prompts began with, and were not computed."),
     "generated_tokens_total": ("counter", "Tokens of replies."),
@@ -58,6 +60,7 @@ class Metrics:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.requests: Counter[tuple[str, int]] = Counter()
+        self.replies: Counter[str] = Counter()  # by model
         self.first, self.between, self.whole = Histogram(FIRST), Histogram(BETWEEN), Histogram(WHOLE)
 
     def text(self, gauges: Mapping[str, int]) -> str:
@@ -82,8 +85,15 @@ class Metrics:
                     f'{name}{{endpoint="{endpoint}",status="{status}"}} {count}'
                     for (endpoint, status), count in sorted(self.requests.items())
                 ]
+            elif short == "replies_total":
+                lines += [f"{name}{{model={_quoted(model)}}} {count}" for model, count in sorted(self.replies.items())]
             elif kind == "histogram":
                 lines += histograms[short].lines(name)
             else:
                 lines.append(f"{name} {values.get(short, 0)}")
         return "\n".join(lines) + "\n"
+
+
+def _quoted(value: str) -> str:
+    """A label of the exposition format, whose escapes are those of JSON."""
+    return json.dumps(value, ensure_ascii=False)

@@ -4,10 +4,11 @@ import asyncio
 import gc
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -16,9 +17,11 @@ import mlx.core as mx
 from .. import load
 from ..engine.engine import Engine
 from ..engine.memory import budget_bytes
+from ..engine.request import Prompt, ReplyOptions, Request
 from ..engine.threads import note_thread
 from ..engine.weights import check, choose
-from ..errors import EngineError
+from ..errors import EngineError, UsageError
+from ..files.adapters import open_adapter
 from ..files.checkpoint import Checkpoint
 from ..files.hub import resolve
 from ..files.sizes import gigabytes
@@ -33,7 +36,10 @@ LEAST_CACHE = 0.05
 
 @dataclass
 class Loaded:
-    """A model in memory. `users` are the requests that hold it, `replies` their replies under way."""
+    """A model in memory, and the one of its adapters that is meant. Those of one model share its engine and `counts`.
+
+    `users` are the requests that hold the model.
+    """
 
     name: str
     model: Qwen3
@@ -42,8 +48,22 @@ class Loaded:
     memory: int
     created: int = field(default_factory=lambda: int(time.time()))
     users: int = 0
-    replies: int = 0
     used: float = field(default_factory=time.monotonic)
+    adapter: str | None = None
+    counts: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def replies(self) -> int:
+        """Replies under way, of the model and all its adapters."""
+        return self.counts["replies"]
+
+    @replies.setter
+    def replies(self, number: int) -> None:
+        self.counts["replies"] = number
+
+    def prepare(self, prompt: Prompt, options: ReplyOptions) -> Request:
+        """A checked request. Raises PromptError or UsageError for what this model cannot honour."""
+        return self.engine.prepare(prompt, options, self.adapter)
 
 
 class Pool:
@@ -58,14 +78,19 @@ class Pool:
         memory: int | str | None = None,
         idle: float | None = None,
         options: Mapping[str, Any] | None = None,
+        adapters: Mapping[str, str] | None = None,
     ):
         """`sources` are SOURCEs by name; the first is the default. `memory` is for all of them, `idle` in seconds.
         dtype and weights: as in `load`.
 
-        Raises SourceError or another error of a checkpoint that cannot be read, MemoryBudgetError for one that does not
-        fit.
+        `adapters` of the first, by name, each FOLDER|HUBID[=SCALE], are models too, which share its weights.
+        Raises SourceError or another error of a checkpoint or adapter that cannot be read, MemoryBudgetError for one
+        that does not fit, and UsageError for a name that two models would have.
         """
-        self.names = tuple(sources)
+        self.names = (*sources, *(adapters or {}))
+        taken = {*sources, *sources.values()}
+        if twice := [name for name in adapters or () if name in taken]:
+            raise UsageError(f"two models would be named {twice[0]!r}; give the adapter another name")
         self._dtype, self._idle, self._options = dtype, idle, dict(options or {})
         self._folders = {name: resolve(source) for name, source in sources.items()}
         self._others = {
@@ -73,8 +98,12 @@ class Pool:
         }  # a SOURCE names its model too
         checkpoints = {name: Checkpoint(folder) for name, folder in self._folders.items()}
         self._context = {name: checkpoint.config.context_length for name, checkpoint in checkpoints.items()}
+        base = checkpoints[self.names[0]]
+        self._adapters = {name: open_adapter(adapter, base.config) for name, adapter in (adapters or {}).items()}
         self._budget = budget_bytes(memory)
-        chosen = choose(list(checkpoints.values()), dtype, weights, self._budget)
+        chosen = choose(
+            list(checkpoints.values()), dtype, weights, self._budget, adapters=list(self._adapters.values())
+        )
         self._weights = dict(zip(checkpoints, chosen, strict=True))
         self.most, self._share = self._places()
         self._loaded: dict[str, Loaded] = {}
@@ -89,17 +118,22 @@ class Pool:
     def loaded(self) -> list[Loaded]:
         return list(self._loaded.values())
 
+    def base(self, name: str) -> str:
+        """The model of which this one is an adapter, or the name itself."""
+        return self.names[0] if name in self._adapters else name
+
     def context(self, name: str) -> int:
-        return self._context[name]
+        return self._context[self.base(name)]
 
     def created(self, name: str) -> int:
-        return self._loaded[name].created if name in self._loaded else self._created
+        loaded = self._loaded.get(self.base(name))
+        return loaded.created if loaded else self._created
 
     def check_name(self, name: str | None) -> str:
         """The name of a model, the default's for none. Raises ApiError for one that is not there."""
         if name is None:
             return self.names[0]
-        known = name if name in self._folders else self._others.get(name)
+        known = name if name in self.names else self._others.get(name)
         if known is None:
             message = f"there is no model {name[:200]!r}; this server has {', '.join(self.names)}"
             raise ApiError(404, message, "model", "model_not_found")
@@ -112,13 +146,13 @@ class Pool:
         Raises ApiError for a name that is not there, EngineError once the pool is closed.
         """
         chosen = self.check_name(name)
-        loaded = self._loaded.get(chosen)
+        loaded = self._loaded.get(self.base(chosen))
         if loaded is None or not loaded.engine.alive or self._waits or self._closing:
             async with self._lock:
-                loaded = await self._get(chosen)
+                loaded = await self._get(self.base(chosen))
         loaded.users += 1  # nothing is awaited between finding it and this, so it is not unloaded there
         try:
-            yield loaded
+            yield replace(loaded, name=chosen, adapter=chosen) if chosen in self._adapters else loaded
         finally:
             loaded.users -= 1
             loaded.used = time.monotonic()
@@ -150,7 +184,7 @@ class Pool:
             if (loaded := self._loaded.get(name)) is not None:
                 if not loaded.engine.alive:  # its thread has ended by an error; the model is as it was
                     LOG.error("the engine of %s has ended; a new one takes its place", name)
-                    loaded.engine = self._engine(loaded.model, loaded.tokenizer, loaded.memory)
+                    loaded.engine = self._engine(name, loaded.model, loaded.tokenizer, loaded.memory)
                 return loaded
             if len(self._loaded) < self.most:
                 return await self._load(name)
@@ -174,7 +208,8 @@ class Pool:
             return load(self._folders[name], self._dtype, memory, weights=weights.name)
 
         model, tokenizer = await self._in_thread(run)
-        loaded = Loaded(name, model, tokenizer, self._engine(model, tokenizer, memory), memory)
+        engine = await self._in_thread(partial(self._engine, name, model, tokenizer, memory))
+        loaded = Loaded(name, model, tokenizer, engine, memory)
         self._loaded[name] = loaded
         if weights.note:
             LOG.info("%s: %s", name, weights.note)
@@ -189,8 +224,9 @@ class Pool:
         await self._in_thread(_free)
         LOG.info("unloaded %s, %s", name, why)
 
-    def _engine(self, model: Qwen3, tokenizer: Tokenizer, memory: int) -> Engine:
-        return Engine(model, tokenizer, memory=memory, **self._options)
+    def _engine(self, name: str, model: Qwen3, tokenizer: Tokenizer, memory: int) -> Engine:
+        adapters = self._adapters if name == self.names[0] else {}
+        return Engine(model, tokenizer, memory=memory, adapters=adapters, **self._options)
 
     async def _in_thread(self, call: Callable[[], Any]) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)

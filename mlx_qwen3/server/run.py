@@ -146,11 +146,13 @@ def serve(
     memory: int | str | None = None,
     idle: float | None = None,
     preload: bool = True,
+    adapters: Mapping[str, str] | None = None,
     say: Callable[[str], None] = print,
 ) -> int | None:
     """Serve models until a signal. Returns the signal that ended it.
 
-    `preload`: load the first model before the first request. `say` is given the address once the server takes requests.
+    `adapters` of the first model, by name, are models too. `preload`: load the first model before the first request.
+    `say` is given the address once the server takes requests.
     """
     pool = Pool(
         sources,
@@ -159,6 +161,7 @@ def serve(
         memory=memory,
         idle=idle,
         options=settings.engine,
+        adapters=adapters,
     )
     listening = listen(settings)
     host, port = listening.getsockname()[:2]

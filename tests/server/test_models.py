@@ -1,13 +1,17 @@
 """The pool: loaded on first use, as many as fit, the least recently used one goes."""
 
 import asyncio
+import json
+import logging
 
 import pytest
+from adapting import write_peft
 from serving import serving
 
-from mlx_qwen3 import blas
+from mlx_qwen3 import SamplingParams, blas, generate, load
 from mlx_qwen3.conversion.convert import convert
-from mlx_qwen3.errors import EngineError, MemoryBudgetError, SourceError
+from mlx_qwen3.errors import CheckpointError, EngineError, MemoryBudgetError, SourceError, UsageError
+from mlx_qwen3.files.hub import DEMO
 from mlx_qwen3.model import kernels
 from mlx_qwen3.server.errors import ApiError
 from mlx_qwen3.server.models import Pool
@@ -149,3 +153,70 @@ def test_several_models_are_served_by_name():
             assert served.chat("hello", model=name, max_tokens=1)["model"] == name
         assert sorted(loaded.name for loaded in served.pool.loaded) == ["a", "c"]
         assert served.chat("hello", max_tokens=1)["model"] == "a"
+
+
+# --- adapters
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    config = json.loads((DEMO / "config.json").read_text())
+    return str(write_peft(tmp_path_factory.mktemp("adapter"), model=config))
+
+
+def test_an_adapter_is_a_model_beside_its_base(adapter, caplog):
+    caplog.set_level(logging.INFO, "mlx_qwen3.server")
+    with serving(adapters={"tuned": f"{adapter}=0.5", "half": f"{adapter}=0.25"}) as server:
+        _, listed = server.ask("/v1/models")
+        assert [(m["id"], m.get("parent")) for m in listed["data"]] == [
+            ("demo", None),
+            ("tuned", "demo"),
+            ("half", "demo"),
+        ]
+        assert server.ask("/v1/models/tuned")[1] == listed["data"][1]
+        replies = {}
+        for name in ("demo", "tuned", "half", "demo", "tuned"):
+            answer = server.chat("What is 17 + 25?", model=name, temperature=0, max_tokens=24)
+            assert answer["model"] == name
+            replies.setdefault(name, answer["choices"][0]["message"])
+            assert answer["choices"][0]["message"] == replies[name]
+        assert replies["demo"] != replies["tuned"] != replies["half"]
+        events = server.events("/v1/completions", {"prompt": "a", "model": "half", "max_tokens": 2})
+        assert {event["model"] for event in events} == {"half"}
+        status, refused = server.ask("/v1/completions", {"model": "other", "prompt": "a"})
+        assert (status, refused["error"]["code"]) == (404, "model_not_found")
+        assert "this server has demo, tuned, half" in refused["error"]["message"]
+        metrics = server.ask("/metrics")[1]
+        assert server.ask("/tokenize", {"prompt": "a", "model": "tuned"})[0] == 200
+        assert len(server.pool.loaded) == 1
+    assert 'mlx_qwen3_replies_total{model="tuned"} 2' in metrics
+    assert 'mlx_qwen3_replies_total{model="half"} 2' in metrics
+    assert any("model=tuned" in record.getMessage() for record in caplog.records)
+    merged = load("demo", "fp32", adapters=[f"{adapter}=0.5"])
+    alone = generate(*merged, "What is 17 + 25?", sampling=SamplingParams(temperature=0), max_tokens=24)
+    assert replies["tuned"]["content"] == alone.text
+
+
+def test_rows_of_the_base_and_its_adapters_count_together(adapter):
+    async def run():
+        models = Pool({"demo": "demo"}, dtype="fp32", adapters={"tuned": adapter})
+        async with models.use("demo") as base, models.use("tuned") as tuned:
+            assert tuned.engine is base.engine
+            assert (tuned.name, tuned.adapter, base.adapter) == ("tuned", "tuned", None)
+            tuned.replies += 2
+            base.replies += 1
+            assert base.replies == tuned.replies == 3
+            assert base.users == 2
+        await models.close("over")
+
+    asyncio.run(run())
+
+
+def test_adapters_that_cannot_be_served(adapter, tmp_path):
+    for names, message in {("demo",): "two models would be named 'demo'", ("other", "demo"): "named 'demo'"}.items():
+        with pytest.raises(UsageError, match=message):
+            Pool({"demo": "demo"}, adapters=dict.fromkeys(names, adapter))
+    with pytest.raises(MemoryBudgetError, match="the weights of demo take"):
+        Pool({"demo": "demo"}, dtype="fp32", memory="20400KB", adapters={"tuned": adapter})
+    with pytest.raises(CheckpointError, match="has shape"):
+        Pool({"demo": "demo"}, adapters={"tiny": str(write_peft(tmp_path))})
