@@ -166,7 +166,7 @@ def adapter(tmp_path_factory):
 
 def test_an_adapter_is_a_model_beside_its_base(adapter, caplog):
     caplog.set_level(logging.INFO, "mlx_qwen3.server")
-    with serving(adapters={"tuned": f"{adapter}=0.5", "half": f"{adapter}=0.25"}) as server:
+    with serving(adapters={"tuned": f"{adapter}=8", "half": f"{adapter}=4"}) as server:
         _, listed = server.ask("/v1/models")
         assert [(m["id"], m.get("parent")) for m in listed["data"]] == [
             ("demo", None),
@@ -174,13 +174,15 @@ def test_an_adapter_is_a_model_beside_its_base(adapter, caplog):
             ("half", "demo"),
         ]
         assert server.ask("/v1/models/tuned")[1] == listed["data"][1]
-        replies = {}
+        replies: dict[str, str] = {}
         for name in ("demo", "tuned", "half", "demo", "tuned"):
-            answer = server.chat("What is 17 + 25?", model=name, temperature=0, max_tokens=24)
-            assert answer["model"] == name
-            replies.setdefault(name, answer["choices"][0]["message"])
-            assert answer["choices"][0]["message"] == replies[name]
-        assert replies["demo"] != replies["tuned"] != replies["half"]
+            asked = {"prompt": "What is 17", "model": name, "temperature": 0, "max_tokens": 12}
+            status, answer = server.ask("/v1/completions", asked)
+            assert (status, answer["model"]) == (200, name)
+            text = answer["choices"][0]["text"]
+            assert replies.setdefault(name, text) == text
+        assert len(set(replies.values())) == 3
+        assert server.chat("What is 17 + 25?", model="tuned", max_tokens=2)["model"] == "tuned"
         events = server.events("/v1/completions", {"prompt": "a", "model": "half", "max_tokens": 2})
         assert {event["model"] for event in events} == {"half"}
         status, refused = server.ask("/v1/completions", {"model": "other", "prompt": "a"})
@@ -189,12 +191,14 @@ def test_an_adapter_is_a_model_beside_its_base(adapter, caplog):
         metrics = server.ask("/metrics")[1]
         assert server.ask("/tokenize", {"prompt": "a", "model": "tuned"})[0] == 200
         assert len(server.pool.loaded) == 1
-    assert 'mlx_qwen3_replies_total{model="tuned"} 2' in metrics
+    assert 'mlx_qwen3_replies_total{model="tuned"} 3' in metrics
     assert 'mlx_qwen3_replies_total{model="half"} 2' in metrics
     assert any("model=tuned" in record.getMessage() for record in caplog.records)
-    merged = load("demo", "fp32", adapters=[f"{adapter}=0.5"])
-    alone = generate(*merged, "What is 17 + 25?", sampling=SamplingParams(temperature=0), max_tokens=24)
-    assert replies["tuned"]["content"] == alone.text
+    model, tokenizer = load("demo", "fp32", adapters=[f"{adapter}=8"])
+    alone = generate(
+        model, tokenizer, tokenizer.encode("What is 17"), sampling=SamplingParams(temperature=0), max_tokens=12
+    )
+    assert replies["tuned"] == tokenizer.decode(alone.tokens, skip_special_tokens=True)
 
 
 def test_rows_of_the_base_and_its_adapters_count_together(adapter):
