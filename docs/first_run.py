@@ -35,10 +35,11 @@ STYLE = re.compile(r"\x1b\[(\d*)m")
 
 
 def recorded(command: str) -> str:
-    """What the command writes to a terminal."""
+    """What the command writes to a terminal with colours, on a machine that has downloaded no model."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
-    environment = {**os.environ, "TERM": "xterm-256color"}
+    environment = {**os.environ, "TERM": "xterm-256color", "HF_HUB_CACHE": os.devnull}
+    environment.pop("NO_COLOR", None)
     words = [sys.executable if word == "python" else word for word in shlex.split(command)]
     process = subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, cwd=ROOT)
     os.close(theirs)

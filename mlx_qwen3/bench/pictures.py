@@ -95,7 +95,7 @@ def _legend(figure: "Figure", report: Report) -> None:
     handles = [
         Line2D([], [], color=INK, marker="|", markersize=12, markeredgewidth=1.6, linestyle="none"),
         Line2D([], [], color=INK, marker=">", markersize=6, linestyle="none"),
-        Line2D([], [], color=QUIET, linewidth=1.2),
+        Line2D([], [], color=INK, linewidth=1.2),
     ]
     o = report.options
     labels = (
@@ -154,4 +154,4 @@ def _bar(axes: Any, place: Place, spread: Spread, scale: float, colour: str) -> 
     axes.barh(place.y, median, BAR, color=colour, zorder=2)
     if high > low:
         error = [[median - low], [high - median]]
-        axes.errorbar(median, place.y, xerr=error, fmt="none", ecolor=QUIET, elinewidth=1.2, capsize=2.5, zorder=3)
+        axes.errorbar(median, place.y, xerr=error, fmt="none", ecolor=INK, elinewidth=1.2, capsize=2.5, zorder=3)
