@@ -26,6 +26,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config,
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from mlx_qwen3.files.config import Qwen3Config as Settings  # noqa: E402
+from mlx_qwen3.files.moe import spelled_out  # noqa: E402
 from training import attention  # noqa: E402
 from training.corpus import stream  # noqa: E402
 from training.moe import as_qwen3_moe, balance_loss, upcycled  # noqa: E402
@@ -200,10 +202,12 @@ def write(model: Qwen3ForCausalLM | Qwen3MoeForCausalLM, tokenizer: PreTrainedTo
     model.generation_config = GenerationConfig(do_sample=False, eos_token_id=[end, pad], pad_token_id=pad)
     model.bfloat16().save_pretrained(out)
     tokenizer.save_pretrained(out)
-    if experts := getattr(model.config, "num_experts", None):  # mlx-lm does not know the names of transformers 5
-        path = out / "config.json"
-        known = {"num_experts": experts, "rope_theta": SHAPE["rope_parameters"]["rope_theta"]}
-        path.write_text(json.dumps(dict(sorted((json.loads(path.read_text()) | known).items())), indent=2) + "\n")
+    path = out / "config.json"
+    raw = json.loads(path.read_text())
+    config = Settings.from_hf(raw)
+    if config.moe:
+        spelled = raw | spelled_out(raw, config.moe, config.rope_theta)
+        path.write_text(json.dumps(dict(sorted(spelled.items())), indent=2) + "\n")
 
 
 def main() -> None:

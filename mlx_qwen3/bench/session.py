@@ -78,10 +78,11 @@ def _start(
                 more = {name: value for name, value in given.items() if value}
                 loaded = worker.ask("load", folder=str(folder.absolute()), dtype=entry.dtype_name, **more)
             times[index].append((worker.startup_s, loaded.pop("seconds")))
+            notes = [f"{entry.name}: {note}" for note in loaded.pop("notes", ())]
             if last:
                 startup, load = (list(values) for values in zip(*times[index], strict=True))
                 greeting = worker.greeting
-                rows.append(Row(entry.name, **greeting, **loaded, startup_s=startup, load_s=load))
+                rows.append(Row(entry.name, **greeting, **loaded, startup_s=startup, load_s=load, notes=notes))
                 workers.append(worker)
             progress(stage, 1)
     return workers, rows

@@ -13,6 +13,7 @@ from ..files.config import Qwen3Config
 from ..files.config_keys import FORMAT
 from ..files.dtypes import NAMES, dtype_name, parse_dtype, prevailing
 from ..files.layout import Module, Part
+from ..files.moe import spelled_out
 from ..files.names import part_shapes
 from ..files.packed import why_left_out
 from ..files.quantization import Quantization
@@ -210,8 +211,8 @@ def _config(
     result = {key: value for key, value in raw.items() if key not in ours}
     for key in {"dtype", "torch_dtype"} & result.keys() or {"torch_dtype"}:  # transformers 5 and 4
         result[key] = dtype_name(dtype)
-    if layout == "hf" and (moe := config.moe):  # mlx-lm does not know the names of transformers 5
-        result |= {"num_experts": moe.num_experts, "rope_theta": config.rope_theta}
+    if layout == "hf" and config.moe:
+        result |= spelled_out(raw, config.moe, config.rope_theta)
     if layout == "native":
         quantization = _quantization(packings, "")
         note = {"format": FORMAT, "layout": layout, "dtype": dtype_name(dtype), "quantization": quantization}

@@ -10,6 +10,8 @@ from .settings import count, flag, is_int, shown
 MODEL_TYPE = "qwen3_moe"
 MOST_EXPERTS = 10_000  # a file may ask for any number, and each expert of a layer has an entry in several tables
 
+DEFAULTS: dict[str, Any] = {"norm_topk_prob": False, "decoder_sparse_step": 1, "mlp_only_layers": []}  # as read_moe has
+
 
 @dataclass(frozen=True)
 class MoE:
@@ -42,6 +44,12 @@ def read_moe(raw: Mapping[str, Any], num_hidden_layers: int) -> MoE | None:
         norm_topk_prob=raw.get("norm_topk_prob") is not None and flag(raw, "norm_topk_prob"),
         layers=frozenset(i for i in range(num_hidden_layers) if (i + 1) % step == 0 and i not in dense),
     )
+
+
+def spelled_out(raw: Mapping[str, Any], moe: MoE, rope_theta: float) -> dict[str, Any]:
+    """The settings of config.json that mlx-lm needs: it has no defaults, and not the names of transformers 5."""
+    missing = {key: value for key, value in DEFAULTS.items() if raw.get(key) is None}
+    return {"num_experts": moe.num_experts, "rope_theta": rope_theta, **missing}
 
 
 def _num_experts(raw: Mapping[str, Any]) -> int:

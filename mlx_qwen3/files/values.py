@@ -76,7 +76,7 @@ def converted(runs: Sequence[StoredTensor], dtype: mx.Dtype) -> mx.array:
         size = math.prod(block.shape) * dtype.size
         jobs.append((block, dtype, target[done : done + size]))
         done += size
-    if dtype == mx.float32 and not any(run.made for run in runs):  # by NumPy, and from files alone
+    if len(target) > CAST_BYTES and dtype == mx.float32 and not any(run.made for run in runs):  # by NumPy, from files
         with ThreadPoolExecutor(READERS) as pool:
             list(pool.map(_convert, *zip(*jobs, strict=True)))
     else:

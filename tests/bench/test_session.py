@@ -105,7 +105,7 @@ def test_a_packed_model_beside_mlx_lm_in_bf16(tmp_path):
     plain = 4 * sum(w.size for w in random_weights({**TINY, **PACKABLE}).values())
     assert report.rows[0].weight_bytes < plain / 5
     assert report.rows[2].weight_bytes == plain
-    assert "unpacked to float32" in report.rows[2].notes[0]
+    assert report.rows[2].notes[0].startswith("mlx-qwen3:unpacked: the packed weights are unpacked to float32")
 
 
 def test_ctrl_c_ends_the_workers_and_writes_nothing(chat, tmp_path, monkeypatch):

@@ -117,6 +117,21 @@ def test_mlx_lm_reads_what_is_written_and_the_other_way_round(tiny_moe, tmp_path
     assert mx.array_equal(load_model(tmp_path / "of mlx-lm")(SAME), right)
 
 
+@pytest.mark.parametrize("value", [..., None])
+def test_settings_without_which_mlx_lm_cannot_read_are_spelled_out(value, tmp_path):
+    utils = pytest.importorskip("mlx_lm.utils")
+    defaults = {"norm_topk_prob": False, "decoder_sparse_step": 1, "mlp_only_layers": []}
+    raw = {**TINY_MOE, **dict.fromkeys(defaults, value)}
+    raw = {key: value for key, value in raw.items() if value is not ...}
+    source = write_checkpoint(tmp_path / "source", {**TINY_MOE, **defaults})
+    (source / "config.json").write_text(json.dumps(raw))
+    convert(source, tmp_path / "hf", layout="hf", divergence=False)
+    written = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert {key: written[key] for key in defaults} == defaults
+    model, _ = utils.load_model(tmp_path / "hf")
+    assert mx.allclose(model(SAME), load_model(source)(SAME), atol=2e-5)
+
+
 def test_a_conversion_is_verified_layer_by_layer_with_transformers(tiny_moe, tmp_path):
     pytest.importorskip("transformers")
     convert(tiny_moe, tmp_path / "out", dtype="bf16")
