@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from adapting import write_peft
 from checkpoints import TINY, VOCABULARY, random_weights, write_checkpoint, write_tokenizer
 from safetensors.numpy import load_file, save_file
 
@@ -229,3 +230,15 @@ def test_a_tokenizer_with_more_ids_than_the_embedding_has_rows_is_refused(tuned)
     ):
         prepare(config, Tokenizer(folder), MESSAGES, ReplyOptions())
     assert issubclass(PromptError, Qwen3Error)
+
+
+def test_an_adapter_beside_the_model_is_not_left_out_silently(tmp_path):
+    """transformers applies it if PEFT is installed."""
+    folder = write_peft(write_checkpoint(tmp_path / "both"))
+    for use in (load_model, lambda folder: convert(folder, tmp_path / "out", divergence=False)):
+        with pytest.raises(CheckpointError, match=r"holds a model and an adapter.*; give the folder as --adapter too"):
+            use(folder)
+    convert(folder, tmp_path / "out", adapters=[str(folder)], divergence=False)
+    ids = np.arange(12)[None]
+    merged = logits_of(tmp_path / "out", ids)
+    assert distance(np.array(load_model(folder, "fp32", [folder])(mx.array(ids))), merged) < SAME

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..errors import UsageError
 from ..files.adapted import AdaptedCheckpoint, files_of
-from ..files.adapters import open_adapter
+from ..files.adapters import check_beside, open_adapter
 from ..files.checkpoint import Checkpoint
 from .certificate import AdapterRecord
 from .quantize import NONE
@@ -18,9 +18,10 @@ def with_adapters(base: Checkpoint, adapters: Sequence[str], quantize: str | Non
     `adapters` are each FOLDER|HUBID[=SCALE]. Raises SourceError, ConfigError or CheckpointError for an adapter that
     does not fit, and UsageError if the base is packed and `quantize` does not unpack it.
     """
-    if not adapters:
-        return base
     opened = [open_adapter(adapter, base.config) for adapter in adapters]
+    check_beside(base.folder, opened)
+    if not opened:
+        return base
     packed = next((part for part in base.parts.values() if part.quantization), None)
     if packed and quantize != NONE:
         raise UsageError(

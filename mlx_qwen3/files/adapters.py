@@ -132,6 +132,16 @@ def unties(config: Qwen3Config, adapters: Sequence[Adapter]) -> bool:
     )
 
 
+def check_beside(folder: Path, adapters: Sequence[Adapter]) -> None:
+    """Raises CheckpointError if the folder of a model also holds an adapter that is not one of `adapters`."""
+    own = [adapter for adapter in adapters if adapter.file.path.parent.resolve() == folder.resolve()]
+    if adapter_config.has_adapter(folder) and not own:
+        raise CheckpointError(
+            f"{folder} holds a model and an adapter, which transformers would apply; give the folder as --adapter too, "
+            f"or remove its {adapter_config.FILE}"
+        )
+
+
 def _parse(text: str) -> tuple[str, float]:
     """(source, scale) of FOLDER|HUBID[=SCALE]. A folder may have an = in its name."""
     source, equals, scale = text.rpartition("=")

@@ -9,7 +9,8 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from ..errors import CheckpointError
-from ..files.adapters import Adapter, open_adapter
+from ..files.adapted import AdaptedCheckpoint
+from ..files.adapters import Adapter, check_beside, open_adapter
 from ..files.checkpoint import Checkpoint
 from ..files.config import Qwen3Config
 from ..files.dtypes import FLOATS, parse_dtype
@@ -42,6 +43,7 @@ def load_model(
     """
     checkpoint = Checkpoint.of(checkpoint)
     opened = [open_adapter(adapter, checkpoint.config) for adapter in adapters]
+    check_beside(checkpoint.folder, checkpoint.adapters if isinstance(checkpoint, AdaptedCheckpoint) else opened)
     config, parts = checkpoint.config, checkpoint.parts
     checkpoint.check_repeated_head()
     compute = compute_dtype(checkpoint, dtype)
