@@ -10,17 +10,22 @@ Part = str | Line | Table
 
 @dataclass(frozen=True)
 class Page:
-    """A title, sentences about what ran, tables, and lists by title. `warning`: what the reader must know first."""
+    """A title, sentences about what ran, tables, and lists by title. `warning`: what the reader must know first.
+
+    With the command and what ran, the page can be pasted into an issue as it is.
+    """
 
     title: str
     heading: Sequence[str]
     tables: Sequence[Table]
     lists: Mapping[str, Sequence[str]]
     warning: str = ""
+    command: str = ""  # that made it
 
     def markdown(self) -> str:
         """The title has level 2, everything else level 3."""
-        blocks = [f"## {self.title}", self.warning and f"**{self.warning}**", *self.heading]
+        command = self.command and f"```\n{self.command}\n```"
+        blocks = [f"## {self.title}", self.warning and f"**{self.warning}**", command, *self.heading]
         blocks += [table.markdown() for table in self.tables]
         for title, lines in self.lists.items():
             blocks += [f"### {title}", "\n".join(f"- {line}" for line in lines)] if lines else []
@@ -28,7 +33,8 @@ class Page:
 
     def shown(self) -> list[Part]:
         warning = [Line(self.warning, WARNING)] if self.warning else []
-        parts: list[Part] = [Line(self.title, EMPHASIS), *warning, *map(Line, self.heading)]
+        command = [Line(f"$ {self.command}")] if self.command else []
+        parts: list[Part] = [Line(self.title, EMPHASIS), *warning, *command, *map(Line, self.heading)]
         for table in self.tables:
             parts += ["", table]
         for title, lines in self.lists.items():

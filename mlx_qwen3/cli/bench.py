@@ -1,8 +1,10 @@
 """`mlx-qwen3 bench`"""
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +118,7 @@ def command(
 
     if serve:
         _check_serve(context)
-        _serve(against, clients, json_file, markdown, progress, choices)
+        _serve(command_line(context), against, clients, json_file, markdown, progress, choices)
         return
     if clients is not None:
         raise UsageError("--clients needs --serve, whose clients it counts")
@@ -132,7 +134,7 @@ def command(
     def page(report: bench.Report) -> bench.Page:
         return bench.page(report, brief=not markdown)
 
-    with Kept(page, bench.write_json, markdown, json_file) as kept:
+    with Kept(page, bench.write_json, markdown, json_file, command_line(context)) as kept:
         with Bar(progress is not False) as bar:
             report = bench.bench(options, bar, ready, baseline, kept.keep, bar.note)
         kept.finish(report)
@@ -140,6 +142,22 @@ def command(
         bench.write_picture(report, plot)
     if baseline:
         bench.check(report, baseline, margin)
+
+
+def command_line(context: click.Context) -> str:
+    """The command as it was given, with the options in the order of the help page."""
+    words = ["mlx-qwen3", str(context.info_name), str(context.params["source"])]
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if name == "source" or context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+            continue
+        value = context.params[name]
+        if isinstance(value, bool):
+            words.append((parameter.opts if value else parameter.secondary_opts)[0])
+        else:
+            for one in value if parameter.multiple else [value]:
+                words += [parameter.opts[0], str(one)]
+    return shlex.join(words)
 
 
 def _check_serve(context: click.Context) -> None:
@@ -151,6 +169,7 @@ def _check_serve(context: click.Context) -> None:
 
 
 def _serve(
+    line: str,
     against: str | None,
     clients: str | None,
     json_file: Path | None,
@@ -163,7 +182,7 @@ def _serve(
     del choices["adapters"]
     serving = bench.parse_serving(against, clients, **choices)
     bench.check_files(json_file, None)
-    with Kept(bench.serving_page, bench.write_serving, markdown, json_file) as kept:
+    with Kept(bench.serving_page, bench.write_serving, markdown, json_file, line) as kept:
         with Bar(progress is not False) as bar:
             report = bench.bench_serving(serving, bar, kept.keep, bar.note)
         kept.finish(report)
@@ -176,9 +195,15 @@ class Kept:
     """
 
     def __init__(
-        self, page: Callable[[Any], Any], save: Callable[[Any, Path], None], markdown: bool, file: Path | None
+        self,
+        page: Callable[[Any], Any],
+        save: Callable[[Any, Path], None],
+        markdown: bool,
+        file: Path | None,
+        line: str = "",
     ):
-        self._page, self._save, self._markdown, self._file = page, save, markdown, file
+        """`page` makes the page of a report, `save` writes the report. `line` is the command line."""
+        self._page, self._save, self._markdown, self._file, self._line = page, save, markdown, file, line
         self._text = ""  # what to show if it is stopped now
 
     def __enter__(self) -> "Kept":
@@ -208,7 +233,7 @@ class Kept:
             show(*self._parts(report))
 
     def _parts(self, report: Any) -> list[Any]:
-        page = self._page(report)
+        page = replace(self._page(report), command=self._line)
         return [page.markdown()] if self._markdown else page.shown()
 
     def _write(self, report: Any) -> None:

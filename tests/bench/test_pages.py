@@ -1,5 +1,7 @@
 """One page in two forms."""
 
+from dataclasses import replace
+
 from mlx_qwen3.bench.pages import Page, stopped
 from mlx_qwen3.table import Line, Table
 
@@ -29,3 +31,9 @@ def test_a_run_that_was_stopped_says_so_first():
     assert page.markdown() == "## demo\n\n**stopped: 2 of 5 rounds are complete**"
     assert page.shown()[1] == Line("stopped: 2 of 5 rounds are complete", "warning")
     assert stopped(True, 5, 5) == ""
+
+
+def test_the_command_that_made_it_comes_before_what_ran():
+    page = replace(PAGE, command="mlx-qwen3 bench demo")
+    assert page.markdown().startswith("## demo\n\n```\nmlx-qwen3 bench demo\n```\n\n5 layers.")
+    assert page.shown()[:3] == [Line("demo", "emphasis"), Line("$ mlx-qwen3 bench demo"), Line("5 layers.")]

@@ -7,6 +7,7 @@ from benching import TWICE, baseline_of, main, planted
 from terminals import Terminal
 
 from mlx_qwen3 import bench
+from mlx_qwen3.cli.bench import command, command_line
 from mlx_qwen3.errors import BenchError
 
 pytestmark = pytest.mark.usefixtures("at_once")
@@ -132,3 +133,19 @@ def test_check_is_an_exit_code(chat, tmp_path, bench_report, capsys):
     assert "%  " in err  # progress, also in a pipe
     assert err.splitlines()[-1].startswith("error: ")
     assert "5 tokens, decode, tok/s: ours is" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["demo"], "mlx-qwen3 bench demo"),
+        (
+            ["--same-blas", "demo", "--rows", "1,2", "--no-progress"],
+            "mlx-qwen3 bench demo --rows 1,2 --same-blas --no-progress",
+        ),
+        (["my model", "--adapter", "a", "--adapter", "b"], "mlx-qwen3 bench 'my model' --adapter a --adapter b"),
+        (["demo", "--markdown", "--repeat", "2"], "mlx-qwen3 bench demo --repeat 2 --markdown"),
+    ],
+)
+def test_the_page_names_the_command_as_it_was_given(arguments, line):
+    assert command_line(command.make_context("bench", arguments)) == line
