@@ -97,6 +97,10 @@ def test_a_phone_and_a_wide_screen_light_and_dark(opened, request):
     seen, pale = opened.execute_script(TOO_PALE)
     assert seen > 300
     assert pale == []
+    fonts = (
+        "return [...new Set([...document.querySelectorAll('svg text, body')].map(e => getComputedStyle(e).fontFamily))]"
+    )
+    assert len(opened.execute_script(fonts)) == 1
     ground = opened.execute_script("return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
     assert (sum(ground) > 600) == (scheme == "light")
     beside = len({rect["x"] for rect in rects[:6]})
