@@ -24,6 +24,8 @@ SHARE_OF_WINDOW = 32
 SHARE_OF_BUFFER = 4
 # On a GPU, unused slots do take memory. So a buffer has at most so many of them, or that share.
 AHEAD = 1024
+# Shorter buffers on a CPU have a power of two of slots: a step is traced anew for each pair of buffer and window.
+SHORT = 4096
 
 
 def rounded(tokens: int, rows: int) -> int:
@@ -43,14 +45,15 @@ def grown_capacity(tokens: int, rows: int, filled: int, limit: int) -> int:
 
     `limit` is the number of tokens that the rows reach at most; 0 if nobody knows.
     """
+    if limit and not kernels.on_gpu():
+        least = rounded(max(tokens, limit), rows)
+        return least if least > SHORT else 1 << (least - 1).bit_length()
     more = tokens // SHARE_OF_BUFFER
-    if limit and kernels.on_gpu():
-        more = max(more, AHEAD)
-    elif limit:
-        more = limit
+    if limit:
+        more = min(max(more, AHEAD), max(0, limit - tokens))
     elif not filled:
         more = 0
-    return rounded(max(tokens, min(tokens + more, limit or tokens + more)), rows)
+    return rounded(tokens + more, rows)
 
 
 def empty(shape: Sequence[int], dtype: mx.Dtype) -> mx.array:

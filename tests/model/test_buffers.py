@@ -43,6 +43,7 @@ def test_a_long_window_has_at_most_a_32nd_of_empty_slots(tokens, expected):
         (False, 8193, 8192, 0, 10_496),  # so a quarter more
         (False, 100, 0, 5000, 5120),  # all of a reply whose length is known
         (False, 6000, 5120, 5000, 6144),  # drafts go beyond the limit
+        (False, 100, 0, 513, 1024),  # few sizes, so that replies share their traces
         (True, 100, 0, 900, 1024),
         (True, 100, 0, 40_000, 1280),  # unused slots take memory of a GPU
         (True, 8193, 8192, 40_000, 10_496),
