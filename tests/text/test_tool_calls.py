@@ -302,3 +302,12 @@ def test_a_bound_call_that_the_end_cuts_after_its_arguments_is_complete():
     parser = ToolCallParser(TOOLS, "json", bound=True)
     parser.feed(JSON_CALL.removesuffix("}\n</tool_call>"))
     assert parser.end() == [CallEnd(0)]
+
+
+@pytest.mark.parametrize(("call", "style"), [(JSON_CALL, "json"), (XML_CALL, "xml")])
+def test_a_free_call_is_told_only_when_it_is_known_to_parse(call, style):
+    """Until its end it may turn out not to be a call, and a stream cannot take back what it has sent."""
+    parser = ToolCallParser(TOOLS, style)
+    early = [event for char in call[:-1] for event in parser.feed(char)]
+    assert early == []
+    assert [type(event) for event in parser.feed(call[-1])] == [CallBegin, CallArguments, CallEnd]
