@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from checkpoints import TINY_MOE, random_weights, write_checkpoint
 
+from mlx_qwen3.compare.experts import CHOSEN
 from mlx_qwen3.compare.steps import reference_steps
 from mlx_qwen3.files.checkpoint import Checkpoint
-from mlx_qwen3.inspect import load_rules
+from mlx_qwen3.inspect import Options, inspect, load_rules
 from mlx_qwen3.inspect.numbers import measure, measure_step
 from mlx_qwen3.inspect.router import NONE, RouterSteps, judge_router
 from mlx_qwen3.inspect.rules import NORMAL, UNUSUAL
@@ -52,6 +53,17 @@ def test_if_all_experts_are_chosen_there_is_no_next_one():
     router = router_of(LOGITS, 4)
     assert (router.following == NONE).all()
     assert (router.closest, router.near_ties(1.0), router.evenness) == (None, 0, 1.0)
+
+
+def test_the_trained_experts_are_all_used_and_their_load_is_judged_normal():
+    prompt = "What is 17 + 25? Sort these numbers: 5, 3, 9. Reverse: a b c d e. What is the capital of France? " * 3
+    report = inspect("demo-moe", Options(prompt=prompt))
+    assert sorted(report.numbers.routers) == [0, 1, 2, 3, 4]
+    for layer, router in report.numbers.routers.items():
+        assert router.load.sum() == 4 * router.tokens > 12 * 16
+        assert report.verdicts[(layer, CHOSEN)].level == NORMAL
+        assert len(router.unused) <= 3
+    assert report.complaint is None
 
 
 def test_nan_is_no_near_tie():
