@@ -31,6 +31,7 @@ BEYOND = {
     "test_names.py",  # what is public
     "test_docs.py",
     "test_full_size.py",
+    "test_snapshots.py",  # what each command shows
     "test_fine_tunes.py",  # folders as training leaves them
     "server/test_openai_client.py",  # the client of others
     "server/test_other_clients.py",

@@ -62,8 +62,8 @@ def difference(divergence: Divergence | None) -> Line:
     tokens = sum(len(ids) for ids in divergence.sequences)
     if divergence.logits_max == 0:
         return Line(f"differs nowhere: the logits of {tokens} tokens are equal", GOOD)
-    same = f"same next token at {divergence.top1_agreement:.1%} of {tokens}"
-    return Line(f"differs {same}; KL divergence {divergence.kl_mean:.3g} nats on average")
+    other = f"in {1 - divergence.top1_agreement:.1%} of {tokens} next tokens"
+    return Line(f"differs {other}; KL divergence {divergence.kl_mean:.3g} nats on average")
 
 
 def certified_in_full(made: Certificate) -> list[Part]:
