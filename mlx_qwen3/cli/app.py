@@ -104,7 +104,6 @@ class Commands(click.Group):
                 raise
             where = "set MLX_QWEN3_TRACEBACK=1 to see where, and please report it"
             code = _fail(f"unexpected {type(error).__name__}: {error}; {where}", 1)
-        _let_go_of_stdout()
         sys.exit(code or 0)
 
 

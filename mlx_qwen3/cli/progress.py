@@ -22,7 +22,7 @@ class Bar:
         self._on = sys.stderr.isatty() if wanted is None else wanted
         self._stage: Stage | None = None
         self._done = self._tenths = 0
-        self._began = 0.0
+        self._began, self._first = 0.0, 0  # the time and the amount of a stage's first report
         self._shown = ""  # the text of the terminal's current line
 
     def __enter__(self) -> "Bar":
@@ -39,7 +39,7 @@ class Bar:
         if stage != self._stage:
             self._close()
             self._stage, self._done, self._tenths = stage, 0, 0
-            self._began = time.monotonic()
+            self._began, self._first = time.monotonic(), done
         self._done = min(self._done + done, stage.total)  # `mixed` measures some parts twice
         if self._terminal:
             self._draw(stage)
@@ -66,8 +66,10 @@ class Bar:
     def _rate(self, stage: Stage) -> str:
         if stage.unit != BYTES:
             return f"{self._done} of {stage.total} {stage.unit}"
-        seconds = max(time.monotonic() - self._began, 1e-6)
-        return f"{self._done / 1e9:.3f} of {stage.total / 1e9:.3f} GB, {self._done / seconds / 1e6:,.0f} MB/s"
+        amount = f"{self._done / 1e9:.3f} of {stage.total / 1e9:.3f} GB"
+        seconds = time.monotonic() - self._began  # from the first report, whose own time is not known
+        later = self._done - self._first
+        return f"{amount}, {later / seconds / 1e6:,.0f} MB/s" if later and seconds else amount
 
     def _close(self) -> None:
         if self._shown:

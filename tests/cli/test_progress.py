@@ -105,3 +105,11 @@ def test_a_stage_without_work_is_complete(screen, monkeypatch, term):
     with Bar(None) as bar:
         bar(Stage("writing", 0, "tensors"), 0)
     assert "100%" in screen.getvalue()
+
+
+def test_no_rate_of_a_stage_that_is_reported_once(screen):
+    """The time of the first report is not known: hashing 10 MB looked like 451,636 MB/s."""
+    with Bar(None) as bar:
+        bar(BYTE_STAGE, BYTE_STAGE.total)
+    assert "12.346 of 12.346 GB" in screen.getvalue()
+    assert "MB/s" not in screen.getvalue()
