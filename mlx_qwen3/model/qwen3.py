@@ -207,9 +207,13 @@ class Qwen3(nn.Module):
 
     @property
     def step_bytes(self) -> int:
-        """The bytes of the weights that a decode step of one row reads: all, but of the experts the chosen ones."""
+        """The bytes of the weights that a decode step of one row reads.
+
+        All of them, but only the chosen experts, and no embedding that is not the head too: one row of it is read.
+        """
         moe, stacks = self.config.moe, self._expert_bytes
-        return self.nbytes - (stacks - stacks * moe.num_experts_per_tok // moe.num_experts if moe else 0)
+        embedding = 0 if self.config.tie_word_embeddings else _bytes(self.embed_tokens)
+        return self.nbytes - embedding - (stacks - stacks * moe.num_experts_per_tok // moe.num_experts if moe else 0)
 
     @property
     def expert_share(self) -> float:

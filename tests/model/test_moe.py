@@ -84,12 +84,14 @@ def test_rows_that_join_and_leave_get_the_tokens_that_they_get_alone(tiny_moe, i
     assert together == [generate_batch(model, [prompt], max_tokens=20, stop_ids=stop)[0] for prompt in prompts]
 
 
-def test_the_bytes_of_a_step_are_those_of_the_chosen_experts(tiny_moe, tiny):
+def test_the_bytes_of_a_step_are_those_of_the_chosen_experts(tiny_moe, tiny, untied):
     model, dense = load_model(tiny_moe), load_model(tiny)
     experts = 2 * 3 * 28 * 48 * 4  # two layers, three matrices
     assert model.nbytes - model.step_bytes == (7 - 3) * experts
     assert model.expert_share == pytest.approx(3 * experts / model.step_bytes)
     assert (dense.step_bytes, dense.expert_share) == (dense.nbytes, 0)
+    apart = load_model(untied)
+    assert apart.nbytes - apart.step_bytes == apart.embed_tokens.weight.nbytes  # a step reads one row of it
 
 
 def test_a_padded_batch_equals_its_rows_alone_in_prompt_and_replayed_steps(tiny_moe, ids, monkeypatch):

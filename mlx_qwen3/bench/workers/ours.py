@@ -46,7 +46,7 @@ class Engine(OnMlx):
         c = self._model.config
         values = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim
         described = self.describe(self._model, self._dtype, c.tie_word_embeddings, c.moe, values)
-        return described | {"notes": [chosen.note] if chosen.note else []}
+        return described | {"weight_bytes": self._model.step_bytes, "notes": [chosen.note] if chosen.note else []}
 
     def generate(self, ids: list[int], count: int, emit: Emit) -> None:
         for token in decode(self._model, ids, SamplingParams(temperature=0), max_tokens=count):
