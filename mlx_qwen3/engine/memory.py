@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 from ..errors import MemoryBudgetError, warn
 from ..files.config import Qwen3Config
 from ..files.sizes import bytes_of, gigabytes
-from ..model import kernels
+from ..model import cpu, kernels
 from ..model.buffers import rounded
 from ..model.cache import AT_ONCE
 from ..model.kv_format import kv_format
@@ -111,8 +111,10 @@ class Costs:
         if config.moe:  # scores of all experts, and the input and output of the chosen, sorted and not
             mlp += 4 * config.moe.num_experts + 4 * config.moe.num_experts_per_tok * config.hidden_size
         values = 4 * config.hidden_size + max(7 * heads, mlp)
-        # A GPU's fused attention keeps no scores; a CPU has them before and after the softmax.
-        scores = 0 if kernels.on_gpu() else 2 * 4 * config.num_attention_heads * tokens * keys
+        # A GPU's fused attention keeps no scores; a CPU has those of a block before and after the softmax. Prompts of
+        # several rows have a mask, and so no blocks.
+        queries = min(tokens, cpu.BLOCK) if rows == 1 else tokens
+        scores = 0 if kernels.on_gpu() else 2 * 4 * config.num_attention_heads * queries * keys
         # For many queries, the packed keys and values of a layer are unpacked.
         read = keys if tokens > kernels.FEW_QUERIES else 0
         layer = 2 * config.num_key_value_heads * config.head_dim * (read + 2 * tokens) * self._size * self._packed

@@ -17,10 +17,9 @@ from ..model.kv_format import KVFormat
 from ..model.qwen3 import Qwen3
 from ..model.view import Listener, ReplayView
 
-# Tokens of one forward pass. They limit the memory of activations. On a CPU, MLX also stores the scores of the pass,
-# unlike a GPU's fused attention, and short passes fit the processor's cache. For 512 tokens, passes of 128 take 8 %
-# (0.6B) to 26 % (demo) less time than one pass of 512, and 0.67 to 0.38 of the memory (dev/LOG.md).
-PREFILL_CHUNK = {mx.gpu: 2048, mx.cpu: 128}
+# Tokens of one forward pass. They limit the memory of activations. On a CPU, MKL copies a weight for each product with
+# it, so that short passes take longer (dev/LOG.md).
+PREFILL_CHUNK = {mx.gpu: 2048, mx.cpu: 512}
 
 
 def prefill_chunk() -> int:
@@ -32,10 +31,10 @@ def prefill(model: Qwen3, ids: mx.array, cache: KVCache, chunk: int | None = Non
     """Feed token ids (B, L) to the cache, `chunk` at a time; logits (B, V) of the last position only."""
     L, chunk = ids.shape[1], chunk or prefill_chunk()
     for start in range(0, L - chunk, chunk):
-        model.hidden(ids[:, start : start + chunk], cache)
-        mx.eval(cache.buffers)  # only these are needed of this chunk, so its last MLP and norm are never computed
+        model.ends(ids[:, start : start + chunk], cache, 0)
+        mx.eval(cache.buffers)
     rest = ids[:, (L - 1) // chunk * chunk :]
-    return model.logits(model.hidden(rest, cache)[:, -1])
+    return model.logits(model.ends(rest, cache, 1)[:, 0])
 
 
 class DecodeStep:
@@ -136,8 +135,8 @@ class Prefill:
     def run(self, tokens: int) -> None:
         """Compute the next `tokens` tokens of each row, or all that are left."""
         first, last = self.cache.end, self.left <= tokens
-        hidden = self._model.hidden(self._ids[:, first : first + tokens], self.cache)
+        ends = self._model.ends(self._ids[:, first : first + tokens], self.cache, int(last))
         if last:
-            self.logits = self._model.logits(hidden[:, -1])
+            self.logits = self._model.logits(ends[:, 0])
         else:
             mx.eval(self.cache.buffers)

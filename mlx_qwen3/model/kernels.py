@@ -13,6 +13,7 @@ import mlx.core as mx
 
 from .. import blas
 from ..errors import warn
+from . import cpu
 from .rope import rotate
 
 Mask = mx.array | str | None  # which keys a query sees, see `attend`
@@ -20,6 +21,8 @@ Mask = mx.array | str | None  # which keys a query sees, see `attend`
 FEW_QUERIES = 8
 # How MKL multiplies a few rows by a large matrix, see `product`.
 FEW_ROWS, SOME_ROWS, MORE_ROWS = 3, 10, 32
+PROMPT = 16  # tokens of a pass from which attention goes block by block on a CPU
+MANY = 1 << 17  # exponentials of one operation
 BLOCK = 128  # rows of the matrix
 # Attention of one query on a CPU: keys from which exponentials are powers, from which there are blocks, and sizes of
 # these.
@@ -157,6 +160,10 @@ def attend(q: mx.array, kv: mx.array, scale: float, mask: Mask) -> mx.array:
     mask: (B, 1, L, S) bool, "causal", or None if every query sees every key.
     """
     B, H, L, D = q.shape
+    if L == 1 and isinstance(mask, str):  # the last query sees all keys
+        mask = None
+    if not on_gpu() and L >= PROMPT and not isinstance(mask, mx.array):
+        return cpu.attend(q, kv, scale, mask == "causal", _pays(q.dtype, B * H * L * kv.shape[3]))
     if on_gpu() or L > 1 or isinstance(mask, str):
         # slices, because kv[0] is a gather, which copies
         return mx.fast.scaled_dot_product_attention(q, kv[0, :], kv[1, :], scale=scale, mask=mask)
@@ -238,8 +245,15 @@ def swiglu(gate_up: mx.array) -> mx.array:
     gate, up = mx.split(gate_up, 2, axis=1)
     if on_gpu():
         return _fused_swiglu(gate, up)
+    if _pays(gate.dtype, gate.size):
+        return cpu.swiglu(gate, up)
     one = len(gate) == 1  # token, whose numbers are too few to pay for more operations
     return _swiglu(gate, up) if one or gate.dtype != mx.float32 else gate / (1 + exp(-gate)) * up
+
+
+def _pays(dtype: mx.Dtype, exponentials: int) -> bool:
+    """Whether so many exponentials are computed by `cpu.exp2`. g++ compiles it, so short prompts do without."""
+    return exponentials >= MANY and dtype == mx.float32 and can_compile()
 
 
 def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
@@ -256,7 +270,7 @@ def can_compile() -> bool:
     if on_gpu():
         return True
     # On a CPU MLX runs g++ in a folder in TMPDIR, and keeps the results there. The folder may be another user's,
-    # missing, full, or forbid programs. The trial is a kernel that every step needs anyway.
+    # missing, full, or forbid programs. The trial are the kernels that long prompts need.
     reason = ""
     folder = next((os.environ[name] for name in TEMPORARY if name in os.environ), "/tmp")
     try:
@@ -264,13 +278,13 @@ def can_compile() -> bool:
         if free.f_bavail * free.f_frsize < KERNEL_BYTES:
             reason = f"no space left in {folder}"
         else:
-            mx.eval(mx.compile(_swiglu)(mx.ones((2,)), mx.ones((2,))))
+            mx.eval(cpu.exp2(mx.zeros((2,))))
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:REASON]
     if reason:
         warn(
-            f"MLX cannot compile its kernels ({reason}), so long replies are slower; set TMPDIR to a folder that can "
-            "be written and has room"
+            f"MLX cannot compile its kernels ({reason}), so long prompts and replies are slower; set TMPDIR to a "
+            "folder that can be written and has room"
         )
     return not reason
 

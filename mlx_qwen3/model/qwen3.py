@@ -46,8 +46,11 @@ class Attention(nn.Module):
         self.k_norm = nn.RMSNorm(D, eps=config.rms_norm_eps)
         self._norms = None, None, None  # the weights of both norms, and the result of _norm_weight
 
-    def __call__(self, x: mx.array, residual: mx.array, turn: Turn, view: View) -> mx.array:
-        """residual + attention(x), all (T, hidden)."""
+    def __call__(self, x: mx.array, residual: mx.array, turn: Turn, view: View, keep: int | None = None) -> mx.array:
+        """residual + attention(x), all (T, hidden).
+
+        keep: return only the last `keep` tokens of each row, (B * keep, hidden).
+        """
         B, L = view.shape
         qkv = self["qkv_proj"](x)
         weight = self._norm_weight()
@@ -55,8 +58,12 @@ class Attention(nn.Module):
         if view.watch is not None:
             self._show_heads(view.watch, qkv.reshape(B, L, -1), weight)
             view.watch("rope", q, kv[0, :])
+        if keep is not None:
+            hidden = residual.shape[1]
+            residual = residual.reshape(B, L, hidden)[:, L - keep :].reshape(B * keep, hidden)
+            q, L = q[:, :, L - keep :], keep
         out = view.attend(self.layer, q, kv, self.scale)  # (B, H, L, D)
-        merged = (out if L == 1 else out.transpose(0, 2, 1, 3)).reshape(B * L, -1)
+        merged = (out if L == 1 else out.transpose(0, 2, 1, 3)).reshape(B * L, self.heads * self.head_dim)
         if view.watch is not None:
             view.watch("attention", out)
             view.show("merge", merged)
@@ -111,12 +118,12 @@ class Block(nn.Module):
         sparse = config.moe and layer in config.moe.layers
         self.mlp = MoE(config.moe, config.hidden_size) if config.moe and sparse else MLP(config)
 
-    def __call__(self, x: mx.array, turn: Turn, view: View) -> mx.array:
-        """The residual stream (T, hidden) after this layer, from the one before it."""
+    def __call__(self, x: mx.array, turn: Turn, view: View, keep: int | None = None) -> mx.array:
+        """The residual stream (T, hidden) after this layer, from the one before it; `keep` as of `Attention`."""
         view.show("input", x)
         y = self["input_layernorm"](x)
         view.show("input_norm", y)
-        x = self["self_attn"](y, x, turn, view)
+        x = self["self_attn"](y, x, turn, view, keep)
         view.show("residual", x)
         y = self["post_attention_layernorm"](x)
         view.show("post_norm", y)
@@ -154,6 +161,17 @@ class Qwen3(nn.Module):
         """
         return KVCache(batch, padding, kv_format(kv_bits, self.config.head_dim))
 
+    def ends(self, ids: mx.array, cache: KVCache, keep: int) -> mx.array:
+        """`hidden` of the last `keep` tokens of each row, (B, keep, hidden). The cache takes up all tokens.
+
+        Of the other tokens the last layer computes only keys and values. `keep` may be 0.
+        """
+        B, L = ids.shape
+        view = cache.view(L)
+        states = self.states(ids.reshape(-1), view, keep)
+        cache.commit(view.buffers, L)
+        return states.reshape(B, keep, self.config.hidden_size)
+
     def hidden(self, ids: Ids, cache: KVCache | None = None, watch: Listener | None = None) -> mx.array:
         """The normalised hidden states (B, L, hidden), the input of `logits`. The cache takes up the tokens."""
         ids = _token_ids(ids)
@@ -171,9 +189,9 @@ class Qwen3(nn.Module):
         """The normalised hidden states (B, L, hidden) of token ids (B, L), for a view of a cache."""
         return self.states(ids.reshape(-1), view).reshape(*ids.shape, -1)
 
-    def states(self, ids: mx.array, view: View) -> mx.array:
-        """The same without the axis of rows: (T, hidden) of token ids (T,)."""
-        [x] = deque(self._residuals(ids, view), maxlen=1)
+    def states(self, ids: mx.array, view: View, keep: int | None = None) -> mx.array:
+        """The same without the axis of rows: (T, hidden) of token ids (T,), or (B * keep, hidden) as in `ends`."""
+        [x] = deque(self._residuals(ids, view, keep), maxlen=1)
         x = self.norm(x)
         view.show("final_norm", x)
         return x
@@ -184,13 +202,13 @@ class Qwen3(nn.Module):
         view = NoCache(ids.shape[0], ids.shape[1]) if view is None else view
         return (x.reshape(*ids.shape, -1) for x in self._residuals(ids.reshape(-1), view))
 
-    def _residuals(self, ids: mx.array, view: View) -> Iterator[mx.array]:
+    def _residuals(self, ids: mx.array, view: View, keep: int | None = None) -> Iterator[mx.array]:
         # The fp4 and fp8 modes keep no float dtype of their own and dequantize to bfloat16.
         x = self.embed_tokens(ids).astype(self.norm.weight.dtype)
         yield x
         turn = self.rope(view.positions)
         for layer in self.layers:
-            x = layer(x, turn, view)
+            x = layer(x, turn, view, keep if layer is self.layers[-1] else None)
             yield x
 
     def logits(self, hidden: mx.array, watch: Listener | None = None) -> mx.array:

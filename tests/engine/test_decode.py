@@ -125,12 +125,12 @@ def test_prefill_in_chunks_gives_the_logits_of_the_whole(tiny, ids, chunk):
 def test_a_prompt_is_one_pass_and_asks_for_one_row_of_logits(chat, monkeypatch):
     model, _ = chat
     passes, projected = [], []
-    hidden, logits = type(model).hidden, type(model).logits
+    ends, logits = type(model).ends, type(model).logits
     monkeypatch.setattr(batch, "decode_step", DecodeStep)  # the model's own may be replayed by now
-    monkeypatch.setattr(type(model), "hidden", lambda m, ids, c: passes.append(ids.shape) or hidden(m, ids, c))
+    monkeypatch.setattr(type(model), "ends", lambda m, ids, c, n: passes.append((*ids.shape, n)) or ends(m, ids, c, n))
     monkeypatch.setattr(type(model), "logits", lambda m, h, *rest: projected.append(h.shape) or logits(m, h, *rest))
     generate_batch(model, prompts(50), max_tokens=3)
-    assert passes == [(1, 50)]  # and then steps
+    assert passes == [(1, 50, 1)]  # and then steps
     assert projected == [(1, 48)] * 3
 
 

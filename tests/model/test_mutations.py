@@ -172,7 +172,7 @@ def no_activation(model, patch):
 
 
 def post_norm(model, patch):
-    def block(m, x, turn, view):
+    def block(m, x, turn, view, keep=None):
         x = m.input_layernorm(m.self_attn(x, x, turn, view))
         return m.mlp(m.post_attention_layernorm(x), x, view)
 
