@@ -4,6 +4,7 @@
 cost time, and they cost the memory of places that are never used.
 """
 
+import threading
 import time
 import weakref
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import mlx.core as mx
 
 MAGIC = b"\x93NUMPY\x01\x00"  # of a .npy file of version 1
+_one_at_a_time = threading.Lock()  # MLX's thread needs Python's lock to read, and `mx.clear_cache` holds it and waits
 
 
 class _Blank:
@@ -42,10 +44,17 @@ def blank(nbytes: int) -> mx.array:
     """An evaluated array of bytes with any values."""
     file = _Blank(nbytes)
     alive = weakref.ref(file)
-    made: mx.array = mx.load(file, format="npy")  # type: ignore[arg-type, assignment]
-    del file
-    mx.eval(made)
-    # MLX's thread lets go of the file after it has said that it is done. If Python ended meanwhile, it would abort.
-    while alive():
-        time.sleep(0)
+    with _one_at_a_time:
+        made: mx.array = mx.load(file, format="npy")  # type: ignore[arg-type, assignment]
+        del file
+        mx.eval(made)
+        # MLX's thread lets go of the file after it has said that it is done. If Python ended meanwhile, it would abort.
+        while alive():
+            time.sleep(0)
     return made
+
+
+def clear_cache() -> None:
+    """Give the memory that MLX keeps for later arrays back to the system."""
+    with _one_at_a_time:
+        mx.clear_cache()

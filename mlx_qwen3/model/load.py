@@ -11,6 +11,7 @@ from mlx.utils import tree_unflatten
 from ..errors import CheckpointError
 from ..files.adapted import AdaptedCheckpoint
 from ..files.adapters import Adapter, check_beside, open_adapter
+from ..files.blank import clear_cache
 from ..files.checkpoint import Checkpoint
 from ..files.config import Qwen3Config
 from ..files.dtypes import FLOATS, parse_dtype
@@ -107,5 +108,5 @@ def _read(module: Module, tensors: Sequence[StoredTensor], dtype: mx.Dtype) -> m
     array = stacked(tensors) if same else converted(tensors, dtype)
     array = array.reshape(module.shape(array.shape))
     mx.eval(array)
-    mx.clear_cache()  # or the memory of the stored dtype stays allocated: two copies of the weights
+    clear_cache()  # or the memory of the stored dtype stays allocated: two copies of the weights
     return array

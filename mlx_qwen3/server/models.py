@@ -12,8 +12,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import mlx.core as mx
-
 from .. import load
 from ..engine.engine import Engine
 from ..engine.memory import budget_bytes
@@ -22,6 +20,7 @@ from ..engine.threads import note_thread
 from ..engine.weights import check, choose
 from ..errors import EngineError, UsageError
 from ..files.adapters import open_adapter
+from ..files.blank import clear_cache
 from ..files.checkpoint import Checkpoint
 from ..files.hub import resolve
 from ..files.sizes import gigabytes
@@ -249,4 +248,4 @@ class Pool:
 def _free() -> None:
     gc.collect()
     with suppress(RuntimeError):
-        mx.clear_cache()
+        clear_cache()

@@ -1,6 +1,7 @@
 """Memory that nobody has written to."""
 
 import gc
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_qwen3.files.blank import _Blank, blank
+from mlx_qwen3.files.blank import _Blank, blank, clear_cache
 from mlx_qwen3.model import kernels
 
 
@@ -27,10 +28,25 @@ def test_mlx_has_let_go_of_the_file():
     assert not [found for found in gc.get_objects() if isinstance(found, _Blank)]
 
 
+def test_one_thread_makes_some_while_another_clears_the_cache():
+    """`mx.clear_cache` waits for MLX's threads with Python's lock in hand: in a process of its own, which may hang."""
+    program = """
+import threading
+import mlx.core as mx
+from mlx_qwen3.files.blank import blank, clear_cache
+thread = threading.Thread(target=lambda: [blank(100_000) for _ in range(200)])
+thread.start()
+while thread.is_alive():
+    mx.eval(mx.ones((1000,)) + 1)  # leaves something in the cache
+    clear_cache()
+"""
+    subprocess.run([sys.executable, "-c", program], timeout=60, check=True)
+
+
 @pytest.mark.skipif(sys.platform != "linux" or kernels.on_gpu(), reason="/proc says how much memory is in use")
 def test_it_takes_memory_when_it_is_written():
     size = 200_000_000
-    mx.clear_cache()  # or it could be memory that was in use before
+    clear_cache()  # or it could be memory that was in use before
     before = resident()
     made = blank(size)
     assert resident() - before < size / 10
