@@ -71,12 +71,13 @@ def weights(report: Report, full: bool) -> Table:
     ]
     parameters, size = sum(row.parameters for row in report.rows), sum(row.bytes for row in report.rows)
     notes = [f"total: {len(report.rows)} tensors, {parameters:,} parameters, {size / 1e9:.3f} GB"]
-    notes += [f"warning: {row.name}: {reason}" for row in report.rows for reason in row.warnings]
+    notes += [f"unusual: {row.name}: {reason}" for row in report.rows for reason in row.warnings]
     notes += [f"fault: {row.name} has {row.statistics.nan} NaN, {row.statistics.inf} infinite" for row in _sick(report)]
-    marked = frozenset(index for index, row in enumerate(shown) if row.warnings or row.sick)
+    marked = frozenset(index for index, row in enumerate(shown) if row.sick)
+    unusual = frozenset(index for index, row in enumerate(shown) if row.warnings)
     columns = ("tensor", "shape", "dtype", "parameters", *COLUMNS, "zeros")
     drop = ("zeros", *DROP, "dtype", "parameters", "mean")
-    return Table("Weights, as stored", columns, rows, "lllr" + NUMERIC + "r", marked, notes, drop)
+    return Table("Weights, as stored", columns, rows, "lllr" + NUMERIC + "r", marked, notes, drop, unusual)
 
 
 def flow(report: Report) -> Table:
