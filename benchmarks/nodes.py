@@ -22,7 +22,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 import mlx_qwen3  # noqa: F401  first: it loads the BLAS
-from mlx_qwen3.engine.runner import decode_step, prefill
+from mlx_qwen3.engine.runner import decode_step
 from mlx_qwen3.model import kernels
 from mlx_qwen3.model.linear import Linear
 from mlx_qwen3.model.load import load_model
@@ -150,7 +150,7 @@ def our_builders(model: Qwen3, kv_bits: int | None = None) -> Builders:
     def step(padding: list[int]) -> list[mx.array]:
         rows = len(padding)
         cache = model.make_cache(rows, padding, kv_bits)
-        mx.eval(prefill(model, mx.repeat(PROMPT, rows, axis=0), cache), cache.buffers)
+        mx.eval(model(mx.repeat(PROMPT, rows, axis=0), cache), cache.buffers)
         return [decode_step(model)(mx.repeat(PROMPT[0, :1], rows), cache), *cache.buffers]
 
     return {"prompt": prompt, **{name: partial(step, padding) for name, padding in STEPS.items()}}

@@ -38,7 +38,9 @@ def preload() -> None:
         try:
             ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
         except OSError as error:  # of another architecture, or without a dependency: try the next
-            _refused = f"{VARIABLE} is {chosen!r}, which cannot be loaded ({error}); give the path of a BLAS, or none"
+            if chosen:
+                reason = f"cannot be loaded ({error}); give the path of a BLAS, or none"
+                _refused = f"{VARIABLE} is {chosen!r}, which {reason}"
         else:
             in_use = library
             return

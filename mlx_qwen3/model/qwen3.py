@@ -124,6 +124,8 @@ class Block(nn.Module):
         y = self["input_layernorm"](x)
         view.show("input_norm", y)
         x = self["self_attn"](y, x, turn, view, keep)
+        if keep == 0:  # only the cache was wanted
+            return x
         view.show("residual", x)
         y = self["post_attention_layernorm"](x)
         view.show("post_norm", y)

@@ -124,7 +124,7 @@ def test_what_is_copied_has_no_error_and_behaves_the_same(chat, options, tmp_pat
 def test_past_max_kl_out_is_not_written(chat, tmp_path):
     with pytest.raises(VerificationError, match=r"KL divergence .* past the 1e-06 allowed; OUT was not written"):
         convert(chat, tmp_path / "out", quantize="affine2", max_kl=1e-6)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".out.partial"]  # a larger max_kl may still accept it
     kl = convert(chat, tmp_path / "out", quantize="affine2", max_kl=100).divergence.kl_mean
     assert kl > 1e-6
     convert(chat, tmp_path / "exact", max_kl=0)

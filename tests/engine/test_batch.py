@@ -46,7 +46,8 @@ def test_a_row_joins_unless_padding_takes_longer_than_the_weights(model):
     """One long row would make all others attend to its length; a short one alone attends to the others'."""
     _, batch = prefilled(model, 20, 0)
     slot = batch.nbytes / STEP
-    bound = int(PADDING * sum(weight.nbytes for _, weight in tree_flatten(model.parameters())) / slot)
+    read = [weight.nbytes for name, weight in tree_flatten(model.parameters()) if name != "embed_tokens.weight"]
+    bound = int(PADDING * sum(read) / slot)
     assert bound > 100
     assert [batch.near(batch.end + extra) for extra in (0, bound, bound + 1)] == [True, True, False]
     batch.join(prefilled(model, 20, 1)[1])

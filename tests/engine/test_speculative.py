@@ -185,6 +185,9 @@ class Chain:
         cache.end += ids.shape[1]
         return self.table[ids]
 
+    def ends(self, ids, cache, keep):
+        return self.hidden(ids, cache)[:, ids.shape[1] - keep :]
+
     def logits(self, hidden):
         return hidden
 
