@@ -107,14 +107,15 @@ class Costs:
         """Of one pass over `tokens` of each of the rows, at its peak. `keys` are those that a token sees."""
         config = self._config
         heads = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
+        # MLX's CPU frees results some 50 operations late, and SwiGLU by powers has more operations.
+        powers = not kernels.on_gpu() and self._size == 4 and tokens * max(config.active_widths) >= kernels.MANY
         mlp = 4 * max(config.active_widths)
         if config.moe:  # scores of all experts, and the input and output of the chosen, sorted and not
             mlp += 4 * config.moe.num_experts + 4 * config.moe.num_experts_per_tok * config.hidden_size
-        values = 4 * config.hidden_size + max(7 * heads, mlp)
-        # A GPU's fused attention keeps no scores; a CPU has those of a block before and after the softmax. Prompts of
-        # several rows have a mask, and so no blocks.
+        values = 4 * config.hidden_size + max((10 if powers else 7) * heads, mlp)
+        # A GPU's fused attention keeps no scores. Prompts of several rows have a mask, and so no blocks of queries.
         queries = min(tokens, cpu.BLOCK) if rows == 1 else tokens
-        scores = 0 if kernels.on_gpu() else 2 * 4 * config.num_attention_heads * queries * keys
+        scores = 0 if kernels.on_gpu() else cpu.score_bytes(config, queries, keys)
         # For many queries, the packed keys and values of a layer are unpacked.
         read = keys if tokens > kernels.FEW_QUERIES else 0
         layer = 2 * config.num_key_value_heads * config.head_dim * (read + 2 * tokens) * self._size * self._packed

@@ -12,6 +12,7 @@ from functools import lru_cache
 import mlx.core as mx
 import numpy as np
 
+from ..files.config import Qwen3Config
 from ..files.values import to_mlx
 
 BLOCK = 64  # queries that are computed together; half of the scores of a block's own keys are not needed
@@ -65,6 +66,13 @@ def attend(q: mx.array, kv: mx.array, scale: float, causal: bool, compiled: bool
             _free(parts[-1], B * heads * (H // K) * (last - first) * seen)
         blocks.append(mx.concatenate(parts, axis=1).reshape(B, H, last - first, D))
     return mx.concatenate(blocks, axis=2)
+
+
+def score_bytes(config: Qwen3Config, queries: int, keys: int) -> int:
+    """Of a block's scores: MLX has them before and after the softmax, and `_tile` six times, for powers and parts."""
+    heads = config.num_attention_heads
+    tile = max(TILE, heads // config.num_key_value_heads * queries * keys)
+    return 4 * max(2 * heads * queries * keys, 6 * min(heads * queries * keys, tile))
 
 
 def _free(result: mx.array, scores: int) -> None:

@@ -152,7 +152,8 @@ CASES = {
     "4 bits, four rows": {"rows": 4, "prompt": 30, "tokens": 8, "kv_bits": 4},
 }
 LONG = {
-    "a prompt in chunks": {"prompt": 300},
+    "a prompt": {"prompt": 300},
+    "a prompt as long as a pass": {"prompt": 512},
     "four rows": {"rows": 4, "prompt": 60, "tokens": 8},
     "8 bits": {"prompt": 300, "kv_bits": 8},
     "4 bits, four rows": {"rows": 4, "prompt": 60, "tokens": 8, "kv_bits": 4},
