@@ -75,8 +75,8 @@ def last(layout: Layout) -> bool:
     return layout[1][-1] == 1
 
 
-# What the kernels of MLX 0.32 take without a copy, from mlx/backend/metal: normalization.cpp, rope.cpp,
-# scaled_dot_product_attention.cpp, matmul.cpp, custom_kernel.cpp.
+# What the Metal kernels of MLX 0.32 take without a copy, as far as we know; it was not tried on Metal. See
+# normalization.cpp, rope.cpp, scaled_dot_product_attention.cpp, matmul.cpp and custom_kernel.cpp in mlx/backend/metal.
 RULES: dict[str, Callable[[Layout], bool]] = {
     "rms_norm": lambda x: dense(x) or transposed(x),
     "rope": lambda x: dense(x) or transposed(x) or (len(x[0]) == 3 and last(x)),
