@@ -24,15 +24,12 @@ def verdict_lines(report: Report) -> list[Line]:
 
 
 def _unusual(report: Report) -> str:
-    """The steps that are outside what trained models show, each with its layers, and the number of such tensors."""
+    """The steps that are outside what trained models show, each with its layers."""
     layers: dict[str, list[int]] = defaultdict(list)
     for (layer, step), verdict in report.verdicts.items():
         if verdict.level == UNUSUAL:
             layers[step] += [] if layer is None else [layer]
-    words = [f"{step} in layers {spans(found)}" if found else step for step, found in layers.items()]
-    if tensors := sum(bool(row.warnings) for row in report.rows):
-        words.append(f"the weights of {tensors} tensor{'s' * (tensors > 1)}, named below their table")
-    return "; ".join(words)
+    return "; ".join(f"{step} in layers {spans(found)}" if found else step for step, found in layers.items())
 
 
 def forecast(report: Report) -> str:
