@@ -1,7 +1,8 @@
-"""Prompts on a CPU: attention in blocks, and exponentials from operations that the compiler vectorizes.
+"""Attention and exponentials on a CPU, where MLX has no fused kernel.
 
-MLX's CPU back end computes an exponential in 14 ns, one at a time, and the scores of keys that a query does not see.
-dev/LOG.md has the times.
+MLX's CPU back end computes an exponential in 14 ns, one at a time, and the scores of keys that a query does not see. Of
+a prompt, attention is computed in blocks, with exponentials from operations that the compiler vectorizes. dev/LOG.md
+has the times.
 
 B batch, L new tokens, H query heads, K key/value heads, G = H / K, D head_dim, S keys, C queries of a block
 """
@@ -15,6 +16,8 @@ import numpy as np
 from ..files.config import Qwen3Config
 from ..files.values import to_mlx
 
+# Of one query: keys from which exponentials are powers, from which there are blocks, and sizes of these
+MANY_KEYS, MANY_BLOCKS, SMALLEST_BLOCK, LARGEST_BLOCK = 2048, 16384, 1024, 2048
 BLOCK = 64  # queries that are computed together; half of the scores of a block's own keys are not needed
 # Scores that are computed together. MLX's CPU holds the results of some 50 operations before it frees the first. So a
 # tile is evaluated alone, and its results stay in the cache of the processor.
@@ -39,33 +42,82 @@ ROUND = float(3 << 22)  # float32 numbers of this size are integers, so that add
 MANTISSA_BITS, EXPONENT_BIAS = 23, 127
 
 
+def attend_one(q: mx.array, kv: mx.array, scale: float, mask: mx.array | None) -> mx.array:
+    """Attention of one query of each row, q (B, H, 1, D), over keys and values (2, B, K, S, D), (B, H, 1, D).
+
+    mask: (B, 1, 1, S) bool, or None if it sees every key.
+    """
+    # The queries of a key head as the rows of one product read the keys once; MLX's own expansion multiplies one row
+    # for every query head. An axis of length 1 at the front saves nodes that remove it.
+    B, H, _, D = q.shape
+    keys, values = mx.split(kv, 2)
+    queries = q.reshape(1, B, kv.shape[2], -1, D)
+    if q.dtype != mx.float32 or (B == 1 and kv.shape[3] < MANY_KEYS):
+        scores = (queries @ mx.swapaxes(keys, 3, 4)) * scale  # one kernel with the mask, if the step is compiled
+        scores = scores if mask is None else mx.where(mask, scores, -mx.inf)
+        return (mx.softmax(scores, axis=-1, precise=True) @ values).reshape(B, H, 1, D)
+    if blocks := _key_blocks(kv.shape[3]):
+        return _attend_in_blocks(q, kv, scale, mask, blocks)
+    # Softmax in parts, for the sake of `exp`: one short row has too few scores to pay for more operations. To add -inf
+    # takes less time for each score than to choose it.
+    scores = (queries * scale) @ mx.swapaxes(keys, 3, 4)
+    scores = scores if mask is None else scores + mx.where(mask, 0.0, -mx.inf)
+    weights = exp(scores - mx.max(scores, axis=-1, keepdims=True))
+    return ((weights @ values) / mx.sum(weights, axis=-1, keepdims=True)).reshape(B, H, 1, D)
+
+
+def _key_blocks(keys: int) -> int:
+    """The number of equal blocks of keys for the attention of one query; 0 if blocks would not pay."""
+    # MKL multiplies a few rows by a large matrix in less time if it gets the matrix in parts: dev/LOG.md.
+    size = min(keys & -keys, LARGEST_BLOCK)
+    return keys // size if keys >= MANY_BLOCKS and size >= SMALLEST_BLOCK else 0
+
+
+def _attend_in_blocks(q: mx.array, kv: mx.array, scale: float, mask: mx.array | None, blocks: int) -> mx.array:
+    B, H, _, D = q.shape
+    keys, values = mx.split(mx.unflatten(kv, 3, (blocks, -1)), 2)  # (1, B, K, blocks, size, D)
+    scores = (q.reshape(1, B, keys.shape[2], 1, -1, D) * scale) @ mx.swapaxes(keys, 4, 5)
+    if mask is not None:
+        scores = scores + mx.where(mask, 0.0, -mx.inf).reshape(-1, 1, blocks, 1, keys.shape[4])
+    weights = exp(scores - mx.max(scores, axis=(3, 5), keepdims=True))
+    total = mx.sum(weights, axis=(3, 5))[..., None]
+    return (mx.sum(weights @ values, axis=3) / total).reshape(B, H, 1, D)
+
+
 def attend(q: mx.array, kv: mx.array, scale: float, causal: bool, compiled: bool) -> mx.array:
     """Attention of q (B, H, L, D) over keys and values (2, B, K, S, D), (B, H, L, D), in blocks of queries.
 
     causal: the last query sees all keys, each before it one key less. compiled: use `exp2`; q is float32.
     """
-    (B, H, L, D), (K, S) = q.shape, kv.shape[2:4]
-    keys, values = kv[0, :], kv[1, :]  # slices, because kv[0] is a gather, which copies
+    L, S = q.shape[2], kv.shape[3]
+    attend_block = _in_tiles if compiled else _by_mlx
     blocks = []
     for first in range(0, L, BLOCK):
         last = min(first + BLOCK, L)
-        seen = S - L + last if causal else S
-        block, mask = q[:, :, first:last], "causal" if causal else None
-        if not compiled:
-            some_keys, some_values = keys[:, :, :seen], values[:, :, :seen]
-            attention = mx.fast.scaled_dot_product_attention(block, some_keys, some_values, scale=scale, mask=mask)
-            blocks.append(attention)
-            _free(blocks[-1], B * H * (last - first) * seen)
-            continue
-        heads = max(1, min(K, TILE // (B * H // K * (last - first) * seen)))
-        parts = []
-        for k in range(0, K, heads):
-            some = slice(k, k + heads)
-            queries = block.reshape(B, K, -1, D)[:, some] * (scale * math.log2(math.e))
-            parts.append(_tile(queries, keys[:, some, :seen], values[:, some, :seen], last - first if causal else 0))
-            _free(parts[-1], B * heads * (H // K) * (last - first) * seen)
-        blocks.append(mx.concatenate(parts, axis=1).reshape(B, H, last - first, D))
+        blocks.append(attend_block(q[:, :, first:last], kv[:, :, :, : S - L + last if causal else S], scale, causal))
     return mx.concatenate(blocks, axis=2)
+
+
+def _by_mlx(q: mx.array, kv: mx.array, scale: float, causal: bool) -> mx.array:
+    """Attention of a block of queries."""
+    keys, values = kv[0, :], kv[1, :]  # slices, because kv[0] is a gather, which copies
+    mask = "causal" if causal else None
+    block = mx.fast.scaled_dot_product_attention(q, keys, values, scale=scale, mask=mask)
+    return _freed(block, q.shape[0] * q.shape[1] * q.shape[2] * kv.shape[3])
+
+
+def _in_tiles(q: mx.array, kv: mx.array, scale: float, causal: bool) -> mx.array:
+    """The same, a few key heads after another."""
+    (B, H, C, D), (K, S) = q.shape, kv.shape[2:4]
+    queries = q.reshape(B, K, -1, D) * (scale * math.log2(math.e))
+    scores = B * H // K * C * S  # of one key head
+    heads = max(1, min(K, TILE // scores))
+    tiles = []
+    for k in range(0, K, heads):
+        some = slice(k, k + heads)
+        tile = _tile(queries[:, some], kv[0, :, some], kv[1, :, some], C if causal else 0)
+        tiles.append(_freed(tile, heads * scores))
+    return mx.concatenate(tiles, axis=1).reshape(B, H, C, D)
 
 
 def score_bytes(config: Qwen3Config, queries: int, keys: int) -> int:
@@ -75,10 +127,11 @@ def score_bytes(config: Qwen3Config, queries: int, keys: int) -> int:
     return 4 * max(2 * heads * queries * keys, 6 * min(heads * queries * keys, tile))
 
 
-def _free(result: mx.array, scores: int) -> None:
-    """Evaluate the result, and so free what it was computed from, if it had many scores."""
+def _freed(result: mx.array, scores: int) -> mx.array:
+    """The result, evaluated if it had many scores: that frees what it was computed from."""
     if scores >= WORTH_WAITING:
         mx.eval(result)
+    return result
 
 
 def _tile(queries: mx.array, keys: mx.array, values: mx.array, causal: int) -> mx.array:
@@ -101,6 +154,13 @@ def _causal_mask(tokens: int, repeats: int) -> mx.array:
     places = np.arange(tokens)
     mask = np.where(places[:, None] <= places, np.float32(0), np.float32(MASKED))
     return to_mlx(np.tile(mask, repeats))
+
+
+def exp(x: mx.array) -> mx.array:
+    """e to the x, float32."""
+    # mx.exp takes 13 ns a number on x86. A power is the C library's own, takes 5, and is no less exact: off by 3e-6 of
+    # the result at -87, and by less near 0.
+    return mx.power(math.e, x)
 
 
 def exp2(x: mx.array) -> mx.array:

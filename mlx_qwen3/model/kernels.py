@@ -3,7 +3,6 @@
 B batch, L new tokens, T = B * L, H query heads, K key/value heads, D head_dim, S keys
 """
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -24,9 +23,6 @@ FEW_ROWS, SOME_ROWS, MORE_ROWS = 3, 10, 32
 PROMPT = 16  # tokens of a pass from which attention goes block by block on a CPU
 MANY = 1 << 17  # exponentials of one operation
 BLOCK = 128  # rows of the matrix
-# Attention of one query on a CPU: keys from which exponentials are powers, from which there are blocks, and sizes of
-# these.
-MANY_KEYS, MANY_BLOCKS, SMALLEST_BLOCK, LARGEST_BLOCK = 2048, 16384, 1024, 2048
 LARGE = 1 << 20  # numbers; a smaller matrix is near enough to the cores as it is
 TEMPORARY = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")  # the order in which C++ looks for the folder
 KERNEL_BYTES = 4_000_000  # that must be free to compile; a step's kernels take 0.3 MB, g++ more while it runs
@@ -159,56 +155,13 @@ def attend(q: mx.array, kv: mx.array, scale: float, mask: Mask) -> mx.array:
 
     mask: (B, 1, L, S) bool, "causal", or None if every query sees every key.
     """
-    B, H, L, D = q.shape
-    if L == 1 and isinstance(mask, str):  # the last query sees all keys
-        mask = None
+    B, H, L, _ = q.shape
+    if not on_gpu() and L == 1:
+        return cpu.attend_one(q, kv, scale, mask if isinstance(mask, mx.array) else None)
     if not on_gpu() and L >= PROMPT and not isinstance(mask, mx.array):
         return cpu.attend(q, kv, scale, mask == "causal", _pays(q.dtype, B * H * L * kv.shape[3]))
-    if on_gpu() or L > 1 or isinstance(mask, str):
-        # slices, because kv[0] is a gather, which copies
-        return mx.fast.scaled_dot_product_attention(q, kv[0, :], kv[1, :], scale=scale, mask=mask)
-    # A CPU has no fused kernel. The queries of a key head as the rows of one product read the keys once; MLX's own
-    # expansion multiplies one row for every query head. An axis of length 1 at the front saves nodes that remove it.
-    keys, values = mx.split(kv, 2)
-    queries = q.reshape(1, B, kv.shape[2], -1, D)
-    if q.dtype != mx.float32 or (B == 1 and kv.shape[3] < MANY_KEYS):
-        scores = (queries @ mx.swapaxes(keys, 3, 4)) * scale  # one kernel with the mask, if the step is compiled
-        scores = scores if mask is None else mx.where(mask, scores, -mx.inf)
-        return (mx.softmax(scores, axis=-1, precise=True) @ values).reshape(B, H, 1, D)
-    if blocks := _key_blocks(kv.shape[3]):
-        return _attend_in_blocks(q, kv, scale, mask, blocks)
-    # Softmax in parts, for the sake of `exp`: one short row has too few scores to pay for more operations. To add -inf
-    # takes less time for each score than to choose it.
-    scores = (queries * scale) @ mx.swapaxes(keys, 3, 4)
-    scores = scores if mask is None else scores + mx.where(mask, 0.0, -mx.inf)
-    weights = exp(scores - mx.max(scores, axis=-1, keepdims=True))
-    return ((weights @ values) / mx.sum(weights, axis=-1, keepdims=True)).reshape(B, H, 1, D)
-
-
-def _key_blocks(keys: int) -> int:
-    """The number of equal blocks of keys for the attention of one query; 0 if blocks would not pay."""
-    # MKL multiplies a few rows by a large matrix in less time if it gets the matrix in parts: dev/LOG.md.
-    size = min(keys & -keys, LARGEST_BLOCK)
-    return keys // size if keys >= MANY_BLOCKS and size >= SMALLEST_BLOCK else 0
-
-
-def _attend_in_blocks(q: mx.array, kv: mx.array, scale: float, mask: Mask, blocks: int) -> mx.array:
-    """`attend` for one query of each row on a CPU; the mask is an array or None."""
-    B, H, _, D = q.shape
-    keys, values = mx.split(mx.unflatten(kv, 3, (blocks, -1)), 2)  # (1, B, K, blocks, size, D)
-    scores = (q.reshape(1, B, keys.shape[2], 1, -1, D) * scale) @ mx.swapaxes(keys, 4, 5)
-    if isinstance(mask, mx.array):
-        scores = scores + mx.where(mask, 0.0, -mx.inf).reshape(-1, 1, blocks, 1, keys.shape[4])
-    weights = exp(scores - mx.max(scores, axis=(3, 5), keepdims=True))
-    total = mx.sum(weights, axis=(3, 5))[..., None]
-    return (mx.sum(weights @ values, axis=3) / total).reshape(B, H, 1, D)
-
-
-def exp(x: mx.array) -> mx.array:
-    """e to the x, float32, on a CPU."""
-    # mx.exp takes 13 ns a number on x86. A power is the C library's own, takes 5, and is no less exact: off by 3e-6 of
-    # the result at -87, and by less near 0.
-    return mx.power(math.e, x)
+    # slices, because kv[0] is a gather, which copies
+    return mx.fast.scaled_dot_product_attention(q, kv[0, :], kv[1, :], scale=scale, mask=mask)
 
 
 def attend_quantized(
@@ -248,7 +201,7 @@ def swiglu(gate_up: mx.array) -> mx.array:
     if _pays(gate.dtype, gate.size):
         return cpu.swiglu(gate, up)
     one = len(gate) == 1  # token, whose numbers are too few to pay for more operations
-    return _swiglu(gate, up) if one or gate.dtype != mx.float32 else gate / (1 + exp(-gate)) * up
+    return _swiglu(gate, up) if one or gate.dtype != mx.float32 else gate / (1 + cpu.exp(-gate)) * up
 
 
 def _pays(dtype: mx.Dtype, exponentials: int) -> bool:

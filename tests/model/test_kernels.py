@@ -15,7 +15,7 @@ import pytest
 
 from mlx_qwen3 import blas
 from mlx_qwen3.errors import Qwen3Warning
-from mlx_qwen3.model import kernels
+from mlx_qwen3.model import cpu, kernels
 
 # B, L, H, K, D: one token of each row, and prompts of several rows
 SHAPES = {
@@ -186,12 +186,12 @@ def operations(array) -> str:
 
 def test_exponentials_on_a_cpu():
     x = np.concatenate([np.linspace(-87, 10, 10_001), np.linspace(-1, 1, 1001)]).astype(np.float32)
-    found = np.array(kernels.exp(mx.array(x)), np.float64)
+    found = np.array(cpu.exp(mx.array(x)), np.float64)
     expected = np.exp(x.astype(np.float64))
     assert np.abs(found / expected - 1).max() < 4e-6  # 2.7e-6, at -87
     assert np.abs(found / expected - 1)[10_001:].max() < 2e-7
-    assert kernels.exp(mx.array([-mx.inf, -200.0, mx.inf])).tolist() == [0, 0, mx.inf]
-    assert np.isnan(kernels.exp(mx.array([mx.nan])).item())
+    assert cpu.exp(mx.array([-mx.inf, -200.0, mx.inf])).tolist() == [0, 0, mx.inf]
+    assert np.isnan(cpu.exp(mx.array([mx.nan])).item())
 
 
 def test_swiglu_of_large_numbers():
@@ -218,10 +218,10 @@ def test_attention_of_one_query(heads):
 def test_attention_of_one_query_over_many_keys(rows, many_blocks, monkeypatch):
     """A part of a buffer, whose last key alone is large in one block, and of which one block is hidden."""
     for name, value in {"MANY_KEYS": 10, "MANY_BLOCKS": many_blocks, "SMALLEST_BLOCK": 8}.items():
-        monkeypatch.setattr(kernels, name, value)
+        monkeypatch.setattr(cpu, name, value)
     S, D = 40, 16
-    assert kernels._key_blocks(S) == (5 if many_blocks == 20 else 0)
-    assert kernels._key_blocks(S + 1) == 0
+    assert cpu._key_blocks(S) == (5 if many_blocks == 20 else 0)
+    assert cpu._key_blocks(S + 1) == 0
     q = mx.random.normal((rows, 6, 1, D), key=mx.random.key(1))
     kv = mx.random.normal((2, rows, 2, S + 24, D), key=mx.random.key(2))
     kv[0, :, :, S - 1] = 30 * q[:, :2, 0]
@@ -245,7 +245,7 @@ def test_a_graph_is_built_some_times_and_then_replayed(can_compile, built, monke
 ON_A_CPU = pytest.mark.skipif(mx.default_device().type == mx.gpu, reason="a GPU compiles without TMPDIR")
 REPLY = """
 import sys, mlx_qwen3
-from mlx_qwen3.model import kernels
+from mlx_qwen3.model import cpu, kernels
 kernels.replay_after = lambda: 2
 options = {"max_tokens": 12, "sampling": mlx_qwen3.SamplingParams(temperature=0), "lookup": False}
 print(mlx_qwen3.generate(*mlx_qwen3.load("demo"), "Hello", **options).tokens)
