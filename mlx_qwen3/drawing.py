@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 110
+LONGEST = 130  # characters of a heading
 INK, QUIET, RULE = "#1f2328", "#59636e", "#d1d9e0"  # text, less important text, lines
 FIRST, SECOND = "#0b62c4", "#a14a00"  # what is shown, and what is shown beside it
 FAULT = "#980000"
@@ -114,6 +115,12 @@ def svg(figure: "Figure", name: str) -> str:
 def drawable(text: str) -> str:
     """Text as pictures show it on one line: a character that no font has is written as \\u4f60."""
     return "".join(c if _has_glyph(c) else c.encode("unicode_escape").decode() for c in escape(text))
+
+
+def heading(text: str) -> str:
+    """Text for the line above a whole picture; the end of a long one is left out."""
+    shown = drawable(text)
+    return shown if len(shown) < LONGEST else f"{shown[: LONGEST - 3]}..."
 
 
 def whole_ticks(axis: Any, count: int, most: int) -> None:

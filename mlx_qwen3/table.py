@@ -148,6 +148,9 @@ class Table:
         return shown, [min(widths[index], max(room, 1)) for index in shown]
 
 
+Part = str | Line | Table  # of an output; each begins a line of its own
+
+
 class _Folder(TextWrapper):
     """Breaks lines at spaces, and names also after a point or a slash."""
 

@@ -1,4 +1,4 @@
-"""Adapters for the tests, every number random, written without the package and without PEFT."""
+"""Adapters for the tests, every number random, written without the package and without PEFT; and how one is refused."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -6,11 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from checkpoints import TINY, shapes
 from safetensors.numpy import load_file, save_file
 
+from mlx_qwen3.errors import CheckpointError
+from mlx_qwen3.files.adapters import open_adapter
+from mlx_qwen3.files.config import Qwen3Config
+
 PEFT = "adapter_model.safetensors"
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+def refused(folder: Path, message: str, config: Qwen3Config | None = None) -> None:
+    """Opening this adapter for a model, by default a tiny one, is a CheckpointError with this message."""
+    with pytest.raises(CheckpointError, match=message):
+        open_adapter(folder, config or Qwen3Config.from_hf(TINY))
 
 
 def matrices(config: dict[str, Any]) -> dict[str, tuple[int, int]]:

@@ -3,9 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..table import EMPHASIS, WARNING, Line, Table
-
-Part = str | Line | Table
+from ..table import EMPHASIS, WARNING, Line, Part, Table
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from ..drawing import DPI, FAULT, FIRST, INK, QUIET, RULE, drawable, figure_class, look
+from ..drawing import DPI, FAULT, FIRST, INK, QUIET, RULE, drawable, figure_class, heading, look
 from .report import PER_LENGTH, Metric, Report, Row, Spread, in_words, samples
 from .roofline import decode_limit, prefill_limit
 
@@ -53,8 +53,8 @@ def draw(report: Report) -> "Figure":
         axes.set_xticks([])
         axes.tick_params(left=False)
     _names(panels[0], report, places)
-    machine = drawable(f"{report.options.source}: {report.machine['chip']}, {report.machine['backend']}")
-    figure.suptitle(machine if len(machine) < 130 else machine[:127] + "...", fontsize=13)
+    machine = heading(f"{report.options.source}: {report.machine['chip']}, {report.machine['backend']}")
+    figure.suptitle(machine, fontsize=13)
     _legend(figure, report)
     figure.draw_without_rendering()  # settles the widths in which labels must find room
     for axes, name in zip(panels, PANELS, strict=True):

@@ -8,9 +8,8 @@ from typing import Any
 
 import click
 
-from ..table import BAD, DIM, EMPHASIS, GOOD, WARNING, Line, Table, escape
+from ..table import BAD, DIM, EMPHASIS, GOOD, WARNING, Line, Part, Table, escape
 
-Part = str | Line | Table  # of an output; each begins a line of its own
 LOOKS: dict[str, dict[str, Any]] = {
     EMPHASIS: {"bold": True},
     DIM: {"dim": True},

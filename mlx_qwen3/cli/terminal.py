@@ -18,8 +18,8 @@ import click
 from .. import interrupt
 from ..errors import UsageError
 from ..report import finite
-from ..table import escape
-from .styles import Part, rendered, styled
+from ..table import Part, escape
+from .styles import rendered, styled
 
 # Characters that json.dumps does not escape, but that mean the same when escaped: further control characters, and bytes
 # of a file name that is not UTF-8.

@@ -8,13 +8,12 @@ from typing import TypeVar
 
 from ..compare.divergence import BUILT_IN, Divergence
 from ..files.dtypes import NAMES
-from ..table import EMPHASIS, GOOD, WARNING, Line, Table, in_one_notation, spans
+from ..table import EMPHASIS, GOOD, WARNING, Line, Part, Table, in_one_notation, spans
 from .certificate import Certificate
 from .plan import Plan
 from .shards import TensorRecord
 from .transform import OutputTensor
 
-Part = str | Line | Table
 Member = TypeVar("Member")
 BESIDE = (".scales", ".biases")  # of a packed weight, made with it
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")  # of a layer or an expert in the name of a tensor

@@ -192,7 +192,7 @@ def _as_unpacked(part: Part, recipe: Recipe) -> Part:
     if part.quantization is None:
         return part
     weight = part.leaves["weight"]
-    return Part(part.name, {"weight": StoredTensor(weight.name, float_dtype(part, None), (), weight.file, 0)}, None)
+    return Part(part.name, {"weight": StoredTensor(weight.name, part.float_dtype, (), weight.file, 0)}, None)
 
 
 def _arrangement(module: Module, runs: Sequence[StoredTensor]) -> str:

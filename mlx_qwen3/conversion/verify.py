@@ -18,12 +18,12 @@ from ..files.hub import resolve
 from ..files.members import members
 from ..files.reading import exists, short
 from ..progress import BYTES, Progress, Stage, silent
-from ..table import GOOD, Line
+from ..table import GOOD, Line, Part
 from .certificate import FILE, Certificate, divergence_figures
 from .parity import StateDifference, check_transformers, compare_with_transformers
 from .remeasure import check_errors
 from .shards import FileRecord, sha256
-from .summary import Part, divergence_table
+from .summary import divergence_table
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,9 @@ from ..files.checkpoint import Checkpoint
 from ..files.hub import resolve
 from ..files.reading import short
 from ..progress import Progress, Stage, silent
-from ..table import GOOD, Line
+from ..table import GOOD, Line, Part
 from .certificate import FILE, Certificate
 from .parity import StateDifference, check_transformers, compare_with_merged, compare_with_transformers
-from .summary import Part
 
 MERGED, TRANSFORMERS, PEFT = (
     "the model with the merged weights",

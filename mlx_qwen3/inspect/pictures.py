@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..compare.flow import NUMBERS
-from ..drawing import ABSENT, FAULT, FIRST, INK, RULE, SECOND, drawable, figure_class, look, whole_ticks
+from ..drawing import ABSENT, FAULT, FIRST, INK, RULE, SECOND, figure_class, heading, look, whole_ticks
 from .attention_pictures import attention_map, first_token
 from .report import Report
 from .router_pictures import router_histogram, router_load
@@ -73,8 +73,8 @@ def draw(report: Report) -> "Figure":
         axes.set_title(panel.title, loc="left", pad=8)
     fault = report.first_fault
     verdict = f"first fault in {fault}" if fault else "no fault"
-    title = drawable(f"{Path(report.source).name}, {report.tokens}, {report.dtype}: {verdict}")
-    figure.suptitle(title if len(title) < 130 else title[:127] + "...", fontsize=13, color=FAULT if fault else INK)
+    title = heading(f"{Path(report.source).name}, {report.tokens}, {report.dtype}: {verdict}")
+    figure.suptitle(title, fontsize=13, color=FAULT if fault else INK)
     looks: list[dict[str, Any]] = [
         {"marker": "s", "markerfacecolor": "none", "markeredgecolor": FAULT, "markeredgewidth": 2},
         {"marker": "o", "markerfacecolor": "white", "markeredgecolor": "black"},

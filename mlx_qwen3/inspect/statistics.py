@@ -1,7 +1,6 @@
 """Mean, spread and range of arrays of any size, computed piece by piece, for the whole array and per head."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -148,10 +147,3 @@ def _statistics(
     variance = m2 / n
     rms = math.sqrt(variance + mean**2)
     return Statistics(total, mean, math.sqrt(variance), rms, low, high, int(nan), int(inf), share)
-
-
-def finite_values(statistics: Statistics, names: tuple[str, ...]) -> Iterator[tuple[str, float]]:
-    """(name, value) of the statistics that have a value."""
-    for name in names:
-        if (value := getattr(statistics, name)) is not None:
-            yield name, value

@@ -69,9 +69,3 @@ def with_capacity(buffer: mx.array, filled: int, capacity: int) -> mx.array:
     if filled:
         made[:, :, :, :filled] = buffer[:, :, :, :filled]
     return made
-
-
-def cleared(buffer: mx.array, first: int, end: int) -> mx.array:
-    """The buffer with zeros in the slots from `first` to `end`. Written in place if nobody else holds the buffer."""
-    B, K, D = buffer.shape[1], buffer.shape[2], buffer.shape[4]
-    return mx.slice_update(buffer, mx.zeros((2, B, K, end - first, D), buffer.dtype), mx.array(first), (3,))

@@ -11,14 +11,16 @@ import mlx.nn as nn
 from .linear import ExpertLinear
 
 
-class AdaptedLinear(nn.Module):
-    """A projection (T, inputs) -> (T, outputs), with a (inputs, r), b (r, outputs), gain (outputs,) or None."""
-
+class _Adapted(nn.Module):
     def __init__(self, base: nn.Module, a: mx.array, b: mx.array, gain: mx.array | None):
         super().__init__()
         self.base, self.a, self.b = base, a, b
         if gain is not None:
             self.gain = gain
+
+
+class AdaptedLinear(_Adapted):
+    """A projection (T, inputs) -> (T, outputs), with a (inputs, r), b (r, outputs), gain (outputs,) or None."""
 
     def __call__(self, x: mx.array) -> mx.array:
         y = self["base"](x)
@@ -53,14 +55,8 @@ class AdaptedExpertLinear(nn.Module):
         return lambda x: base(x) + b(a(x))
 
 
-class AdaptedEmbedding(nn.Module):
+class AdaptedEmbedding(_Adapted):
     """Rows of a matrix by token ids, with a (r, hidden), b (V, r), gain (V,) or None."""
-
-    def __init__(self, base: nn.Module, a: mx.array, b: mx.array, gain: mx.array | None):
-        super().__init__()
-        self.base, self.a, self.b = base, a, b
-        if gain is not None:
-            self.gain = gain
 
     def __call__(self, ids: mx.array) -> mx.array:
         x = self["base"](ids)

@@ -3,10 +3,9 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-from adapting import ATTENTION, write_mlx_lm, write_peft
+from adapting import ATTENTION, refused, write_mlx_lm, write_peft
 from checkpoints import TINY, TINY_MOE
 
-from mlx_qwen3.errors import CheckpointError
 from mlx_qwen3.files.adapters import open_adapter
 from mlx_qwen3.files.config import Qwen3Config
 
@@ -17,11 +16,6 @@ Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return write_peft(tmp_path_factory.mktemp("adapter"))
-
-
-def refused(folder, message, config=CONFIG):
-    with pytest.raises(CheckpointError, match=message):
-        open_adapter(folder, config)
 
 
 def test_every_part_has_its_matrices(folder):

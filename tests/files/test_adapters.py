@@ -3,10 +3,10 @@ import shutil
 import mlx.core as mx
 import numpy as np
 import pytest
-from adapting import write_mlx_lm, write_peft
+from adapting import refused, write_mlx_lm, write_peft
 from checkpoints import TINY
 
-from mlx_qwen3.errors import CheckpointError, SourceError, UsageError
+from mlx_qwen3.errors import SourceError, UsageError
 from mlx_qwen3.files.adapters import merged, open_adapter, unties
 from mlx_qwen3.files.config import Qwen3Config
 
@@ -16,11 +16,6 @@ CONFIG = Qwen3Config.from_hf(TINY)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return write_peft(tmp_path_factory.mktemp("adapter"))
-
-
-def refused(folder, message, config=CONFIG):
-    with pytest.raises(CheckpointError, match=message):
-        open_adapter(folder, config)
 
 
 def test_files_that_cannot_be_used_are_named(folder, tmp_path):
