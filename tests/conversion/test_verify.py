@@ -1,5 +1,6 @@
 """`verify`: every change in a converted folder is found and named."""
 
+import json
 import os
 import shutil
 from dataclasses import replace
@@ -130,13 +131,22 @@ def test_so_is_one_in_any_other_file(converted, name):
             flip(path, position)
 
 
+def means_the_same(content: bytes, flipped: bytes) -> bool:
+    """Another last digit of a number can stand for the same float64."""
+    try:
+        return json.loads(flipped) == json.loads(content)
+    except ValueError:
+        return False
+
+
 def test_so_is_one_in_the_certificate(copy):
     path = copy / "certificate.json"
     for position in range(0, path.stat().st_size, path.stat().st_size // 40):
         content = path.read_bytes()
-        if content[position : position + 1].isspace():  # means the same
-            continue
         flip(path, position)
+        if means_the_same(content, path.read_bytes()):
+            path.write_bytes(content)
+            continue
         with pytest.raises(VerificationError, match=r"certificate\.json"):
             verify(copy)
         path.write_bytes(content)
