@@ -6,8 +6,9 @@ from typing import Any
 
 from ..errors import UsageError
 from ..files.reading import short
-from ..text.tool_calls import CLOSE, OPEN, parameters_of, tool_name
+from ..text.tool_calls import parameters_of, tool_name
 from ..text.tool_types import types_in
+from ..text.whole_call import CLOSE, OPEN
 from .json_schema import rewritten
 from .specs import JSON_OPTIONS, ToolChoice
 

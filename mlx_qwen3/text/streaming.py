@@ -28,7 +28,7 @@ class MarkerScanner:
             end, at, self.found = min(places)  # the one that ends first, so that the pieces' sizes do not matter
             self.held = text[end:]
             return text[:at], True
-        keep = max((_overlap(text, marker) for marker in self._markers), default=0)
+        keep = max((overlap(text, marker) for marker in self._markers), default=0)
         self.held = text[len(text) - keep :]
         return text[: len(text) - keep], False
 
@@ -220,6 +220,6 @@ class ReplyText:
         return pieces if special is None else [*pieces, (special, True)]
 
 
-def _overlap(text: str, marker: str) -> int:
+def overlap(text: str, marker: str) -> int:
     """Length of the longest end of `text` that is a beginning of `marker`."""
     return next((n for n in range(min(len(text), len(marker) - 1), 0, -1) if marker.startswith(text[-n:])), 0)

@@ -3,7 +3,9 @@
 import json
 import re
 
+import coder
 import pytest
+from serving import serving
 
 CHAT = "/v1/chat/completions"
 HOT = {"temperature": 1.5, "top_k": 0, "top_p": 1.0, "max_tokens": 300, "enable_thinking": False}
@@ -98,6 +100,27 @@ def test_required_and_named_calls_bind_at_any_temperature(demo):
         [call] = message(answer)["tool_calls"]
         assert call["function"]["name"] == "get_weather"
         check_trip(json.loads(call["function"]["arguments"]))
+
+
+def test_bound_xml_calls_are_streamed_as_they_are_written(tmp_path):
+    (template := tmp_path / "coder.jinja").write_text(coder.TEMPLATE)
+    note = {"type": "object", "properties": {"note": {"type": "string", "minLength": 60, "maxLength": 90}}}
+    note |= {"required": ["note"], "additionalProperties": False}
+    tool = {"type": "function", "function": {"name": "write", "parameters": note, "strict": True}}
+    asked = {"messages": [{"role": "user", "content": "Hi"}], **HOT, "top_k": 40, "seed": 1, "tools": [tool]}
+    asked |= {"tool_choice": "required", "parallel_tool_calls": False}
+    del asked["enable_thinking"]  # a setting that this template does not have
+    with serving(chat_template=str(template)) as served:
+        status, answer = served.ask(CHAT, asked)
+        events = served.events(CHAT, asked)
+    assert status == 200, answer
+    [call] = message(answer)["tool_calls"]
+    assert 60 <= len(json.loads(call["function"]["arguments"])["note"]) <= 90
+    deltas = [delta for event in events for delta in event["choices"][0]["delta"].get("tool_calls", [])]
+    assert "".join(delta["function"].get("arguments", "") for delta in deltas) == call["function"]["arguments"]
+    assert len(deltas) > 10
+    assert [delta["function"].get("name") for delta in deltas if "id" in delta] == ["write"]
+    assert {delta["index"] for delta in deltas} == {0}
 
 
 def test_tool_choice_none_calls_nothing(demo):

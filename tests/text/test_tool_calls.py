@@ -270,10 +270,15 @@ def test_a_broken_call_ends_where_another_follows():
     assert parsed(f"{broken} and text", "xml") == [f"{broken} and text"]
 
 
+BOUND = {"json": JSON_CALL, "xml": XML_CALL.replace("True", "true")}
+
+
+@pytest.mark.parametrize("style", BOUND)
 @pytest.mark.parametrize("size", [1, 3, 10, 1000])
-def test_a_bound_call_is_told_as_it_is_written(size):
-    text = f"Let me look.\n{JSON_CALL}\n{JSON_CALL}"
-    bound, free = ToolCallParser(TOOLS, "json", bound=True), ToolCallParser(TOOLS, "json")
+def test_a_bound_call_is_told_as_it_is_written(size, style):
+    gap = "\n" if style == "json" else "\n\n"
+    text = f"Let me look.{gap}{BOUND[style]}\n{BOUND[style]}"
+    bound, free = ToolCallParser(TOOLS, style, bound=True), ToolCallParser(TOOLS, style)
     told, whole = [], []
     for start in range(0, len(text), size):
         told += bound.feed(text[start : start + size])
@@ -288,6 +293,33 @@ def test_a_bound_call_is_told_as_it_is_written(size):
     assert "".join(e.text for e in others[0] if isinstance(e, Text)) == "Let me look."
     assert [e for e in others[0] if isinstance(e, CallEnd)] == [e for e in others[1] if isinstance(e, CallEnd)]
     assert [event.name for event in told if isinstance(event, CallBegin)] == ["find", "find"]
+
+
+@pytest.mark.parametrize("text", ["<parameter=text>\n", "<parameter=a>x</tool_call>", CALL_AS_TEXT, *HARD[:3]])
+def test_a_bound_xml_value_ends_as_in_the_grammar(text):
+    """Tags in it count for nothing: decoding is bound, so the first line `</parameter>` ends the value."""
+    text = text.replace("\n</parameter>\n", "</parameter>\n")
+    calls = [("find", {"text": text, "yes": True}), ("now", {})]
+    reply = written(coder.TEMPLATE, calls).replace("\nTrue\n", "\ntrue\n")
+    for size in (1, 7, 1000):
+        parser = ToolCallParser(TOOLS, "xml", bound=True)
+        events = [event for at in range(0, len(reply), size) for event in parser.feed(reply[at : at + size])]
+        assert [(name, json.loads(arguments)) for name, arguments in collected(events)] == calls
+
+
+def test_a_tag_of_a_function_is_text_in_a_bound_reply():
+    """Only after `<tool_call>` is a call bound; this one might not parse."""
+    text = "<function=find>\n<parameter=text>\na"
+    parser = ToolCallParser(TOOLS, "xml", bound=True)
+    assert "".join(event.text for event in [*parser.feed(text), *parser.end()]) == text
+
+
+def test_a_bound_xml_call_that_the_end_cuts():
+    parser = ToolCallParser(TOOLS, "xml", bound=True)
+    cut = XML_CALL[: XML_CALL.index("print")]
+    begin, arguments = parser.feed(cut)
+    assert (begin.name, arguments.delta) == ("find", '{"text": "if a < b:\\n  ')
+    assert parser.end() == [CallCut(0, cut)]
 
 
 def test_a_bound_call_that_the_end_cuts():
