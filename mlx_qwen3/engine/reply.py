@@ -92,7 +92,8 @@ class Collector:
 
     def add(self, step: Chunk) -> None:
         self._times.append(time.perf_counter())
-        self._idle = idle_bytes()
+        if step.finish_reason or len(self._times) % 64 == 2:  # now and then: Ctrl-C may end the reply at any token
+            self._idle = idle_bytes()
         self._result.tokens.append(step.token)
         self._result.text += step.text
         self._result.thinking += step.thinking

@@ -4,6 +4,9 @@ Both become one text, in which a typed `<|im_end|>` looks like the template's ow
 is put between two marks before the template sees it. Marks are characters that occur nowhere else. Afterwards the
 rendered text is cut at the marks: text between two of them was typed. Templates can cut texts too: even a single mark
 still shows where two texts meet.
+
+A mark can keep a template from trimming a text, such as the line breaks after the `</think>` of an earlier reply. So
+the prompt is the text that the template makes without marks, if it differs by nothing but white space.
 """
 
 import json
@@ -46,7 +49,7 @@ class Marks:
     def __init__(self, tokens: Iterable[str], used: Iterable[str] = (), strict: bool = False):
         longest_first = sorted(set(tokens), key=len, reverse=True)  # a token before shorter ones inside it
         choice = "|".join(map(re.escape, longest_first)) or "(?!)"
-        self._exact, self._any_case = re.compile(choice), re.compile(choice, re.IGNORECASE)
+        self.exact, self._any_case = re.compile(choice), re.compile(choice, re.IGNORECASE)
         self._heads = tuple({token[:end] for token in longest_first for end in range(1, len(token))})
         self._tails = tuple({token[start:] for token in longest_first for start in range(1, len(token))})
         self._strict = strict
@@ -74,7 +77,7 @@ class Marks:
 
     def own(self, pieces: Iterable[Piece]) -> list[str]:
         """The control tokens that the template wrote, in order."""
-        return [token for text, typed in pieces if not typed for token in self._exact.findall(text)]
+        return [token for text, typed in pieces if not typed for token in self.exact.findall(text)]
 
     @property
     def clash(self) -> bool:
@@ -84,8 +87,8 @@ class Marks:
     def _mark(self, text: str) -> str:
         self.used.update(_PRIVATE.findall(text))
         begins, ends = text.startswith(self._tails), text.endswith(self._heads)
-        marked = (self._any_case if self._strict else self._exact).sub(f"{self._open}\\g<0>{self._close}", text)
-        self.near = self.near or begins or ends or len(self._any_case.findall(text)) > len(self._exact.findall(text))
+        marked = (self._any_case if self._strict else self.exact).sub(f"{self._open}\\g<0>{self._close}", text)
+        self.near = self.near or begins or ends or len(self._any_case.findall(text)) > len(self.exact.findall(text))
         return f"{self._open * (self._strict and begins)}{marked}{self._close * (self._strict and ends)}"
 
 
@@ -100,7 +103,9 @@ def render_literal(render: Callable[[Marks], str], tokens: Iterable[str], source
     if marks.near:
         strict, others = _render(render, tokens, source, strict=True)
         if strict.own(others) != marks.own(pieces):
-            return LiteralText(others)
+            pieces = others
+    if len(pieces) > 1:  # there are marks
+        pieces = _retold(pieces, render(Marks(())), marks.exact)
     return LiteralText(pieces)
 
 
@@ -116,6 +121,35 @@ def _render(
         marks = Marks(tokens, marks.used, strict)
         text = render(marks)
     return marks, marks.cut(text)
+
+
+def _retold(pieces: list[Piece], text: str, token: re.Pattern[str]) -> list[Piece]:
+    """The pieces of a text that differs from theirs by nothing but white space; else the pieces themselves."""
+    marked, plain = _places(pieces, token), _places([(text, False)], token)
+    if [place for place, _ in marked] != [place for place, _ in plain]:
+        return pieces
+    found, at = list[Piece](), 0
+    for match, (_, typed) in zip(token.finditer(text), marked, strict=False):  # the last place is that of the end
+        if typed:
+            found += [(text[at : match.start()], False), (match[0], True)]
+            at = match.end()
+    return [(part, typed) for part, typed in [*found, (text[at:], False)] if part]
+
+
+def _places(pieces: Sequence[Piece], token: re.Pattern[str]) -> list[tuple[tuple[str, str], bool]]:
+    """Each control token with the text before it, without white space, and whether it was typed; then the end."""
+    places, before = list[tuple[tuple[str, str], bool]](), ""
+    for text, typed in pieces:
+        at = 0
+        for match in token.finditer(text):
+            places.append(((_packed(before + text[at : match.start()]), match[0]), typed))
+            before, at = "", match.end()
+        before += text[at:]
+    return [*places, ((_packed(before), ""), False)]
+
+
+def _packed(text: str) -> str:
+    return "".join(text.split())
 
 
 def _written(mark: str) -> str:
