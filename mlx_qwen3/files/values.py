@@ -118,9 +118,12 @@ def cast(array: mx.array, dtype: mx.Dtype, name: str) -> mx.array:
         return array
     result = array.astype(dtype)
     if dtype == mx.float16 and mx.any(mx.isinf(result) & ~mx.isinf(array)).item():
-        largest = mx.max(mx.abs(array)).item()
-        raise CheckpointError(f"{name} reaches {largest:g}, past float16's 65504; use bf16 or fp32")
+        raise _too_large(mx.max(mx.abs(array)).item(), name)
     return result
+
+
+def _too_large(value: Any, name: str) -> CheckpointError:
+    return CheckpointError(f"{name} reaches {value:g}, past float16's 65504; use bf16 or fp32")
 
 
 def to_mlx(array: np.ndarray) -> mx.array:
@@ -154,6 +157,27 @@ def to_float32(raw: Buffer | np.ndarray, dtype: mx.Dtype, out: Floats | None = N
     if dtype == mx.float16:
         return np.frombuffer(raw, np.float16).astype(np.float32)
     return np.frombuffer(raw, np.float32)
+
+
+def rounded(values: Floats, dtype: mx.Dtype, name: str) -> np.ndarray:
+    """The bits of float32 values in another float dtype: those of `cast`, but NaN may become any value.
+
+    Raises CheckpointError if float16 cannot hold a value.
+    """
+    if dtype == mx.float32:
+        return values.view(np.uint32)
+    if dtype == mx.float16:
+        with np.errstate(over="ignore"):
+            halves = values.astype(np.float16)
+        if (np.isinf(halves) & ~np.isinf(values)).any():
+            raise _too_large(np.abs(values).max(), name)
+        return halves.view(np.uint16)
+    codes = values.view(np.uint32)
+    result = (codes >> 16) & 1  # of two that are equally near, the even one
+    result += 0x7FFF
+    result += codes
+    result >>= 16
+    return result.astype(np.uint16)
 
 
 def unpack(packed: Codes, bits: int) -> Codes:

@@ -7,6 +7,7 @@ from adapting import refused, write_mlx_lm, write_peft
 from checkpoints import TINY
 
 from mlx_qwen3.errors import SourceError, UsageError
+from mlx_qwen3.files import adapters as adapters_module
 from mlx_qwen3.files.adapters import merged, open_adapter, unties
 from mlx_qwen3.files.config import Qwen3Config
 
@@ -70,6 +71,13 @@ def test_rows_are_merged_in_blocks(tmp_path):
     blocks = [merged(weight[rows : rows + 20], part, adapters, rows) for rows in (0, 20, 40)]
     assert np.abs(np.concatenate(blocks) - expected).max() < 1e-5
     assert merged(weight, "layers.0.mlp.up_proj", [], 0) is weight
+
+
+def test_a_product_in_pieces_is_the_whole_product(monkeypatch):
+    monkeypatch.setattr(adapters_module, "PIECE", 16 * 5 * 7)  # 7 columns of a rank of 5
+    rng = np.random.default_rng(0)
+    b, a = rng.normal(size=(35, 5)).astype(np.float32), rng.normal(size=(5, 23)).astype(np.float32)
+    assert np.abs(adapters_module._product(b, a) - b.astype(np.float64) @ a).max() < 2e-6
 
 
 def test_whether_a_tied_model_gets_two_matrices(folder, tmp_path):

@@ -18,7 +18,7 @@ from mlx_qwen3.errors import CheckpointError
 from mlx_qwen3.files import headers
 from mlx_qwen3.files.checkpoint import Checkpoint
 from mlx_qwen3.files.quantization import Quantization
-from mlx_qwen3.files.values import E2M1, E4M3, E8M0, dequantize, read_rows, stacked, to_mlx
+from mlx_qwen3.files.values import E2M1, E4M3, E8M0, bits_of, dequantize, read_rows, rounded, stacked, to_mlx
 
 
 @pytest.mark.parametrize("dtype", "bool uint8 uint16 uint32 int32 int64 float16 float32 float64".split())
@@ -75,6 +75,22 @@ def test_any_rows_of_a_stored_matrix_are_read_alone(spec, tmp_path):
 def small_pieces(monkeypatch):
     """Every tensor is read in many pieces, several at a time, as large ones are."""
     monkeypatch.setattr(headers, "CHUNK", 64)
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16, mx.float32], ids=str)
+def test_numpy_rounds_as_mlx_does(dtype):
+    high = np.arange(1 << 16, dtype=np.uint32)[:, None] << 16
+    low = np.array([0, 1, 0x0FFF, 0x1000, 0x1001, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
+    values = (high | low).view(np.float32)
+    values = values[np.abs(values) < 65504] if dtype == mx.float16 else values[~np.isnan(values)]
+    assert (rounded(values, dtype, "w") == bits_of(mx.array(values).astype(dtype))).all()
+
+
+def test_values_past_float16_are_refused_but_infinities_stay():
+    values = np.array([1, -70000, np.inf], np.float32)
+    with pytest.raises(CheckpointError, match="w reaches inf, past float16's 65504"):
+        rounded(values, mx.float16, "w")
+    assert (rounded(values[[0, 2]], mx.float16, "w").view(np.float16) == [1, np.inf]).all()
 
 
 def test_pieces_that_are_read_together_make_the_whole(tiny, small_pieces):
