@@ -83,7 +83,7 @@ class Costs:
     """What one model takes, in bytes; `weights` are those of its weights."""
 
     def __init__(self, config: Qwen3Config, dtype: mx.Dtype, kv_bits: int | None = None, weights: int = 0):
-        self._config, self._size, self._packed = config, dtype.size, kv_bits is not None
+        self._config, self._dtype, self._packed = config, dtype, kv_bits is not None
         self.weights = weights
         self._slot = _slot_bytes(config, dtype, kv_bits)
 
@@ -108,7 +108,7 @@ class Costs:
         config = self._config
         heads = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
         # MLX's CPU frees results some 50 operations late, and SwiGLU by powers has more operations.
-        powers = not kernels.on_gpu() and self._size == 4 and tokens * max(config.active_widths) >= kernels.MANY
+        powers = not kernels.on_gpu() and kernels.many(self._dtype, tokens * max(config.active_widths))
         mlp = 4 * max(config.active_widths)
         if config.moe:  # scores of all experts, and the input and output of the chosen, sorted and not
             mlp += 4 * config.moe.num_experts + 4 * config.moe.num_experts_per_tok * config.hidden_size
@@ -118,9 +118,9 @@ class Costs:
         scores = 0 if kernels.on_gpu() else cpu.score_bytes(config, queries, keys)
         # For many queries, the packed keys and values of a layer are unpacked.
         read = keys if tokens > kernels.FEW_QUERIES else 0
-        layer = 2 * config.num_key_value_heads * config.head_dim * (read + 2 * tokens) * self._size * self._packed
+        layer = 2 * config.num_key_value_heads * config.head_dim * (read + 2 * tokens) * self._dtype.size * self._packed
         logits = 1 if tokens > kernels.FEW_QUERIES else tokens  # of a prompt those of the last token alone
-        return rows * (tokens * values * self._size + scores + layer + logits * 4 * 4 * config.vocab_size)
+        return rows * (tokens * values * self._dtype.size + scores + layer + logits * 4 * 4 * config.vocab_size)
 
 
 class Memory:

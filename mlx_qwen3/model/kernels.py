@@ -159,7 +159,8 @@ def attend(q: mx.array, kv: mx.array, scale: float, mask: Mask) -> mx.array:
     if not on_gpu() and L == 1:
         return cpu.attend_one(q, kv, scale, mask if isinstance(mask, mx.array) else None)
     if not on_gpu() and L >= PROMPT and not isinstance(mask, mx.array):
-        return cpu.attend(q, kv, scale, mask == "causal", _pays(q.dtype, B * H * L * kv.shape[3]))
+        compiled = many(q.dtype, B * H * L * kv.shape[3]) and can_compile()
+        return cpu.attend(q, kv, scale, mask == "causal", compiled)
     # slices, because kv[0] is a gather, which copies
     return mx.fast.scaled_dot_product_attention(q, kv[0, :], kv[1, :], scale=scale, mask=mask)
 
@@ -198,15 +199,15 @@ def swiglu(gate_up: mx.array) -> mx.array:
     gate, up = mx.split(gate_up, 2, axis=1)
     if on_gpu():
         return _fused_swiglu(gate, up)
-    if _pays(gate.dtype, gate.size):
+    if many(gate.dtype, gate.size) and can_compile():
         return cpu.swiglu(gate, up)
     one = len(gate) == 1  # token, whose numbers are too few to pay for more operations
     return _swiglu(gate, up) if one or gate.dtype != mx.float32 else gate / (1 + cpu.exp(-gate)) * up
 
 
-def _pays(dtype: mx.Dtype, exponentials: int) -> bool:
-    """Whether so many exponentials are computed by `cpu.exp2`. g++ compiles it, so short prompts do without."""
-    return exponentials >= MANY and dtype == mx.float32 and can_compile()
+def many(dtype: mx.Dtype, exponentials: int) -> bool:
+    """Whether a CPU computes so many exponentials by `cpu.exp2`. g++ compiles it, so short prompts do without."""
+    return exponentials >= MANY and dtype == mx.float32
 
 
 def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
