@@ -5,7 +5,7 @@ import math
 import queue
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from pathlib import Path
@@ -57,6 +57,8 @@ class Reply:
         self._over = not isinstance(event, Chunk) or event.finish_reason is not None
         if event is None:
             raise StopIteration
+        if isinstance(event, StopIteration):  # of a row's own code; raised here it would look like the end
+            raise RuntimeError("the code of a reply raised StopIteration") from event
         if isinstance(event, Exception):
             raise event
         return event
@@ -69,9 +71,14 @@ class Reply:
             self._wake.notify()
 
     def _put(self, event: Event) -> None:
-        if not self._complete:
-            self._complete = not isinstance(event, Chunk) or event.finish_reason is not None
+        if self._complete:
+            return
+        self._complete = not isinstance(event, Chunk) or event.finish_reason is not None
+        try:
             self._hear(event)
+        except Exception as error:  # of the listener
+            self._speaker.row.ended = True
+            self._put(error)
 
 
 class Engine:
@@ -175,8 +182,8 @@ class Engine:
         """Begin a reply. Raises EngineError if the engine is closed, MemoryBudgetError if the request can never fit.
 
         A `listener` gets the events instead of the iteration: each chunk; an error that ends the reply; None if it is
-        cancelled. It is called in the engine's thread, which waits for it, or in the one that cancels, and must not
-        raise.
+        cancelled. It is called in the engine's thread, which waits for it, or in the one that cancels. If it raises,
+        its reply ends, and it gets that error.
         """
         if not isinstance(request, Request):
             raise UsageError(f"a request is of type {type(request).__name__}; submit takes what `prepare` returns")
@@ -219,8 +226,8 @@ class Engine:
         try:
             for row, event in self._scheduler.step():
                 self._tell(row, event)
-        except Exception as error:  # an error of the scheduler: the running replies are lost, but the engine continues
-            self._end_all(error)
+        except Exception as error:  # an error of the scheduler: its replies are lost, but the engine continues
+            self._end(self._replies.values(), error)
             self._scheduler = self._new_scheduler()
         self._replies = {row: reply for row, reply in self._replies.items() if not reply._complete}
 
@@ -241,10 +248,14 @@ class Engine:
                 self._wake.wait()
             return self._closing is None
 
-    def _end_all(self, error: Exception) -> None:
+    def _end_all(self) -> None:
+        """The thread ends: so must every reply, and no request may come after them."""
         with self._wake:
-            replies = [*self._replies.values(), *self._new]
-            self._new = []
+            reason = self._closing = self._closing or EngineError("the engine's thread has ended by an error")
+            new, self._new = self._new, []
+        self._end([*self._replies.values(), *new], reason)
+
+    def _end(self, replies: Iterable[Reply], error: Exception) -> None:
         for reply in replies:
             reply._speaker.row.ended = True
             reply._put(error)
@@ -276,7 +287,7 @@ def _loop(engine: Engine) -> None:
         while engine._wait():
             engine.step()
     finally:  # whatever happens, nobody waits for a thread that has ended
-        engine._end_all(engine._closing or EngineError("the engine's thread has ended by an error"))
+        engine._end_all()
     for _ in engine._scheduler.close():
         pass
     if engine._scheduler.prefixes:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..model.cache import KVCache
 from ..model.qwen3 import Qwen3
-from .batch import Batch
+from .batch import SIZES, Batch
 from .beginnings import shared_length
 from .grouping import WORTH_SHARING, together, waits
 from .memory import Memory
@@ -76,7 +76,8 @@ class Scheduler:
 
     @property
     def _prefilling(self) -> list[Row]:
-        return self._prompt[0] if self._prompt else []
+        prompt = self._prompt  # read once: another thread may ask for `waiting`
+        return prompt[0] if prompt else []
 
     @property
     def busy(self) -> bool:
@@ -183,7 +184,8 @@ class Scheduler:
         """The next row, and those after it whose prompts should be computed in the same pass."""
         rows: list[Row] = []
         left: list[int] = []
-        while self._waiting and len(self.running) + len(rows) < self._max_rows and self._fit([*rows, self._waiting[0]]):
+        most = min(self._max_rows - len(self.running), SIZES[-1])
+        while self._waiting and len(rows) < most and self._fit([*rows, self._waiting[0]]):
             row = self._waiting[0]
             if not row.ended:
                 if rows and row.adapter != rows[0].adapter:

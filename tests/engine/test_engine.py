@@ -12,7 +12,7 @@ import pytest
 from mlx_qwen3 import load
 from mlx_qwen3.engine import batch
 from mlx_qwen3.engine.engine import Engine
-from mlx_qwen3.engine.reply import generate
+from mlx_qwen3.engine.reply import Chunk, generate
 from mlx_qwen3.engine.request import ReplyOptions, prepare
 from mlx_qwen3.engine.sampling import SamplingParams
 from mlx_qwen3.errors import EngineError, UsageError
@@ -187,6 +187,60 @@ def test_a_listener_hears_what_the_iteration_gives(demo):
         heard.clear()
         engine.submit(request(demo, TEXTS[0]), listen).cancel()
         assert heard[-1] is None
+
+
+def test_a_listener_that_raises_ends_its_own_reply(demo):
+    heard = []
+
+    def listen(event):
+        heard.append(event)
+        raise KeyError(len(heard))
+
+    with Engine(*demo) as engine:
+        kept = engine.submit(request(demo, TEXTS[0]))
+        engine.submit(request(demo, TEXTS[3]), listen)
+        assert said(kept) == generate(*demo, TEXTS[0], sampling=SamplingParams(temperature=0)).tokens
+        assert said(engine.submit(request(demo, TEXTS[3])))
+        engine.submit(request(demo, TEXTS[0]), listen)
+    assert [type(event) for event in heard] in ([Chunk, KeyError] * 2, [Chunk, KeyError, EngineError])
+
+
+def test_stop_iteration_of_a_reply_is_an_error_and_not_its_end(demo, monkeypatch):
+    with Engine(*demo) as engine:
+        broken = engine.submit(request(demo, TEXTS[0]))
+        monkeypatch.setattr(broken._speaker, "say", lambda token: next(iter(())))
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            list(broken)
+
+
+def test_more_rows_than_a_batch_has_slots(demo):
+    """Their prompts are so short that one pass could compute them all."""
+    prompts = [[first, 6, 7] for first in range(5, 45)]
+    options = {"sampling": SamplingParams(temperature=0), "max_tokens": 3}
+    with Engine(*demo, max_rows=50) as engine:
+        blocker = engine.submit(request(demo, TEXTS[0]))  # so that the others wait together
+        replies = [engine.submit(request(demo, prompt, **options)) for prompt in prompts]
+        found = [said(reply) for reply in replies]
+        assert said(blocker)
+    assert found[-3:] == [generate(*demo, prompt, **options).tokens for prompt in prompts[-3:]]
+    assert all(found)
+
+
+def test_an_engine_whose_thread_dies_says_so(demo, monkeypatch):
+    class Deadly(BaseException):
+        pass
+
+    def die():
+        raise Deadly
+
+    engine = Engine(*demo)
+    monkeypatch.setattr(threading, "excepthook", lambda error: None)
+    monkeypatch.setattr(engine._scheduler, "step", die)
+    with pytest.raises(EngineError, match="has ended by an error"):
+        list(engine.submit(request(demo, TEXTS[0])))
+    assert not engine.alive
+    with pytest.raises(EngineError, match="has ended by an error"):
+        engine.submit(request(demo, TEXTS[0]))
 
 
 def test_replies_of_one_prompt_and_seed_are_told_apart_by_their_number(demo):
