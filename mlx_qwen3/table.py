@@ -2,10 +2,11 @@
 
 import math
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
-from textwrap import TextWrapper, wrap
+from textwrap import TextWrapper
 from typing import NamedTuple
 
 EMPHASIS, DIM, GOOD, WARNING, BAD = STYLES = ("emphasis", "dim", "good", "warning", "bad")
@@ -18,6 +19,9 @@ MOST = 1e7  # larger numbers are faults, and need an exponent
 # Control characters change a terminal: colours, cursor, title, clipboard. Text from a checkpoint or a model must not do
 # this. Allowed are line feed, tab and a carriage return before a line feed.
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?!\n)")
+HALF = "\x00"  # stands for the second column of a wide character while text is folded
+WORDS = re.compile(rf"([ ]+|(?<={HALF}))")  # where a line may end: at spaces, and after a wide character
+NAMES = re.compile(rf"([ ]+|(?<={HALF})|(?<=[./])(?=[A-Za-z]))")  # and inside names, after a point or a slash
 Cells = Sequence[str]
 
 
@@ -31,6 +35,38 @@ class Line(NamedTuple):
 def escape(text: str) -> str:
     """Text for a terminal: ESC becomes the four characters \\x1b, and so on."""
     return CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+
+
+def columns_of(text: str) -> int:
+    """How many columns of a terminal text fills: Chinese characters and most emoji fill two, accents none."""
+    return len(text) if text.isascii() else sum(map(_columns, text))
+
+
+def _columns(character: str) -> int:
+    if unicodedata.category(character) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def padded(text: str, width: int, right: bool = False) -> str:
+    """Text with spaces behind it, or with `right` before it, up to so many columns."""
+    spaces = " " * (width - columns_of(text))
+    return spaces + text if right else text + spaces
+
+
+def folded(
+    text: str, width: int, indent: str = "", first: str = "", ends: re.Pattern[str] = WORDS, any_length: bool = True
+) -> list[str]:
+    """Lines of at most `width` columns: `first` before the first, `indent` before the others.
+
+    `any_length`: words that are longer than a line are cut; else they stay whole.
+    """
+    folder = TextWrapper(
+        width, initial_indent=first, subsequent_indent=indent, break_long_words=any_length, break_on_hyphens=False
+    )
+    folder.wordsep_simple_re = ends
+    held = "".join(c + HALF * (_columns(c) == 2) for c in text) if not text.isascii() else text
+    return [line.replace(HALF, "") for line in folder.wrap(held)]
 
 
 def in_one_notation(values: Sequence[float | None], digits: int = 3) -> list[str]:
@@ -92,21 +128,19 @@ class Table:
         If the table is wider, it loses columns; then the cells of text are folded. None: as wide as it is.
         """
         margin, mark = ("  ", "! ") if self.title or self.marked else ("", "")
-        columns = [self._column(index) for index in range(len(self.columns))]
-        shown, widths = self._fit(columns, (UNLIMITED if width is None else width) - len(margin))
-        lines = [Line(text, EMPHASIS) for text in wrap(self.title, width or UNLIMITED, subsequent_indent=margin)]
+        cells_of = [self._column(index) for index in range(len(self.columns))]
+        shown, widths = self._fit(cells_of, (UNLIMITED if width is None else width) - len(margin))
+        lines = [Line(text, EMPHASIS) for text in folded(escape(self.title), width or UNLIMITED, margin)]
         for row in range(len(self.rows) + 1):
-            cells = [columns[index][row] for index in shown]
+            cells = [cells_of[index][row] for index in shown]
             before, style = (mark, BAD) if row - 1 in self.marked else (margin, self._style(row - 1))
             sides = [self.align[index] for index in shown]
-            lines += [Line((before + text).rstrip(), style) for text in _folded(cells, widths, sides)]
+            lines += [Line((before + text).rstrip(), style) for text in _row(cells, widths, sides)]
         hidden = [name for index, name in enumerate(self.columns) if index not in shown]
         notes = [*self.notes, *([f"not shown at this width: {'; '.join(hidden)}"] if hidden else [])]
         room = min(width or WIDTH, WIDTH)
         for note in map(escape, notes):
-            lines += [
-                Line(text, DIM) for text in wrap(note, room, initial_indent=margin, subsequent_indent=margin + "  ")
-            ]
+            lines += [Line(text, DIM) for text in folded(note, room, margin + "  ", margin)]
         return lines
 
     def markdown(self) -> str:
@@ -129,10 +163,10 @@ class Table:
             cells = [cell + " " * (max(behind) - own) for cell, own in zip(cells, behind, strict=True)]
         return cells
 
-    def _fit(self, columns: Sequence[Cells], room: int) -> tuple[list[int], list[int]]:
+    def _fit(self, cells_of: Sequence[Cells], room: int) -> tuple[list[int], list[int]]:
         """(the columns to show, their widths)."""
-        shown = list(range(len(columns)))
-        widths = [max(map(len, column)) for column in columns]
+        shown = list(range(len(cells_of)))
+        widths = [max(map(columns_of, cells)) for cells in cells_of]
 
         def excess() -> int:
             return sum(widths[index] for index in shown) + len(GAP) * (len(shown) - 1) - room
@@ -151,19 +185,12 @@ class Table:
 Part = str | Line | Table  # of an output; each begins a line of its own
 
 
-class _Folder(TextWrapper):
-    """Breaks lines at spaces, and names also after a point or a slash."""
-
-    wordsep_simple_re = re.compile(r"([ ]+|(?<=[./])(?=[A-Za-z]))")
-
-
-def _folded(cells: Cells, widths: Sequence[int], sides: Sequence[str]) -> Iterator[str]:
+def _row(cells: Cells, widths: Sequence[int], sides: Sequence[str]) -> Iterator[str]:
     """The lines of one row: a cell of text that is wider than its column goes on below."""
     parts = [
-        (_Folder(width, break_on_hyphens=False).wrap(cell) or [""]) if len(cell) > width else [cell]
+        (folded(cell, width, ends=NAMES) or [""]) if columns_of(cell) > width else [cell]
         for cell, width in zip(cells, widths, strict=True)
     ]
     for number in range(max(map(len, parts))):
         line = [part[number] if number < len(part) else "" for part in parts]
-        padded = zip(line, widths, sides, strict=True)
-        yield GAP.join(cell.ljust(width) if side == "l" else cell.rjust(width) for cell, width, side in padded)
+        yield GAP.join(padded(cell, width, side != "l") for cell, width, side in zip(line, widths, sides, strict=True))

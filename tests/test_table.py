@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlx_qwen3.table import BAD, DIM, EMPHASIS, WARNING, Line, Table, in_one_notation
+from mlx_qwen3.table import BAD, DIM, EMPHASIS, WARNING, Line, Table, columns_of, in_one_notation
 
 TABLE = Table("Sizes", ("name", "count", "remark"), [["a", "5", "small"], ["long", "1,000", ""]], "lrl", frozenset({1}))
 WIDE = Table(
@@ -101,3 +101,19 @@ def test_a_table_has_a_cell_and_an_alignment_for_every_column(rows, align):
 )
 def test_a_column_has_one_notation(values, shown):
     assert in_one_notation(values) == shown
+
+
+def test_wide_characters_fill_two_columns_and_accents_none():
+    assert [columns_of(text) for text in ("abc", "你好", "a你", "e\u0301", "😀", "")] == [3, 4, 3, 1, 2, 0]
+    lines = Table("", ("name", "n"), [["你好", "5"], ["cafe\u0301", "12"]], "lr").text().splitlines()
+    assert lines == ["name   n", "你好   5", "cafe\u0301  12"]
+
+
+@pytest.mark.parametrize("width", [20, 33, 40])
+def test_wide_text_is_folded_between_its_characters(width):
+    text = "模型的输出 mixed with words, 今天天气怎么样我们去公园散步吧"
+    table = Table(text, ("text", "n"), [[text, "5"]], "lr", notes=(text,))
+    lines = table.text(width).splitlines()
+    assert max(map(columns_of, lines)) <= width
+    assert "".join("".join(lines).split()).count("今天天气怎么样我们去公园散步吧") >= 2
+    assert max(map(columns_of, lines)) >= width - 2  # room is used

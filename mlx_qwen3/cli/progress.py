@@ -66,7 +66,8 @@ class Bar:
     def _rate(self, stage: Stage) -> str:
         if stage.unit != BYTES:
             return f"{self._done} of {stage.total} {stage.unit}"
-        amount = f"{self._done / 1e9:.3f} of {stage.total / 1e9:.3f} GB"
+        size, name, digits = (1e9, "GB", 3) if stage.total >= 1e9 else (1e6, "MB", 1)
+        amount = f"{self._done / size:.{digits}f} of {stage.total / size:.{digits}f} {name}"
         seconds = time.monotonic() - self._began  # from the first report, whose own time is not known
         later = self._done - self._first
         return f"{amount}, {later / seconds / 1e6:,.0f} MB/s" if later and seconds else amount
@@ -92,5 +93,6 @@ def bar_line(stage: str, share: float, text: str, columns: int) -> str:
     before, after = f"{stage} [", f"] {share:4.0%}  {text}"
     cells = room - len(before) - len(after)
     if cells < FEWEST:
-        return f"{stage} {share:4.0%}  {text}"[:room]
+        line = f"{stage} {share:4.0%}  {text}"
+        return line if len(line) <= room else line.rpartition(", ")[0][:room] or line[:room]
     return f"{before}{'#' * round(share * cells):-<{cells}}{after}"

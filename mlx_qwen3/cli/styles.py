@@ -3,12 +3,11 @@
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from textwrap import wrap
 from typing import Any
 
 import click
 
-from ..table import BAD, DIM, EMPHASIS, GOOD, WARNING, Line, Part, Table, escape
+from ..table import BAD, DIM, EMPHASIS, GOOD, WARNING, Line, Part, Table, columns_of, escape, folded
 
 LOOKS: dict[str, dict[str, Any]] = {
     EMPHASIS: {"bold": True},
@@ -33,25 +32,24 @@ def dumb() -> bool:
 def rendered(parts: Sequence[Part], stream: Any, harmless: bool) -> str:
     """What to write to a stream: as wide as its terminal, with its styles. `harmless`: control characters are shown."""
     width = shutil.get_terminal_size().columns if stream.isatty() else None
-    lines = [line for part in parts for line in _lines(part, width)]
+    lines = [line for part in parts for line in _lines(part, width, harmless)]
     lines = [Line(escape(line.text), line.style) for line in lines] if harmless else lines
     return "\n".join(map(_painted, lines) if styled(stream) else (line.text for line in lines))
 
 
-def _lines(part: Part, width: int | None) -> Iterator[Line]:
+def _lines(part: Part, width: int | None, harmless: bool) -> Iterator[Line]:
     if isinstance(part, Table):
         yield from part.lines(width)
     elif isinstance(part, Line):
-        yield from (Line(text, part.style) for text in _wrapped(part.text, width))
+        yield from (Line(text, part.style) for text in _wrapped(escape(part.text) if harmless else part.text, width))
     else:
         yield from map(Line, part.split("\n"))
 
 
 def _wrapped(text: str, width: int | None) -> list[str]:
-    if width is None or len(text) <= width:
+    if width is None or columns_of(text) <= width:
         return [text]
-    indent = " " * (len(text) - len(text.lstrip()) + 2)
-    return wrap(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return folded(text, width, " " * (len(text) - len(text.lstrip()) + 2), any_length=False)
 
 
 def _painted(line: Line) -> str:

@@ -49,9 +49,9 @@ def _made(quantize: str | None, layout: str, dtype: str, tensors: int) -> Line:
     return Line(f"made    {packed}{dtype}, layout {layout}, {tensors} tensors", EMPHASIS)
 
 
-def _size(before: int, after: int, bits: float) -> str:
+def _size(before: int, after: int, bits: float) -> Line:
     unit, name = (1e9, "GB") if max(before, after) >= 1e9 else (1e6, "MB")
-    return f"size    {after / unit:.2f} {name}, was {before / unit:.2f} {name}; {bits:.3f} bits per weight"
+    return Line(f"size    {after / unit:.2f} {name}, was {before / unit:.2f} {name}; {bits:.3f} bits per weight")
 
 
 def difference(divergence: Divergence | None) -> Line:

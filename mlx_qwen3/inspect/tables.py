@@ -17,7 +17,7 @@ from .tensors import TensorRow, collapsed
 
 COLUMNS = ("mean", "std", "rms", "min", "max", "NaN", "Inf")
 NUMERIC = "r" * len(COLUMNS)  # the alignment of these columns
-DROP = ("NaN", "Inf", "rms")  # of them, on a narrow terminal; the verdict says if a number is not finite
+DROP = ("NaN", "Inf", "rms", "mean", "std")  # of them, on a narrow terminal; the verdict says if one is not finite
 # What the table of layers shows: (heading, step, statistic)
 OVERVIEW = (
     ("residual rms", "output", "rms"),
@@ -76,7 +76,7 @@ def weights(report: Report, full: bool) -> Table:
     marked = frozenset(index for index, row in enumerate(shown) if row.sick)
     unusual = frozenset(index for index, row in enumerate(shown) if row.warnings)
     columns = ("tensor", "shape", "dtype", "parameters", *COLUMNS, "zeros")
-    drop = ("zeros", *DROP, "dtype", "parameters", "mean")
+    drop = ("zeros", "NaN", "Inf", "rms", "dtype", "parameters", "mean")
     return Table("Weights, as stored", columns, rows, "lllr" + NUMERIC + "r", marked, notes, drop, unusual)
 
 
@@ -154,7 +154,7 @@ def overview(report: Report) -> Table:
         "r" * (len(OVERVIEW) + 1) + "l",
         frozenset(marked),
         report.rules.notes,
-        ("q std", "k std", "score std", "on 1st token", "v std"),
+        ("q std", "k std", "score std", "on 1st token", "v std", "entropy", "|act| max"),
         frozenset(odd),
     )
 

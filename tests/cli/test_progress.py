@@ -53,6 +53,17 @@ def test_a_stage_is_drawn_in_one_line(screen, columns, begin):
     assert " 50%  6.173 of 12.346 GB" in drawn[-1]
 
 
+def test_small_amounts_are_in_megabytes(screen):
+    with Bar(None) as bar:
+        bar(Stage("writing", 2_860_000, BYTES), 1_430_000)
+    assert " 50%  1.4 of 2.9 MB" in screen.getvalue()
+
+
+def test_a_narrow_line_loses_its_rate_and_not_half_of_it():
+    assert bar_line("hashing", 0.5, "6.173 of 12.346 GB, 1,234 MB/s", 40) == "hashing  50%  6.173 of 12.346 GB"
+    assert bar_line("hashing", 0.5, "6.173 of 12.346 GB", 20) == "hashing  50%  6.173"
+
+
 def test_every_stage_has_a_line_of_its_own(screen):
     with Bar(None) as bar:
         bar(Stage("writing", 10, "tensors"), 10)
