@@ -5,7 +5,7 @@ It compares ratios, not times, because ratios depend less on the load of the mac
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,13 @@ def read_baseline(path: Path, margin: float) -> dict[str, Any]:
     except (KeyError, TypeError, AttributeError):
         pass
     raise UsageError(f"--check {path} is not what --json of this version writes; measure a new baseline")
+
+
+def sizes_of(baseline: dict[str, Any], options: Options) -> Options:
+    """The options with the baseline's prompts and replies, if they may be chosen."""
+    settings = baseline["settings"]
+    lengths, generate = tuple(settings["prompt_tokens"]), settings["generate"]
+    return replace(options, prompt_tokens=lengths, generate=generate, fit=False) if options.fit else options
 
 
 def check_plan(options: Options, config: Qwen3Config, names: Sequence[str], baseline: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ N bytes of the weights
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..files.config import Qwen3Config
 from .mixes import ARRIVAL, MIXES, SHARES
@@ -14,6 +15,7 @@ from .prompts import SETTLE
 from .roofline import prefill_operations
 from .rounds import BUDGET, FEWEST
 from .serving_report import Serving
+from .sizes import SMALLER
 
 START = 3.0  # seconds until a contestant's libraries are loaded
 READ = 1e9  # bytes per second, from a file
@@ -25,6 +27,10 @@ QUESTION = 50  # tokens of a short prompt
 
 def of_replies(options: Options, entries: Sequence[Contestant], config: Qwen3Config, N: int) -> float:
     """Seconds of a whole run."""
+    if options.fit:
+        lengths, made = SMALLER[-1]
+        smallest = of_replies(replace(options, prompt_tokens=lengths, generate=made, fit=False), entries, config, N)
+        return max(BUDGET, smallest)
     start = len(entries) * (START + N / READ)
     once = sum(_reply(options, entry, config, N, length) for entry in entries for length in options.prompt_tokens)
     for rows in options.rows:

@@ -63,7 +63,7 @@ class Options:
     """`against`: names, such as mlx-lm or mlx-lm:fp32. None: all that are installed and can read the checkpoint.
 
     `rows`: numbers of requests that run at once, each with a prompt of the shortest length. `repeat`: None for as many
-    rounds as end in about a minute, at most 5.
+    rounds as end in about a minute, at most 5. `fit`: make prompts and replies smaller if they would take longer.
     """
 
     source: str
@@ -77,6 +77,7 @@ class Options:
     rows: tuple[int, ...] = ()
     weights: str | None = None  # of this package, see `mlx_qwen3.load`
     adapters: tuple[str, ...] = ()  # each FOLDER|HUBID[=SCALE], for all contestants
+    fit: bool = False
 
     def __post_init__(self) -> None:
         """Raises UsageError."""

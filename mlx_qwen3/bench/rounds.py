@@ -50,6 +50,10 @@ class Clock:
             if left >= 1:
                 self._tell(f"round {report.rounds} of {report.repeat} is done, about {in_time(left)} left")
 
+    def left(self) -> float:
+        """Seconds of BUDGET."""
+        return BUDGET - (self._now() - self._began)
+
     def expect(self, seconds: float) -> None:
         """Say beforehand how long it will take."""
         self._tell(f"this takes about {in_time(seconds)}, by the sizes of the model and of what is asked")

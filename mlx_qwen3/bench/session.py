@@ -8,10 +8,11 @@ from typing import Any
 
 from ..compare.bounds import WORST_RANK
 from ..files.checkpoint import Checkpoint
+from ..files.config import Qwen3Config
 from ..files.hub import resolve
 from ..progress import Progress, Stage, silent
-from . import batches, estimate, machine, outputs, whole
-from .baseline import check_plan, check_settings
+from . import batches, estimate, machine, outputs, sizes, whole
+from .baseline import check_plan, check_settings, sizes_of
 from .options import Contestant, Options, contestants, tokens_made
 from .process import Worker
 from .prompts import prompt, settle
@@ -42,12 +43,14 @@ def bench(
     config = checkpoint.config
     entries = contestants(options, checkpoint)
     if baseline:
+        options = sizes_of(baseline, options)
         check_plan(options, config, [entry.name for entry in entries], baseline)
     clock = Clock(tell)
     nbytes = sum(file.size for file in checkpoint.files)
     clock.expect(estimate.of_replies(options, entries, config, nbytes))
     with ExitStack() as stack:
         workers, rows = _start(entries, folder, options.repeat or STARTS, stack, progress)
+        options = _fit(options, entries, workers, config, clock, tell)
         report = Report(options, config, machine.describe(), workers[0].ask("limits"), rows, options.repeat)
         if baseline:
             check_settings(report, baseline)
@@ -86,6 +89,21 @@ def _start(
                 workers.append(worker)
             progress(stage, 1)
     return workers, rows
+
+
+def _fit(
+    options: Options, entries: list[Contestant], workers: list[Worker], config: Qwen3Config, clock: Clock, tell: Tell
+) -> Options:
+    if not options.fit:
+        return options
+    chosen = sizes.fitting(options, entries, workers, config, clock.left())
+    if chosen != options:
+        lengths = " and ".join(map(str, chosen.prompt_tokens))
+        tell(
+            f"prompts of {lengths} tokens and replies of {chosen.generate}: more would take long here; "
+            "--prompt-tokens and --generate set it"
+        )
+    return chosen
 
 
 def _one_start(row: Row) -> float:

@@ -34,9 +34,18 @@ NOT_WITH_SERVE = ("adapters", "prompt_tokens", "rows", "no_reference", "roofline
     "mlx-qwen3:unpacked measure this package once more. Default: transformers,mlx-lm, if they are installed and can "
     "read SOURCE.",
 )
-@click.option("--prompt-tokens", default="16,512", show_default=True, metavar="L,L", help="Lengths of the prompts.")
 @click.option(
-    "--generate", type=int, default=64, show_default=True, metavar="N", help="Tokens to generate after each prompt."
+    "--prompt-tokens",
+    default="16,512",
+    metavar="L,L",
+    help="Lengths of the prompts. Default: 16,512, or less if that takes much longer than a minute.",
+)
+@click.option(
+    "--generate",
+    type=int,
+    default=64,
+    metavar="N",
+    help="Tokens to generate after each prompt. Default: 64, or fewer if that takes much longer than a minute.",
 )
 @click.option(
     "--rows",
@@ -122,7 +131,8 @@ def command(
         return
     if clients is not None:
         raise UsageError("--clients needs --serve, whose clients it counts")
-    options = bench.parse(against, prompt_tokens, rows, reference=not no_reference, **choices)
+    fit = not any(_given(context, name) for name in ("prompt_tokens", "generate"))
+    options = bench.parse(against, prompt_tokens, rows, reference=not no_reference, fit=fit, **choices)
     bench.check_files(json_file, plot)
     baseline = bench.read_baseline(baseline_file, margin) if baseline_file else None
 
@@ -149,7 +159,7 @@ def command_line(context: click.Context) -> str:
     words = ["mlx-qwen3", str(context.info_name), str(context.params["source"])]
     for parameter in context.command.params:
         name = parameter.name or ""
-        if name == "source" or context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+        if name == "source" or not _given(context, name):
             continue
         value = context.params[name]
         if isinstance(value, bool):
@@ -160,11 +170,14 @@ def command_line(context: click.Context) -> str:
     return shlex.join(words)
 
 
+def _given(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
 def _check_serve(context: click.Context) -> None:
     """Raises UsageError for an option that has no meaning with --serve."""
     for parameter in context.command.params:
-        given = context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
-        if given and parameter.name in NOT_WITH_SERVE:
+        if _given(context, parameter.name or "") and parameter.name in NOT_WITH_SERVE:
             raise UsageError(f"{parameter.opts[0]} has no meaning with --serve; leave one of them out")
 
 
