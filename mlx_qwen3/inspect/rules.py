@@ -96,9 +96,12 @@ def units(model: Qwen3, layer: int, rules: Rules) -> dict[str, float]:
 
 
 def typical(layers: Sequence[Statistics], rules: Rules) -> float:
-    """Half the std of the median layer, but at least 1 and at most `unit.layers` of the rules. A normal std gives 1."""
+    """Half the std of the median layer, but at least 1 and at most `unit.layers` of the rules. A normal std gives 1.
+
+    Layers after a NaN have no std. Those before it are healthy in a model that has larger numbers everywhere.
+    """
     found = sorted(statistics.std for statistics in layers if statistics.std is not None)
-    if len(found) < FEW:
+    if len(layers) < FEW or not found:
         return 1.0
     return min(max(found[(len(found) - 1) // 2] / 2, 1.0), rules.settings["unit"]["layers"])
 

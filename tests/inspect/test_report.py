@@ -87,6 +87,19 @@ def test_the_first_bad_layer_is_named(tensor, factor, layer, step, word, tmp_pat
     assert any(word in reason for reason in report.first_fault.reasons)
 
 
+def test_what_is_healthy_before_a_nan_is_no_fault(tmp_path):
+    """Queries, keys and values of the whole model are large; the layers after the NaN no longer say so."""
+    config = {**TINY, "num_hidden_layers": 5}
+    weights = healthy(config)
+    for layer in range(5):
+        for name in "qkv":
+            weights[f"model.layers.{layer}.self_attn.{name}_proj.weight"] *= np.float32(10)
+    assert inspect(write_checkpoint(tmp_path / "whole", config, weights), Options()).faults == []
+    weights["model.layers.2.mlp.up_proj.weight"][0, 0] = math.nan
+    fault = inspect(write_checkpoint(tmp_path / "nan", config, weights), Options()).first_fault
+    assert (fault.layer, fault.step) == (2, "gate_up")
+
+
 def test_one_head_of_many_is_found_by_heads_alone(tmp_path):
     """Its queries vanish before the norm, which hides it: five others keep the whole within its range."""
     config = {**TINY, "num_hidden_layers": 3}
