@@ -4,16 +4,23 @@ The heads are those of Qwen3-0.6B. Prints a table, and with FILE draws it as PNG
 """
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_qwen3.compare.attention import attention_chunk
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from mlx_qwen3.compare.attention import attention_chunk  # noqa: E402
+from mlx_qwen3.drawing import FIRST, SECOND, figure_class, look, png  # noqa: E402
 
 HEADS, KV_HEADS, HEAD_DIM = 16, 8, 128  # of Qwen3-0.6B
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 CHUNKS = (64, 256, 1024)
+STYLES = ((SECOND, "^"), (FIRST, "o"), (FIRST, "s"), (FIRST, "D"))  # of the fused operation, then of CHUNKS
 
 
 def fused(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
@@ -35,13 +42,11 @@ def measure(function: Callable[..., mx.array], length: int) -> tuple[float, floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", nargs="?", metavar="FILE", help="Such as docs/attention-memory.png.")
+    parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="Such as docs/attention-memory.png.")
     file = parser.parse_args().file
     functions: dict[str, Callable[..., mx.array]] = {"fused": fused}
     for chunk in CHUNKS:
-        functions[f"attention_chunk, {chunk} queries"] = lambda q, k, v, chunk=chunk: attention_chunk(
-            q, k, v, chunk=chunk
-        )
+        functions[f"blocks of {chunk:,} queries"] = lambda q, k, v, chunk=chunk: attention_chunk(q, k, v, chunk=chunk)
     results = {name: [measure(function, length) for length in LENGTHS] for name, function in functions.items()}
     print(f"{'MB (s)':28}" + "".join(f"{length:>18}" for length in LENGTHS))
     for name, values in results.items():
@@ -50,22 +55,27 @@ def main() -> None:
         draw(file, results)
 
 
-def draw(path: str, results: dict[str, list[tuple[float, float]]]) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5.5), layout="constrained")
+@look()
+def draw(path: Path, results: dict[str, list[tuple[float, float]]]) -> None:
+    figure = figure_class()(figsize=(8, 4.6), layout="constrained")
     axes = figure.add_subplot()
-    for name, values in results.items():
-        axes.plot(LENGTHS, [memory for memory, _ in values], "o-", label=name)
+    for (name, values), (colour, marker) in zip(results.items(), STYLES, strict=True):
+        memory = [megabytes for megabytes, _ in values]
+        axes.plot(LENGTHS, memory, color=colour, marker=marker, markersize=5)
+        place = {"xytext": (8, 0), "textcoords": "offset points", "va": "center"}
+        axes.annotate(name, (LENGTHS[-1], memory[-1]), color=colour, **place)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(LENGTHS, [f"{length:,}" for length in LENGTHS])
-    axes.set_xlabel("length (queries = keys)")
-    axes.set_ylabel("peak memory above q, k, v (MB)")
-    axes.set_title(f"one attention, {HEADS} heads on {KV_HEADS}, float32, MLX on the {mx.default_device().type.name}")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend()
-    figure.savefig(path, dpi=110)
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.minorticks_off()
+    axes.set_xlabel("length: queries and keys, logarithmic")
+    axes.set_ylabel("peak memory above q, k and v, MB, logarithmic")
+    axes.set_title(
+        f"One attention, {HEADS} heads on {KV_HEADS}, float32, on the {mx.default_device().type.name}", loc="left"
+    )
+    axes.grid()
+    path.write_bytes(png(figure))
 
 
 if __name__ == "__main__":

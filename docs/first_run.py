@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 COMMAND = 'python generate.py --prompt "What is 17 + 25?"'
 ROWS, COLUMNS = 24, 80
 LETTER, LINE, SIZE, EDGE = 8.0, 19.0, 13.3, 18.0  # pixels: a letter's width, a line's height, the font, the margin
-PAPER, BAR, INK = "#0d1117", "#21262d", "#e6edf3"
+PAPER, BAR, INK, RIM = "#0d1117", "#21262d", "#e6edf3", "#3d444d"
 # The styles that mlx_qwen3/cli/styles.py uses, by their number in a control sequence; 0 ends a style
 STYLES = {
     "1": "font-weight: bold",
@@ -101,6 +101,8 @@ def drawn(command: str, text: str) -> str:
         "white-space: pre }</style>",
         f'<rect width="{width:g}" height="{height:g}" rx="9" fill="{PAPER}"/>',
         f'<path d="M0 {top:g}V9a9 9 0 0 1 9-9H{width - 9:g}a9 9 0 0 1 9 9V{top:g}z" fill="{BAR}"/>',
+        # The edge shows where the window ends on a page that is as dark.
+        f'<rect x="0.5" y="0.5" width="{width - 1:g}" height="{height - 1:g}" rx="8.5" fill="none" stroke="{RIM}"/>',
         *(f'<circle cx="{EDGE + 4 + 20 * i:g}" cy="16" r="5.5" fill="#57606a"/>' for i in range(3)),
     ]
     for number, line in enumerate(lines):
