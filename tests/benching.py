@@ -8,7 +8,11 @@ from checkpoints import VOCABULARY, write_checkpoint, write_tokenizer
 
 from mlx_qwen3 import bench
 from mlx_qwen3.bench import options, process, prompts, session
+from mlx_qwen3.bench.mixes import MIXES
 from mlx_qwen3.bench.process import Worker
+from mlx_qwen3.bench.serving_report import Arrival, Load, Serving
+from mlx_qwen3.bench.serving_report import Report as ServerReport
+from mlx_qwen3.bench.serving_report import Row as ServerRow
 from mlx_qwen3.cli.app import cli
 from mlx_qwen3.files.checkpoint import Checkpoint
 
@@ -84,6 +88,20 @@ def bench_report(bench_chat):
     with pytest.MonkeyPatch.context() as patch:
         hurry(patch)
         return bench.bench(bench.Options(str(bench_chat), **QUICK))
+
+
+def server_report(folder, factor):
+    """The second server takes `factor` times as long for everything."""
+    rows = []
+    for name, times in (("mlx-qwen3", 1), ("mlx-lm", factor)):
+        loads = [
+            Load(mix.name, 2, 2.0 * times, 100, 60, 20, [0.1 * times, 0.4 * times], ["a"], times - 1) for mix in MIXES
+        ]
+        rows.append(ServerRow(name, "float32", "libfast", loads, [Arrival([0.05 * times], 1.0 * times, 2000)]))
+    machine = dict.fromkeys(("chip", "backend", "os", "mlx", "mlx-lm", "python"), "1.0")
+    return ServerReport(
+        Serving(bench.Options("somewhere"), (2,)), Checkpoint(write_checkpoint(folder)).config, machine, rows
+    )
 
 
 @pytest.fixture

@@ -1,11 +1,14 @@
 """A process on a pseudo-terminal. Waiting for its output has a time limit."""
 
+import fcntl
 import os
 import pty
 import re
 import select
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +23,7 @@ class Terminal:
 
     def __init__(self, *words: str, **environment: str):
         ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))  # rows, columns
         known = {"MLX_QWEN3_BLAS": "none", "PROMPT_TOOLKIT_NO_CPR": "1", "TERM": "xterm"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "mlx_qwen3", *words],
@@ -76,9 +80,7 @@ class Terminal:
 
 def _take(terminal: int) -> None:
     """Make the terminal the one whose Ctrl-C reaches the process."""
-    import fcntl
     import signal
-    import termios
 
     fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -18,8 +18,8 @@ NONE = "-"
 LOADS = {"tps": "tok/s", "first_p50_ms": "first token, ms", "first_p95_ms": "95th percentile, ms"}
 ARRIVALS = {
     "longest_ms": "longest gap, ms",
-    "gap_p95_ms": "95th percentile of gaps, ms",
-    "first_ms": "first token of the prompt, ms",
+    "gap_p95_ms": "gaps, 95th percentile, ms",
+    "first_ms": "first token, ms",
 }
 LEGEND = (
     "tok/s: tokens of all replies, the median of the repeats. First token: from the request to the first text, the "

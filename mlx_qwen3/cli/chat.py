@@ -85,7 +85,7 @@ class Chat:
                     if asked:
                         return interrupt.INTERRUPTED
                     asked = True
-                    say("\nCtrl-C again, or /quit, ends the chat")
+                    say("Ctrl-C again, or /quit, ends the chat")
                     continue
                 asked = False
                 try:

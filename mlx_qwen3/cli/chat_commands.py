@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from ..files.reading import short
+from ..table import Line, Table
 from .terminal import all_statistics, say
 
 if TYPE_CHECKING:
@@ -50,10 +51,9 @@ def _number(name: str, text: str) -> int | float:
 
 
 def _help(chat: "Chat", _: str) -> None:
-    lines = [(f"/{name} {hint}".strip(), text) for name, (_, hint, text) in OTHERS.items()]
-    lines += [(f"/{name} X", "Show or set it; default resets it.") for name in SETTINGS]
-    width = max(len(left) for left, _ in lines)
-    say("\n".join(f"{left:<{width}}  {text}" for left, text in lines))
+    rows = [(f"/{name} {hint}".strip(), text) for name, (_, hint, text) in OTHERS.items()]
+    rows += [(f"/{name} X", "Show or set it; default resets it.") for name in SETTINGS]
+    say(Table("", ("command", "what it does"), rows, "ll"))
 
 
 def _system(chat: "Chat", text: str) -> None:
@@ -127,7 +127,7 @@ def _stats(chat: "Chat", _: str) -> None:
     session = chat.session
     say(f"{_turns(chat)}, {session.used:,} of {session.context:,} tokens ({session.used / session.context:.0%})")
     if chat.last:
-        say(f"last reply: {all_statistics(chat.last)}")
+        say(Line(f"last reply: {all_statistics(chat.last)}"))
 
 
 def _turns(chat: "Chat") -> str:
@@ -165,7 +165,7 @@ OTHERS: dict[str, tuple[Callable[["Chat", str], Any], str, str]] = {
     "new": (_new, "", "Drop all turns."),
     "save": (_save, "FILE", "Write the conversation and its settings to a JSON file."),
     "load": (_load, "FILE", "Continue a saved conversation."),
-    "stats": (_stats, "", "Show how full the context is, and the speed of the last reply."),
+    "stats": (_stats, "", "Show how full the context is, and the last reply's speed."),
     "quit": (_quit, "", "End the chat."),
 }
 COMMANDS = (*OTHERS, *SETTINGS)

@@ -32,12 +32,19 @@ class PlainReader:
         if self._shows:
             sys.stderr.write(prompt)
             sys.stderr.flush()
-        line = sys.stdin.buffer.readline()
+        try:
+            line = sys.stdin.buffer.readline()
+        except KeyboardInterrupt:
+            self._leave_line()
+            raise
         if not line:
-            if self._shows:
-                sys.stderr.write("\n")
+            self._leave_line()
             raise EOFError
         return line.decode("utf-8", "replace").rstrip("\r\n")
+
+    def _leave_line(self) -> None:
+        if self._shows:
+            sys.stderr.write("\n")
 
 
 class Editor:
@@ -66,6 +73,7 @@ class Editor:
             key_bindings=keys,
             multiline=True,
             prompt_continuation=MORE,
+            enable_suspend=True,  # Ctrl-Z
         )
 
     def read(self) -> str:

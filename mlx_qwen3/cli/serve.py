@@ -13,7 +13,7 @@ import click
 
 from .. import interrupt
 from ..errors import Qwen3Warning, UsageError
-from ..table import escape
+from ..table import EMPHASIS, Line, escape
 from .options import DTYPE, WEIGHTS
 from .source import default_source
 from .terminal import say
@@ -119,7 +119,7 @@ def _interrupt() -> None:
 
 
 def _ready(address: str) -> None:
-    say(f"listening on {address}; open it in a browser to chat; OpenAI's API is at {address}/v1")
+    say(Line(f"listening on {address}", EMPHASIS), "  chat  open it in a browser", f"  API   {address}/v1")
 
 
 def _name(source: str) -> str:

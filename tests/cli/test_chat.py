@@ -205,6 +205,8 @@ def test_in_the_editor(endless):
         terminal.type("\t 2\r")
         terminal.expect("max-tokens: 2")
         terminal.expect(">")
+        terminal.type("\x1a")  # Ctrl-Z: no shell is here that could stop the process, so the prompt is drawn again
+        terminal.expect(">")
         terminal.type("/stats\r")
         terminal.expect("1 turn,")
         terminal.expect(">")
@@ -218,6 +220,7 @@ def test_in_the_editor(endless):
         terminal.expect(r"'two\nlines'")
         terminal.expect(">")
         interrupt_twice(terminal)
+        assert "^Z" not in terminal.shown
 
 
 def test_a_terminal_without_the_editor(endless, tmp_path):
