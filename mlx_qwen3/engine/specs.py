@@ -51,12 +51,14 @@ class ToolChoice:
     choice: "auto" (text, and calls if the model makes some), "required" (calls only), or the name of the tool to call.
     parallel: whether there may be more than one call.
     style: that of the template, see `tool_calls.style_of`.
+    answer: what binds the text of "auto"; it is then either a whole answer or calls. None leaves it free.
     """
 
     tools: Sequence[Mapping[str, Any]]
     choice: str = "auto"
     parallel: bool = True
     style: Style = "json"
+    answer: JsonObject | JsonSchema | None = None
 
 
 Spec = JsonObject | JsonSchema | Regex | Lark | ToolChoice

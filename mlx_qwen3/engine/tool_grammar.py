@@ -10,7 +10,7 @@ from ..text.tool_calls import parameters_of, tool_name
 from ..text.tool_types import types_in
 from ..text.whole_call import CLOSE, OPEN
 from .json_schema import rewritten
-from .specs import JSON_OPTIONS, ToolChoice
+from .specs import JSON_OPTIONS, JsonObject, JsonSchema, ToolChoice
 
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
 NOTES = frozenset("type title description default examples nullable deprecated $comment".split())
@@ -42,11 +42,23 @@ def lark(spec: ToolChoice, marker: Callable[[str], str], check: Check) -> str:
             raise UsageError(f"tool {short(tool_name(tool))}: {error}") from None
     names = " | ".join(f"call{index}" for index in range(len(tools)))
     calls = 'call ("\\n" call)*' if spec.parallel else "call"
-    start = f"text ({calls})?" if spec.choice == "auto" else calls
-    lines = [f"start: {start}", f'call: {marker(OPEN)} "\\n" ({names}) "\\n" {marker(CLOSE)}']
-    if spec.choice == "auto":  # the tag spelled in letters would begin a call that is not bound
+    lines = [f'call: {marker(OPEN)} "\\n" ({names}) "\\n" {marker(CLOSE)}']
+    if spec.choice != "auto":
+        start = calls
+    elif spec.answer is not None:
+        start = f"answer | {calls}"
+        lines.append(_answer(spec.answer, check))
+    else:  # the tag spelled in letters would begin a call that is not bound
+        start = f"text ({calls})?"
         lines += ["text: TEXT?", f"TEXT: /(?s:.+)/ & ~/(?s:.*){OPEN}(?s:.*)/"]
-    return "\n".join([*lines, *rules])
+    return "\n".join([f"start: {start}", *lines, *rules])
+
+
+def _answer(spec: JsonObject | JsonSchema, check: Check) -> str:
+    if isinstance(spec, JsonObject):
+        return f"answer: {_json(ANY_OBJECT)}"
+    check(spec.schema, spec.strict)
+    return f"answer: {_json(_placed(spec.schema))}"
 
 
 def _chosen(spec: ToolChoice) -> Sequence[Mapping[str, Any]]:

@@ -1,7 +1,6 @@
 """What binds the answer of a request: a format, a pattern, a grammar, or calls of its tools."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,13 +13,7 @@ from .errors import ApiError, refused
 from .requests import ChatRequest, Generation, NamedTool
 from .service import Service
 
-
-@dataclass(frozen=True)
-class Bound:
-    """A grammar, and the parameter that asks for it."""
-
-    grammar: Grammar
-    param: str
+Answer = JsonObject | JsonSchema  # what response_format asks for
 
 
 def has_tools(asked: Generation) -> bool:
@@ -33,25 +26,28 @@ def style(tokenizer: Tokenizer, tools: list[dict[str, Any]], chat_template: str 
     return style_of(tokenizer.chat_template(chat_template, tools).source)
 
 
-async def bind(service: Service, asked: Generation, raw: dict[str, Any], tokenizer: Tokenizer) -> Bound | None:
+async def bind(service: Service, asked: Generation, raw: dict[str, Any], tokenizer: Tokenizer) -> Grammar | None:
     """The grammar that a request asks for; None if it asks for none. Compiling has a thread of its own.
 
     Raises ApiError that names the parameter, and what of it cannot be enforced.
     """
-    if (found := wanted(asked, raw, tokenizer, service.settings.chat_template)) is None:
-        return None
-    param, spec = found
-    try:
-        return Bound(await service.in_thread(partial(compiled, tokenizer, spec), service.grammars), param)
-    except UsageError as error:
-        named = "tool_choice" if str(error).startswith("tool_choice") else param
-        raise ApiError(400, f"{named}: {error}", named, "unsupported_parameter") from None
+    bound: Grammar | None = None
+    for param, spec in wanted(asked, raw, tokenizer, service.settings.chat_template):
+        try:
+            bound = await service.in_thread(partial(compiled, tokenizer, spec), service.grammars)
+        except UsageError as error:
+            named = "tool_choice" if str(error).startswith("tool_choice") else param
+            raise ApiError(400, f"{named}: {error}", named, "unsupported_parameter") from None
+    return bound
 
 
 def wanted(
     asked: Generation, raw: dict[str, Any], tokenizer: Tokenizer, chat_template: str | None
-) -> tuple[str, Spec] | None:
-    """(the parameter, what it asks for). Raises ApiError if there are two."""
+) -> list[tuple[str, Spec]]:
+    """The parameters and what they ask for; the last one holds it all. Raises ApiError for two that do not go together.
+
+    `response_format` binds an answer of its own, and the answer beside tools: then the reply is one or calls the other.
+    """
     found: list[tuple[str, Spec]] = []
     if asked.regex is not None:
         found.append(("regex", Regex(asked.regex)))
@@ -61,14 +57,15 @@ def wanted(
         found.append(("response_format", spec))
     if len(found) > 1:
         raise refused(found[1][0], f"binds the answer, and {found[0][0]} does so already; leave one of them out")
-    if found and has_tools(asked):
-        raise refused(found[0][0], "binds the answer, which could then call no tool; set tool_choice to none")
     if isinstance(asked, ChatRequest) and has_tools(asked):
-        found += _calls(asked, raw["tools"], partial(style, tokenizer, raw["tools"], chat_template))
-    return found[0] if found else None
+        answer = found[0][1] if found else None
+        if not (answer is None or isinstance(answer, JsonObject | JsonSchema)):
+            raise refused(found[0][0], "binds the answer, which could then call no tool; set tool_choice to none")
+        found += _calls(asked, raw["tools"], partial(style, tokenizer, raw["tools"], chat_template), answer)
+    return found
 
 
-def _format(asked: ChatRequest) -> Spec | None:
+def _format(asked: ChatRequest) -> Answer | None:
     wanted = asked.response_format
     if wanted is None or wanted.type == "text":
         return None
@@ -79,14 +76,19 @@ def _format(asked: ChatRequest) -> Spec | None:
     return JsonSchema(wanted.json_schema.schema, bool(wanted.json_schema.strict))
 
 
-def _calls(asked: ChatRequest, tools: list[dict[str, Any]], style: Callable[[], Style]) -> list[tuple[str, Spec]]:
-    """Decoding is bound if a call is required, at most one is allowed, or a tool is strict; else the model is free."""
+def _calls(
+    asked: ChatRequest, tools: list[dict[str, Any]], style: Callable[[], Style], answer: Answer | None
+) -> list[tuple[str, Spec]]:
+    """Decoding is bound if a call is required, at most one is allowed, a tool is strict, or the answer has a format.
+
+    Else the model is free.
+    """
     choice = asked.tool_choice or "auto"
     strict = any(tool.function.strict for tool in asked.tools or ())
     parallel = asked.parallel_tool_calls is not False
-    if choice == "auto" and parallel and not strict:
+    if choice == "auto" and parallel and not (strict or answer):
         return []
     name = choice.function.name if isinstance(choice, NamedTool) else choice
     if isinstance(choice, NamedTool) and name in ("auto", "required"):
         raise refused("tool_choice", f"names a tool that is called {name!r}, which means something else; rename it")
-    return [("tools", ToolChoice(tools, name, parallel, style()))]
+    return [("tools", ToolChoice(tools, name, parallel, style(), answer))]

@@ -7,12 +7,13 @@ from typing import Any
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from ..engine.grammar import Grammar
 from ..engine.reply import Chunk
 from ..engine.request import Request
 from ..errors import UsageError
 from ..text.tool_calls import ToolCallParser
 from .answers import Body, ChatCompletion, ChatCompletionChunk, Usage
-from .bounds import Bound, bind, has_tools, style
+from .bounds import bind, has_tools, style
 from .choices import Choice
 from .errors import ApiError
 from .generation import Head, Job, serve
@@ -63,7 +64,7 @@ async def _job(service: Service, loaded: Loaded, asked: ChatRequest, raw: dict[s
 
 
 def _prepare(
-    loaded: Loaded, asked: ChatRequest, raw: dict[str, Any], bound: Bound | None, template: str | None
+    loaded: Loaded, asked: ChatRequest, raw: dict[str, Any], bound: Grammar | None, template: str | None
 ) -> Request:
     try:
         options = chat_options(asked, raw, loaded.tokenizer, bound, template)
@@ -76,7 +77,7 @@ def _prepare(
 
 
 def _parser(
-    loaded: Loaded, asked: ChatRequest, raw: dict[str, Any], bound: Bound | None, template: str | None
+    loaded: Loaded, asked: ChatRequest, raw: dict[str, Any], bound: Grammar | None, template: str | None
 ) -> ToolCallParser | None:
     if not has_tools(asked):
         return None

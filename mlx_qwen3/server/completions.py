@@ -7,11 +7,12 @@ from typing import Any
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from ..engine.grammar import Grammar
 from ..engine.reply import Chunk
 from ..engine.request import Request
 from ..errors import PromptError
 from .answers import Body, Completion, TextChoice, TextLogprobs, Usage
-from .bounds import Bound, bind
+from .bounds import bind
 from .choices import entry, visible
 from .generation import Head, Job, serve
 from .models import Loaded
@@ -80,7 +81,7 @@ async def _job(service: Service, loaded: Loaded, asked: CompletionRequest, raw: 
     return Job(service, loaded, requests, lengths, writer, bool(asked.stream), usage, "prompt")
 
 
-def _prepare(loaded: Loaded, asked: CompletionRequest, prompt: Any, bound: Bound | None) -> list[Request]:
+def _prepare(loaded: Loaded, asked: CompletionRequest, prompt: Any, bound: Grammar | None) -> list[Request]:
     """A request for each prompt. The text goes on as it is, so it is not searched for tags."""
     options = text_options(asked, loaded.tokenizer, bound)
     encode = loaded.tokenizer.encode

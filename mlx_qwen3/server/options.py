@@ -3,9 +3,10 @@
 from dataclasses import replace
 from typing import Any
 
+from ..engine.grammar import Grammar
 from ..engine.request import ReplyOptions, default_sampling
 from ..text.tokenizer import Tokenizer
-from .bounds import Bound, has_tools
+from .bounds import has_tools
 from .errors import ApiError, refused
 from .requests import ChatRequest, CompletionRequest, Generation
 
@@ -18,7 +19,7 @@ def chat_options(
     asked: ChatRequest,
     raw: dict[str, Any],
     tokenizer: Tokenizer,
-    bound: Bound | None = None,
+    bound: Grammar | None = None,
     chat_template: str | None = None,
 ) -> ReplyOptions:
     """Of a request that `check_chat` has passed. Raises UsageError for what no prompt and no model could honour."""
@@ -34,12 +35,12 @@ def chat_options(
         continue_final_message=bool(asked.continue_final_message),
         literal_content=True,
         logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
-        grammar=bound.grammar if bound else None,
+        grammar=bound,
     )
     return _with_sampling(options, asked, tokenizer)
 
 
-def text_options(asked: CompletionRequest, tokenizer: Tokenizer, bound: Bound | None = None) -> ReplyOptions:
+def text_options(asked: CompletionRequest, tokenizer: Tokenizer, bound: Grammar | None = None) -> ReplyOptions:
     """The same for a prompt without a chat template."""
     _check(asked)
     if asked.best_of is not None and asked.best_of != (asked.n or 1):
@@ -49,7 +50,7 @@ def text_options(asked: CompletionRequest, tokenizer: Tokenizer, bound: Bound | 
             "echo", "with logprobs is not supported: prompts have no log-probabilities; leave one of them out"
         )
     options = ReplyOptions(max_tokens=asked.max_tokens, stop=_stops(asked), logprobs=asked.logprobs)
-    options = replace(options, grammar=bound.grammar if bound else None)
+    options = replace(options, grammar=bound)
     return _with_sampling(options, asked, tokenizer)
 
 

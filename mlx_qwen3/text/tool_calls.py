@@ -61,9 +61,9 @@ class ToolCallParser:
 
     A free call is told when it is complete and its arguments are known to be valid JSON: what has been told cannot be
     taken back. What does not parse, or names a tool that is not among `tools`, is text. If a grammar binds the calls
-    (`bound`), their arguments always parse, and they are told as they are written. The line breaks that a template
-    writes before a call belong to the call, and white space between calls to nobody. Qwen3-Coder sometimes leaves
-    `<tool_call>` out: `<function=` will do, but not in a bound reply, where it can only be text.
+    (`bound`), their arguments always parse, and they are told as they are written; nothing else is a call then. The
+    line breaks that a template writes before a call belong to the call, and white space between calls to nobody.
+    Qwen3-Coder sometimes leaves `<tool_call>` out: `<function=` will do in a free reply.
     """
 
     def __init__(self, tools: Sequence[Mapping[str, Any]] | None, style: Style, bound: bool = False):
@@ -148,7 +148,7 @@ class ToolCallParser:
             self._told = None
             index = self._calls - 1
             return [CallEnd(index) if told.over else CallCut(index, self._opening + body + closing)], ""
-        call = read_json(body) if self._style == "json" else read_xml(body, self._tools)
+        call = None if self._bound else read_json(body) if self._style == "json" else read_xml(body, self._tools)
         if call is None or (self._tools is not None and call[0] not in self._tools):
             before, inner, rest = body.partition(OPEN)  # another call may have begun inside of a broken one
             if not inner:

@@ -5,7 +5,7 @@ import json
 import jsonschema
 import pytest
 
-from mlx_qwen3 import GrammarCompiler, ToolChoice, generate, load
+from mlx_qwen3 import GrammarCompiler, JsonObject, JsonSchema, ToolChoice, generate, load
 from mlx_qwen3.engine.sampling import SamplingParams
 from mlx_qwen3.errors import UsageError
 from mlx_qwen3.text.tool_calls import CallArguments, CallBegin, CallEnd, Text, ToolCallParser
@@ -161,6 +161,25 @@ def test_sampled_calls_parse_and_are_valid(demo, compiler, style):
             jsonschema.validate(json.loads(arguments), schemas[name])
         stopped += bool(told)
     assert stopped >= 2
+
+
+@pytest.mark.parametrize("style", CALLS)
+def test_an_answer_of_a_schema_or_calls(demo, compiler, style):
+    answer = {
+        "type": "object",
+        "properties": {"x": {"$ref": "#/$defs/n"}},
+        "required": ["x"],
+        "$defs": {"n": {"const": 1}},
+    }
+    grammar = compiler.compile(ToolChoice(TOOLS, style=style, answer=JsonSchema(answer)))
+    now = CALLS[style]("now")
+    for text in ('{"x": 1}', now, f"{now}\n{now}"):
+        assert accepts(demo, grammar, text)
+    for text in ("", "text", '{"x": 2}', f'{{"x": 1}}\n{now}', f"text\n{now}"):
+        assert not accepts(demo, grammar, text)
+    grammar = compiler.compile(ToolChoice(TOOLS, style=style, answer=JsonObject()))
+    assert accepts(demo, grammar, '{"any": [1]}')
+    assert not accepts(demo, compiler.compile(ToolChoice(TOOLS, "required", style=style, answer=JsonObject())), "{}")
 
 
 def test_thinking_comes_before_a_bound_call(demo, compiler):

@@ -102,6 +102,31 @@ def test_required_and_named_calls_bind_at_any_temperature(demo):
         check_trip(json.loads(call["function"]["arguments"]))
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_format_beside_tools_gives_an_answer_of_it_or_calls(demo, stream):
+    """Which of them is the model's choice; here a bias makes it."""
+    [tag] = demo.ask("/tokenize", {"prompt": "<tool_call>"})[1]["tokens"]
+    plain = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}
+    asked = {"messages": [{"role": "user", "content": PARIS}], "temperature": 0, "enable_thinking": False}
+    asked |= {"max_tokens": 300, "tools": [plain], "parallel_tool_calls": False, "response_format": WANTED}
+    for bias, calls in ((-100, False), (100, True)):
+        chosen = {**asked, "logit_bias": {str(tag): bias}}
+        if stream:
+            deltas = [event["choices"][0]["delta"] for event in demo.events(CHAT, chosen)]
+            content = "".join(delta.get("content", "") for delta in deltas)
+            parts = [call["function"] for delta in deltas for call in delta.get("tool_calls", [])]
+            arguments = "".join(part.get("arguments", "") for part in parts)
+        else:
+            said = message(demo.ask(CHAT, chosen)[1])
+            content = said["content"] or ""
+            arguments = "".join(call["function"]["arguments"] for call in said.get("tool_calls", []))
+        assert (bool(arguments), bool(content)) == (calls, not calls)
+        if calls:
+            assert isinstance(json.loads(arguments), dict)
+        else:
+            check_trip(json.loads(content))
+
+
 def test_bound_xml_calls_are_streamed_as_they_are_written(tmp_path):
     (template := tmp_path / "coder.jinja").write_text(coder.TEMPLATE)
     note = {"type": "object", "properties": {"note": {"type": "string", "minLength": 60, "maxLength": 90}}}
@@ -139,7 +164,15 @@ def test_a_call_that_was_cut_stays_text_and_the_end_says_so(demo):
 
 REFUSED = {
     "two of them": ({"regex": "a", "response_format": WANTED}, "response_format", "regex does so already"),
-    "beside tools": ({"tools": [WEATHER], "response_format": WANTED}, "response_format", "set tool_choice to none"),
+    "beside tools": ({"tools": [WEATHER], "regex": "a"}, "regex", "set tool_choice to none"),
+    "a format beside tools": (
+        {
+            "tools": [WEATHER],
+            "response_format": {"type": "json_schema", "json_schema": {"schema": {"uniqueItems": True}}},
+        },
+        "response_format",
+        "uniqueItems",
+    ),
     "no schema": ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "has no json_schema"),
     "a feature": (
         {"response_format": {"type": "json_schema", "json_schema": {"schema": {"contains": {"type": "null"}}}}},

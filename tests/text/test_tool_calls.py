@@ -314,6 +314,17 @@ def test_a_tag_of_a_function_is_text_in_a_bound_reply():
     assert "".join(event.text for event in [*parser.feed(text), *parser.end()]) == text
 
 
+@pytest.mark.parametrize("style", ["json", "xml"])
+def test_letters_of_a_call_in_a_bound_answer_are_text(style):
+    """A JSON answer may hold them in its texts, where no grammar binds what follows."""
+    body = "{'name': 'now'}" if style == "json" else "<function=now></function>"
+    text = f'{{"note": "<tool_call>{body}</tool_call>", "more": "<tool_call>{{}}"}}'
+    for size in (1, 1000):
+        parser = ToolCallParser(TOOLS, style, bound=True)
+        events = [event for at in range(0, len(text), size) for event in parser.feed(text[at : at + size])]
+        assert collected([*events, *parser.end()]) == [text]
+
+
 def test_a_bound_xml_call_that_the_end_cuts():
     parser = ToolCallParser(TOOLS, "xml", bound=True)
     cut = XML_CALL[: XML_CALL.index("print")]
