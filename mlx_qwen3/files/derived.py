@@ -6,15 +6,16 @@ row. Only as much is computed as is read.
 
 import math
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from .dtypes import NAMES
-from .headers import CHUNK, READERS, Buffer, Piece, StoredTensor
+from .headers import CHUNK, Buffer, StoredTensor
+from .jobs import Job, run
 
 BLOCK_BYTES = 1 << 19  # computed at a time: it stays in a processor's second-level cache
 FILLED_BYTES = 1 << 22  # of threads, which take turns in Python: fewer and larger blocks
@@ -69,33 +70,26 @@ class DerivedTensor(StoredTensor):
 
     def read(self) -> memoryview:
         content = np.empty(self.nbytes, np.uint8).data
-        self.pieces(content)
+        run(self.jobs(content))
         return content
 
     def chunks(self, size: int = CHUNK) -> Iterator[Buffer]:
         for block in self.row_blocks(size):
             yield block.read()
 
-    def pieces(self, target: memoryview) -> list[Piece]:
-        """Fills `target` at once: nothing is left to read."""
+    def jobs(self, target: memoryview) -> list[Job]:
+        """As for a stored tensor. What only this thread may do is done at once, and not left to a job."""
         width = self.nbytes // self.shape[0]  # bytes of a row
         rows, fill = self.derivation.rows, self.derivation.fill
-
-        def make(block: StoredTensor) -> None:
+        jobs: list[Job] = []
+        for block in self.row_blocks(FILLED_BYTES if fill else BLOCK_BYTES):
             first, done = block.start // width, block.start - self.start
             part = target[done : done + block.nbytes]
             if fill:
-                fill(first, block.shape[0], part)
+                jobs.append(partial(fill, first, block.shape[0], part))
             else:
                 part[:] = rows(first, block.shape[0]).reshape(-1).view(np.uint8).data
-
-        if fill:
-            with ThreadPoolExecutor(READERS) as pool:
-                list(pool.map(make, self.row_blocks(FILLED_BYTES)))
-        else:
-            for block in self.row_blocks(BLOCK_BYTES):
-                make(block)
-        return []
+        return jobs
 
 
 class Latest:

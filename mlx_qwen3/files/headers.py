@@ -9,9 +9,9 @@ import math
 import os
 import weakref
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ import mlx.core as mx
 
 from ..errors import CheckpointError
 from .dtypes import NAMES, STORED
+from .jobs import Job
 from .reading import open_file, short
 
 MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors library
 CHUNK = 1 << 24  # bytes of one read
-READERS = 4  # threads, as in MLX's own loader
 
 
 class TensorFile:
@@ -78,7 +78,6 @@ class TensorFile:
 
 
 Buffer = bytes | bytearray | memoryview
-Piece = tuple[TensorFile, memoryview, int, str]  # the arguments of its read_into
 
 
 @dataclass(frozen=True)
@@ -152,24 +151,12 @@ class StoredTensor:
         for first in range(0, self.nbytes, size):
             yield self.file.read(self.start + first, min(size, self.nbytes - first), self.name)
 
-    def pieces(self, target: memoryview) -> list[Piece]:
-        """What to read for all of its bytes to be in `target`; see read_pieces."""
+    def jobs(self, target: memoryview) -> list[Job]:
+        """What to run for all of its bytes to be in `target`, by any threads. Raises CheckpointError as `read` does."""
         return [
-            (self.file, target[first : first + CHUNK], self.start + first, self.name)
+            partial(self.file.read_into, target[first : first + CHUNK], self.start + first, self.name)
             for first in range(0, self.nbytes, CHUNK)
         ]
-
-
-def read_pieces(pieces: Sequence[Piece]) -> None:
-    """Read many pieces, several at a time: one reader alone does not keep a fast disk busy."""
-    if sum(len(target) for _, target, _, _ in pieces) <= CHUNK:
-        for file, target, start, name in pieces:
-            file.read_into(target, start, name)
-        return
-    with ThreadPoolExecutor(READERS) as pool:
-        reads = [pool.submit(file.read_into, target, start, name) for file, target, start, name in pieces]
-        for read in reads:
-            read.result()
 
 
 def join(runs: Sequence[StoredTensor]) -> tuple[StoredTensor, ...]:

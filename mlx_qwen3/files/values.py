@@ -6,8 +6,7 @@ formats, to compare MLX's with.
 
 import math
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import mlx.core as mx
@@ -16,14 +15,16 @@ import numpy as np
 from ..errors import CheckpointError
 from .blank import blank
 from .dtypes import FLOATS
-from .headers import READERS, Buffer, StoredTensor, read_pieces
+from .headers import Buffer, StoredTensor
+from .jobs import Job, run
 from .quantization import Quantization
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 Codes = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 COMPARED_BYTES = 1 << 22  # at a time
-CAST_BYTES = 1 << 22  # at a time
+CAST_BYTES = 1 << 22  # at a time, by MLX
+WIDENED_BYTES = 1 << 19  # at a time, by NumPy: a block and its float32 values stay in the second-level cache
 # Unsigned integers of the size of a dtype, for its bits: NumPy has no bfloat16.
 CARRIERS: dict[int, tuple[mx.Dtype, type[np.unsignedinteger[Any]]]] = {
     1: (mx.uint8, np.uint8),
@@ -49,40 +50,46 @@ WORDS: dict[int, type[np.unsignedinteger[Any]]] = {2: np.uint16, 4: np.uint32}  
 # --- MLX
 
 
-def stacked(runs: Sequence[StoredTensor]) -> mx.array:
-    """Rows of one dtype from several tensors, stacked. The bytes are read directly into the memory of the result.
+def placed(runs: Sequence[StoredTensor], dtype: mx.Dtype) -> tuple[mx.array, list[Job]]:
+    """Memory for the rows of several tensors, stacked, floats in `dtype`; and the jobs that fill it, for any threads.
 
-    Raises CheckpointError if a file has become shorter.
+    Bytes are read directly into that memory, and floats of another dtype are cast block by block: they are never all in
+    memory twice. What only this thread may do is done at once.
+    Here or in a job, raises CheckpointError if a file has become shorter, or float16 cannot hold a value.
     """
-    raw = blank(sum(run.nbytes for run in runs))
+    kept = dtype if runs[0].dtype in FLOATS else runs[0].dtype
+    raw = blank(sum(math.prod(run.shape) for run in runs) * kept.size)
     target, done = np.array(raw, copy=False).data, 0
-    pieces = []
-    for run in runs:
-        pieces += run.pieces(target[done : done + run.nbytes])
-        done += run.nbytes
-    read_pieces(pieces)
-    return raw.view(runs[0].dtype).reshape(_rows_of(runs))
-
-
-def converted(runs: Sequence[StoredTensor], dtype: mx.Dtype) -> mx.array:
-    """`stacked` for floats of any dtypes, cast to `dtype` block by block: they are never all in memory twice.
-
-    Raises CheckpointError if a file has become shorter, or float16 cannot hold a value.
-    """
-    values = sum(math.prod(run.shape) for run in runs)
-    raw = blank(values * dtype.size)
-    target, done, jobs = np.array(raw, copy=False), 0, []
-    for block in (block for run in runs for block in run.row_blocks(CAST_BYTES)):
-        size = math.prod(block.shape) * dtype.size
-        jobs.append((block, dtype, target[done : done + size]))
+    jobs: list[Job] = []
+    for tensor in runs:
+        size = math.prod(tensor.shape) * kept.size
+        part = target[done : done + size]
+        jobs += tensor.jobs(part) if tensor.dtype == kept else _casts(tensor, kept, part)
         done += size
-    if len(target) > CAST_BYTES and dtype == mx.float32 and not any(run.made for run in runs):  # by NumPy, from files
-        with ThreadPoolExecutor(READERS) as pool:
-            list(pool.map(_convert, *zip(*jobs, strict=True)))
-    else:
-        for job in jobs:
-            _convert(*job)
-    return raw.view(dtype).reshape(_rows_of(runs))
+    return raw.view(kept).reshape(_rows_of(runs)), jobs
+
+
+def stacked(runs: Sequence[StoredTensor]) -> mx.array:
+    """Rows of one dtype from several tensors, stacked. Raises CheckpointError if a file has become shorter."""
+    array, jobs = placed(runs, runs[0].dtype)
+    run(jobs)
+    return array
+
+
+def _casts(tensor: StoredTensor, dtype: mx.Dtype, target: memoryview) -> list[Job]:
+    """The jobs that fill `target` with the values of a tensor in `dtype`; none if only this thread may cast them."""
+    by_numpy = dtype == mx.float32 and not tensor.made  # from files
+    jobs: list[Job] = []
+    done = 0
+    for block in tensor.row_blocks(WIDENED_BYTES if by_numpy else CAST_BYTES):
+        size = math.prod(block.shape) * dtype.size
+        job = partial(_convert, block, dtype, np.frombuffer(target[done : done + size], np.uint8))
+        if by_numpy:
+            jobs.append(job)
+        else:
+            job()
+        done += size
+    return jobs
 
 
 def _convert(block: StoredTensor, dtype: mx.Dtype, target: np.ndarray) -> None:
@@ -152,7 +159,8 @@ def to_float32(raw: Buffer | np.ndarray, dtype: mx.Dtype, out: Floats | None = N
     if dtype == mx.bfloat16:
         found = np.frombuffer(raw, np.uint16)
         codes = np.empty(found.size, np.uint32) if out is None else out.view(np.uint32)
-        np.left_shift(found, 16, out=codes, dtype=np.uint32)
+        codes[:] = found  # apart from the shift, which would cast in small parts
+        codes <<= 16
         return codes.view(np.float32)
     if dtype == mx.float16:
         return np.frombuffer(raw, np.float16).astype(np.float32)

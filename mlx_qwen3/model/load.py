@@ -1,6 +1,6 @@
 """Loads the weights of a checkpoint into a model. Each is read once, directly into its final memory."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,13 +14,13 @@ from ..files.adapters import Adapter, check_beside, open_adapter
 from ..files.blank import clear_cache
 from ..files.checkpoint import Checkpoint
 from ..files.config import Qwen3Config
-from ..files.dtypes import FLOATS, parse_dtype
+from ..files.dtypes import parse_dtype
 from ..files.fingerprint import fingerprint
-from ..files.headers import StoredTensor
+from ..files.jobs import Job, run
 from ..files.layout import Module, checkpoint_dtype, native_modules
 from ..files.names import APART, EXPERT_MAP, NAME_MAP, Fusion, fusions, part_shapes
 from ..files.unpacked import is_packed, unpacked_parts
-from ..files.values import converted, stacked
+from ..files.values import placed
 from . import kernels
 from .adapted import adapted
 from .linear import ConcatLinear, ExpertLinear, Linear
@@ -54,12 +54,7 @@ def load_model(
     modules = native_modules(parts, config, compute)
     model = Qwen3(config)
     places = _shape_modules(model, modules, config)
-    parameters = []
-    for module in modules:
-        for name, tensors in module.tensors():
-            path = name.replace(module.name, places.get(module.name, module.name), 1)
-            parameters.append((path, _read(module, tensors, compute)))
-    model.load_weights(parameters, strict=True)
+    model.load_weights(_parameters(modules, places, compute), strict=True)
     model.fingerprint, model.unpacked = fingerprint(checkpoint, compute, unpack), unpack
     return adapted(model, opened)
 
@@ -99,14 +94,17 @@ def _projections(fusion: Fusion, names: list[str], config: Qwen3Config) -> list[
     return [ExpertLinear(fusion.experts, columns, rows) for rows, columns in shapes]
 
 
-def _read(module: Module, tensors: Sequence[StoredTensor], dtype: mx.Dtype) -> mx.array:
-    """The tensors of a module stacked along the rows, in its shape; floats in `dtype`.
-
-    Evaluated here, also the shape: another thread could not do it.
-    """
-    same = all(tensor.dtype == dtype or tensor.dtype not in FLOATS for tensor in tensors)
-    array = stacked(tensors) if same else converted(tensors, dtype)
-    array = array.reshape(module.shape(array.shape))
-    mx.eval(array)
-    clear_cache()  # or the memory of the stored dtype stays allocated: two copies of the weights
-    return array
+def _parameters(modules: Sequence[Module], places: Mapping[str, str], dtype: mx.Dtype) -> list[tuple[str, mx.array]]:
+    """Every parameter by its path in the model, floats in `dtype`. `places` are the paths that are not the names."""
+    parameters: list[tuple[str, mx.array]] = []
+    jobs: list[Job] = []
+    for module in modules:
+        for name, tensors in module.tensors():
+            array, waiting = placed(tensors, dtype)
+            path = name.replace(module.name, places.get(module.name, module.name), 1)
+            parameters.append((path, array.reshape(module.shape(array.shape))))
+            jobs += waiting
+        clear_cache()  # or what was computed here in another dtype stays allocated
+    run(jobs)
+    mx.eval([array for _, array in parameters])  # here, even the shapes: another thread could not do it
+    return parameters
