@@ -11,7 +11,7 @@ from ..engine.grammar import Grammar
 from ..engine.reply import Chunk
 from ..engine.request import Request
 from ..errors import PromptError
-from .answers import Body, Completion, TextChoice, TextLogprobs, Usage
+from .answers import Alternative, Body, Completion, TextChoice, TextLogprobs, TokenLogprob, Usage
 from .bounds import bind
 from .choices import entry, visible
 from .generation import Head, Job, serve
@@ -55,14 +55,23 @@ class TextWriter:
         return self._body(self._choices, usage=usage)
 
     def _scores(self, chunk: Chunk, offset: int) -> TextLogprobs:
+        """The token is among its alternatives, as in OpenAI's API, though there is then one more than asked for."""
         assert chunk.logprobs is not None
         found = entry(self._tokenizer, chunk.token, chunk.logprobs.logprob, chunk.logprobs.top)
-        others = {other.token: other.logprob for other in found.top_logprobs}
-        return TextLogprobs([found.token], [found.logprob], [others], [offset])
+        others = {spelled(other): other.logprob for other in found.top_logprobs}
+        return TextLogprobs([spelled(found)], [found.logprob], [{spelled(found): found.logprob, **others}], [offset])
 
     def _body(self, choices: list[TextChoice], **more: Any) -> Completion:
         head = self._head
         return Completion(head.id, head.created, head.model, choices, **{**self._extra, **more})
+
+
+def spelled(token: Alternative | TokenLogprob) -> str:
+    """The text of a token, or `bytes:` and its bytes if it holds a part of a character: such tokens are told apart."""
+    try:
+        return bytes(token.bytes).decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.bytes)
 
 
 async def completions(http: HttpRequest) -> Response:

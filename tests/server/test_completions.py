@@ -65,7 +65,18 @@ def test_log_probabilities_in_the_older_shape(demo):
     ):
         assert text[offset:].startswith(token)
         assert top[token] == value <= 0  # it is greedy
-        assert len(top) == 2
+        assert len(top) == 2  # the token is one of them
+
+
+def test_the_token_is_among_its_alternatives_and_parts_of_characters_are_told_apart(demo):
+    asked = {"temperature": 2.5, "top_k": 0, "top_p": 1.0, "seed": 5, "max_tokens": 30}
+    logprobs = complete(demo, logprobs=20, **asked)["choices"][0]["logprobs"]
+    tops = list(zip(logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True))
+    assert all(top[token] == value for token, value, top in tops)
+    assert {len(top) for _, _, top in tops} == {20, 21}, "one more where the token is not one of the most likely"
+    assert [token for _, _, top in tops for token in top if token.startswith("bytes:\\x")]
+    none = complete(demo, logprobs=0, **asked)["choices"][0]["logprobs"]
+    assert [list(top) for top in none["top_logprobs"]] == [[token] for token in none["tokens"]]
 
 
 def test_echo(demo):
