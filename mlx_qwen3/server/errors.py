@@ -92,6 +92,7 @@ def from_exception(error: Exception, prompt: str = "messages", names: tuple[str,
         word = re.match(r"\w*", text)
         known = word[0] if word and word[0] in names else None
         named = known or next((name for start, name in NAMES.items() if text.startswith(start)), None)
+        text = re.sub(r"^template_args\b", "chat_template_kwargs", text)  # what the API calls it
         return ApiError(400, text, named, "invalid_value")
     if isinstance(error, EngineError):
         return ApiError(503, text, code="engine_unavailable", headers={"Retry-After": "5"})

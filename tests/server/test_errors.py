@@ -33,6 +33,11 @@ def test_each_has_its_status_and_names_the_parameter(error, status, param, code)
     assert str(error) in body["message"]
 
 
+def test_a_message_has_the_name_of_the_api():
+    found = from_exception(UsageError("template_args may not set messages"), "messages", NAMES)
+    assert (found.message, found.param) == ("chat_template_kwargs may not set messages", "chat_template_kwargs")
+
+
 def test_a_bug_is_logged_and_its_text_is_not_sent(caplog):
     with caplog.at_level(logging.ERROR, "mlx_qwen3.server"):
         found = from_exception(ZeroDivisionError("secret path"))
