@@ -26,6 +26,7 @@ SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     AWQ: {
         "bits": (4,),
+        "w_bit": (4,),  # as AutoAWQ's own file names it
         "version": ("gemm",),
         "format": ("gemm",),
         "checkpoint_format": ("gemm",),
@@ -70,7 +71,7 @@ SILENT = frozenset(
     hyb_act mse adapter offload_to_disk offload_to_disk_path parallel_packing v2 v2_alpha gptaq gptaq_alpha fail_safe
     failsafe modules_to_not_convert modules_to_convert ignored_layers ignored_modules dequantize do_fuse
     fuse_max_seq_len modules_to_fuse config_groups ignore global_compression_ratio version run_compressed
-    use_optimized_inference moe_sparsity_config q_group_size w_bit""".split()
+    use_optimized_inference moe_sparsity_config q_group_size""".split()
 )
 
 
@@ -110,7 +111,8 @@ def _fp8(settings: Mapping[str, Any], checked: Mapping[str, Any]) -> Form:
 
 
 def _awq(settings: Mapping[str, Any], checked: Mapping[str, Any]) -> Form:
-    return Form(AWQ, checked["bits"], _group_size(settings, AWQ), symmetric=False)
+    size = _group_size(settings, AWQ, "q_group_size" if settings.get("group_size") is None else "group_size")
+    return Form(AWQ, checked["bits"], size, symmetric=False)
 
 
 def _gptq(settings: Mapping[str, Any], checked: Mapping[str, Any]) -> Form:
@@ -121,9 +123,8 @@ def _gptq(settings: Mapping[str, Any], checked: Mapping[str, Any]) -> Form:
     ordered = settings.get("desc_act") is True
     if settings.get("dynamic"):  # settings of single modules, by patterns of their names
         return Form(GPTQ, zero_offset=int(first), symmetric=False)
-    return Form(
-        GPTQ, checked["bits"], _group_size(settings, GPTQ), zero_offset=int(first), ordered=ordered, symmetric=False
-    )
+    bits = None if settings.get("bits") is None else checked["bits"]
+    return Form(GPTQ, bits, _group_size(settings, GPTQ), zero_offset=int(first), ordered=ordered, symmetric=False)
 
 
 def _compressed(settings: Mapping[str, Any], checked: Mapping[str, Any]) -> Form:
@@ -137,7 +138,7 @@ def _compressed(settings: Mapping[str, Any], checked: Mapping[str, Any]) -> Form
     return Form(COMPRESSED, bits, group_size, symmetric=symmetric)
 
 
-def _weights(name: str, group: Any) -> tuple[int, int, bool]:
+def _weights(name: str, group: Any) -> tuple[int, int | None, bool]:
     """(bits, group size, symmetric) of one group of modules."""
     place = f"config_groups.{short(name)}"
     if not isinstance(group, dict):
@@ -151,11 +152,12 @@ def _weights(name: str, group: Any) -> tuple[int, int, bool]:
     return checked["num_bits"], size, checked["symmetric"]
 
 
-def _group_size(settings: Mapping[str, Any], method: str) -> int:
-    size = settings.get("group_size", 128)
-    if not is_int(size) or not (size == -1 or size > 0):
-        raise _refused(method, "group_size", size, "a positive integer, or -1 for a whole row")
-    return int(size)
+def _group_size(settings: Mapping[str, Any], method: str, key: str = "group_size") -> int | None:
+    """None if it is missing."""
+    size = settings.get(key)
+    if size is not None and (not is_int(size) or not (size == -1 or size > 0)):
+        raise _refused(method, key, size, "a positive integer, or -1 for a whole row")
+    return size
 
 
 def _checked(

@@ -34,6 +34,7 @@ NEEDED = {
 }
 OPTIONAL = {FP8: (), AWQ: (), GPTQ: ("g_idx",), COMPRESSED: ("weight_zero_point", "weight_g_idx")}
 ACTIVATIONS = ("activation_scale", "input_scale")  # of FP8: their rounding is left out
+USUAL_GROUPS = (128, 64, 32, 256, 512, 1024)  # sizes
 FP8_CODE = "F8_E4M3"  # in safetensors
 FP8_VALUES = E4M3.copy()
 FP8_VALUES[[127, 255]] = np.nan  # E4M3 without infinities has two codes that are no number
@@ -252,7 +253,9 @@ def _bits(matrix: Matrix, leaf: str, words: int, columns: int, form: Form) -> in
 def _groups(matrix: Matrix, leaf: str, groups: int, order: str, form: Form) -> tuple[np.ndarray, int]:
     """(the group of every column, their number), from the list of groups or from the size of a group."""
     columns = matrix.shape[1]
-    size = form.group_size if form.group_size is not None else -(-columns // max(groups, 1))
+    size = form.group_size
+    if size is None:  # the usual one that makes so many groups, the last of which may be short
+        size = next((s for s in USUAL_GROUPS if -(-columns // s) == groups), -(-columns // max(groups, 1)))
     size = columns if size == -1 else size
     if groups != -(-columns // size):
         raise ConfigError(

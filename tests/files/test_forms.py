@@ -81,12 +81,17 @@ READ: dict[str, tuple[dict[str, Any], Form]] = {
     "fp8 of other blocks": ({**FP8, "weight_block_size": [64, 32]}, Form("fp8", 8, block=(64, 32))),
     "awq": (AWQ, Form("awq", 4, 128, symmetric=False)),
     "awq in capitals": ({**AWQ, "version": "GEMM"}, Form("awq", 4, 128, symmetric=False)),
+    "awq as AutoAWQ's own file": (
+        {"quant_method": "awq", "zero_point": True, "q_group_size": 64, "w_bit": 4, "version": "GEMM"},
+        Form("awq", 4, 64, symmetric=False),
+    ),
+    "gptq without bits and groups": ({"quant_method": "gptq"}, Form("gptq", zero_offset=1, symmetric=False)),
     "gptq": (GPTQ, Form("gptq", 8, 128, zero_offset=1, symmetric=False)),
     "gptq by rows": ({**GPTQ, "group_size": -1}, Form("gptq", 8, -1, zero_offset=1, symmetric=False)),
     "gptq_v2": ({**GPTQ, "checkpoint_format": "gptq_v2"}, Form("gptq", 8, 128, symmetric=False)),
     "gptq_v2 of transformers": (
         {"quant_method": "gptq", "bits": 4, "format": "gptq_v2", "desc_act": True},
-        Form("gptq", 4, 128, ordered=True, symmetric=False),
+        Form("gptq", 4, ordered=True, symmetric=False),
     ),
     "gptq by module": (
         {**GPTQ, "dynamic": {"-:lm_head": {}}},
@@ -134,6 +139,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "int16": ({**GPTQ, "pack_dtype": "int16"}, "pack_dtype of gptq is 'int16'"),
     "rotation": ({**GPTQ, "rotation": "hadamard"}, "rotation of gptq is 'hadamard'"),
     "two formats": ({**GPTQ, "format": "gptq_v2"}, "checkpoint_format.*gptq_v2.*remove the one that is wrong"),
+    "awq group of 0": ({**AWQ, "group_size": None, "q_group_size": 0}, "q_group_size of awq is 0"),
+    "awq of 3 bits": ({"quant_method": "awq", "w_bit": 3}, "w_bit of awq is 3"),
     "group of 0": ({**GPTQ, "group_size": 0}, "group_size of gptq is 0"),
     "int-quantized": ({**COMPRESSED, "format": "int-quantized"}, "format of compressed-tensors is 'int-quantized'"),
     "frozen": ({**COMPRESSED, "quantization_status": "frozen"}, "quantization_status .*'frozen'"),

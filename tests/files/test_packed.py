@@ -203,6 +203,25 @@ def test_modules_may_differ_if_config_json_says_so(tmp_path):
     check_values(release)
 
 
+@pytest.mark.parametrize(
+    ("writer", "how"),
+    [
+        (write_gptq, {"bits": 8}),
+        (write_gptq, {"group_size": 64, "head_dim": 16, "hidden_size": 96}),  # the last group is short
+        (write_awq, {"group_size": 128, **WIDE}),
+        (write_gptq, {"group_size": -1, **WIDE}),
+    ],
+)
+def test_bits_and_groups_that_config_json_leaves_out_are_in_the_tensors(tmp_path, writer, how):
+    release = writer(tmp_path / "release", **how)
+    path = release.folder / "config.json"
+    config = json.loads(path.read_text())
+    for key in ("bits", "group_size"):
+        del config["quantization_config"][key]
+    path.write_text(json.dumps(config))
+    check_values(release)
+
+
 def test_fp8_without_scales_is_named(tmp_path):
     release = write_fp8(tmp_path / "release", skip=("q_proj",))
     path = release.folder / "model.safetensors"
