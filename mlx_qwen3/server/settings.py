@@ -4,8 +4,10 @@ import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from ..errors import UsageError
+from ..files.reading import short
 
 PAGE = Path(__file__).parent / "page"
 
@@ -41,14 +43,31 @@ class Settings:
     page: Path = PAGE
 
     def __post_init__(self) -> None:
-        """Raises UsageError for a host that others can reach without a key."""
+        """Raises UsageError for a host that others can reach without a key, and for an origin that no page has."""
         if self.api_key is not None and not self.api_key.strip():
             raise UsageError("the API key is empty; give a secret, or none")
+        for origin in self.cors:
+            if not is_origin(origin):
+                raise UsageError(
+                    f"--cors is {short(repr(origin))}; expected an origin as browsers send it, such as "
+                    "https://app.example or http://localhost:3000, without a path, or * for all"
+                )
         if not (is_local(self.host) or self.api_key or self.insecure):
             raise UsageError(
                 f"--host {self.host} lets other machines in and there is no API key; give --api-key, or --insecure to "
                 "let everyone in who reaches this port"
             )
+
+
+def is_origin(text: str) -> bool:
+    """Whether it is an origin, or `*`. Pages from files and sandboxes have the origin `null`."""
+    if text in ("*", "null"):
+        return True
+    try:
+        parts = urlsplit(text)
+        return text == f"{parts.scheme}://{parts.netloc}" == text.lower() and bool(parts.scheme and parts.hostname)
+    except ValueError:
+        return False
 
 
 def is_local(host: str) -> bool:

@@ -20,6 +20,22 @@ def test_another_host_needs_a_key_or_to_be_told_twice():
     assert Settings(host="0.0.0.0", api_key="x").host == Settings(host="0.0.0.0", insecure=True).host
 
 
+@pytest.mark.parametrize(
+    "origin", ["https://app.example", "http://localhost:3000", "http://[::1]:80", "app://obsidian.md", "*", "null"]
+)
+def test_origins(origin):
+    assert Settings(cors=(origin,)).cors == (origin,)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["https://app.example/", "app.example", "https://", "https://App.example", "https://a b/x", "", "http://[::1"],
+)
+def test_an_origin_that_no_page_has_is_refused(text):
+    with pytest.raises(UsageError, match=r"--cors is .* such as https://app.example"):
+        Settings(cors=("https://app.example", text))
+
+
 def test_an_empty_key_is_none():
     with pytest.raises(UsageError, match="the API key is empty"):
         Settings(api_key=" ")
