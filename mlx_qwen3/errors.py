@@ -17,12 +17,26 @@ Qwen3Warning            what a user should know, but work continues; the command
 """
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class Qwen3Error(Exception):
     """Base of all errors that come from the input and not from a bug."""
 
     exit_code = 1
+    names_keys = False  # of a file; else a command shows its options in place of Python's arguments
+
+
+@contextmanager
+def found_in(place: str) -> Iterator[None]:
+    """Errors of the block begin with the place in a file of the user's."""
+    try:
+        yield
+    except Qwen3Error as error:
+        placed = type(error)(f"{place}: {error}")
+        placed.names_keys = True
+        raise placed from None
 
 
 class ConfigError(Qwen3Error):

@@ -80,6 +80,8 @@ class Commands(click.Group):
         try:
             return super().invoke(context)
         except Qwen3Error as error:
+            if error.names_keys:
+                raise
             command = self.get_command(context, context.invoked_subcommand or "")
             raise type(error)(with_option_names(str(error), command)) from error
 

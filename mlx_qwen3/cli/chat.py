@@ -93,7 +93,8 @@ class Chat:
                 except Quit:
                     return 0
                 except Qwen3Error as error:
-                    say(f"error: {one_line(with_names(str(error), SETTING_NAMES))}")
+                    names = {} if error.names_keys else SETTING_NAMES
+                    say(f"error: {one_line(with_names(str(error), names))}")
                 except BrokenPipeError:
                     raise
                 except Exception as error:  # no error ends the conversation

@@ -2,11 +2,10 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from ..errors import PromptError, Qwen3Error, UsageError
+from ..errors import PromptError, Qwen3Error, UsageError, found_in
 from ..files.config import Qwen3Config
 from ..files.reading import short
 from ..text.tokenizer import Tokenizer
@@ -76,7 +75,7 @@ def read_lines(content: str, name: str, defaults: Defaults) -> list[PromptLine]:
     found = []
     for number, line in enumerate(content.split("\n"), 1):
         if line.strip():
-            with _place(name, number):
+            with found_in(f"{name}, line {number}"):
                 found.append(_read(number, line.strip(), defaults))
     if not found:
         raise UsageError(f"{name} holds no prompt; write one on each line")
@@ -87,7 +86,7 @@ def prepare_lines(lines: Sequence[PromptLine], name: str, config: Qwen3Config, t
     """The checked request of every line. Raises a subclass of Qwen3Error that names the line."""
     requests = []
     for line in lines:
-        with _place(name, line.number):
+        with found_in(f"{name}, line {line.number}"):
             sampling = default_sampling(tokenizer, line.options.thinks, **line.sampling)
             requests.append(prepare(config, tokenizer, line.messages, replace(line.options, sampling=sampling)))
     return requests
@@ -161,12 +160,3 @@ def _messages(values: Mapping[str, Any], system: str | None) -> list[Any]:
     if not messages:
         return []  # `prepare` refuses it
     return [*([] if system is None else [{"role": "system", "content": system}]), *messages]
-
-
-@contextmanager
-def _place(name: str, number: int) -> Iterator[None]:
-    """Errors of the block begin with the file and the line."""
-    try:
-        yield
-    except Qwen3Error as error:
-        raise type(error)(f"{name}, line {number}: {error}") from None

@@ -121,8 +121,8 @@ def _checked(file: TensorFile, model: str) -> list[StoredTensor]:
         raise OtherModel
     try:
         tensors = tensors_of(file)
-    except CheckpointError as error:
-        raise UnusablePrefix(str(error), ours=True) from None
+    except CheckpointError:
+        raise UnusablePrefix("it is damaged", ours=True) from None
     if len(tensors) < 3 or (tensors[0].name, tensors[-1].name) != ("ids", DIGEST) or tensors[0].dtype != mx.int32:
         raise UnusablePrefix("its tensors are not those of a prefix", ours=True)
     return tensors

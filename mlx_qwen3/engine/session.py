@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import OutputError, PromptError, UsageError
+from ..errors import OutputError, PromptError, UsageError, found_in
 from ..files.config import Qwen3Config
 from ..files.reading import short
 from ..report import write_file
@@ -157,14 +157,12 @@ class Session:
     def load(self, path: Path) -> None:
         """Continue a saved conversation with its settings. If it raises PromptError or UsageError, nothing changes."""
         values = _read(path)
-        try:
-            settings = Settings(**values.get("settings", {}))
-        except TypeError as error:
-            raise PromptError(f"{short(path)} has settings of another form ({error})") from None
         messages = [dict(message) for message in values["messages"]]
-        if messages:
-            self._render(settings, messages)
-        self._use(settings)
+        with found_in(short(path)):
+            settings = _settings(values["settings"])
+            if messages:
+                self._render(settings, messages)
+            self._use(settings)
         self.messages = messages
         self.used = self._count()
 
@@ -191,6 +189,14 @@ class Session:
         return self._render(self.settings, self.messages) if self.messages else 0
 
 
+def _settings(values: Mapping[str, Any]) -> Settings:
+    """The settings of a saved conversation. Raises PromptError, or UsageError for one that is wrong."""
+    try:
+        return Settings(**values)
+    except TypeError as error:
+        raise PromptError(f"the settings have another form ({error})") from None
+
+
 def _read(path: Path) -> dict[str, Any]:
     """The content of a saved conversation. Raises PromptError."""
     try:
@@ -207,7 +213,8 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(messages, list):
         raise PromptError(f"{short(path)} has no list of messages; give a file that /save has written")
     if messages:
-        read_messages(messages)
+        with found_in(short(path)):
+            read_messages(messages)
     for at, message in enumerate(messages):
         if message["role"] not in ("user", "assistant", "tool") or not isinstance(message.get("content"), str):
             raise PromptError(f"{short(path)}: message {at + 1} is not a text of the user, the assistant or a tool")

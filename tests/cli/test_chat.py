@@ -90,6 +90,8 @@ def test_a_line_may_go_on_and_a_space_makes_a_slash_text():
 def test_errors_end_nothing(tmp_path, monkeypatch):
     bad = tmp_path / "bad.json"
     bad.write_text("{")
+    hot = tmp_path / "hot.json"
+    hot.write_text('{"format": "mlx-qwen3 chat 1", "settings": {"sampling": {"temperature": "hot"}}, "messages": []}')
     submit, seen = engines.Engine.submit, []
 
     def failing(engine, request):
@@ -99,10 +101,13 @@ def test_errors_end_nothing(tmp_path, monkeypatch):
         return submit(engine, request)
 
     monkeypatch.setattr(engines.Engine, "submit", failing)
-    code, stdout, stderr = run("a", f"/load {bad}", "/load", "x " * 5000, QUESTION, "/stats", options=["--no-think"])
+    code, stdout, stderr = run(
+        "a", f"/load {bad}", f"/load {hot}", "/load", "x " * 5000, QUESTION, "/stats", options=["--no-think"]
+    )
     assert (code, stdout) == (0, f"{ANSWER}\n")
     assert "error: unexpected ZeroDivisionError: oh" in stderr
     assert f"error: {bad} is not JSON" in stderr
+    assert f"error: {hot}: temperature is 'hot'; expected a number" in stderr
     assert "fill the context of 4096" in stderr
     assert "1 turn," in stderr  # what failed is not in the history
 

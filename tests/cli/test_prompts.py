@@ -86,6 +86,22 @@ def test_a_wrong_line_is_refused_before_the_weights_are_read(chat, monkeypatch):
     assert stderr == "error: standard input, line 2: prompt is 1; expected a text\n"
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"max_tokens": 0}, "max_tokens is 0; expected"),
+        ({"x": 1}, "known are id, prompt, messages, system, max_tokens, thinking, thinking_budget, stop"),
+        ({"max_tokens": 10**9}, "set max_tokens to"),
+    ],
+)
+def test_errors_of_a_line_name_its_keys_and_not_options(chat, line, message):
+    code, _, stderr = run(chat, "--prompts", "-", stdin=json.dumps({"prompt": "a", **line}))
+    assert code > 0
+    assert stderr.startswith("error: standard input, line 1: ")
+    assert message in stderr
+    assert "--" not in stderr
+
+
 def test_guesses_for_a_file_change_no_token(chat):
     lines, options = "hello\nhello again\n", ("--prompts", "-", "--temp", "0", "--max-tokens", "20", "--rows", "1")
     plain = run(chat, *options, "--no-lookup", stdin=lines)

@@ -154,7 +154,7 @@ def test_a_bad_file_is_refused_and_nothing_changes(session, tmp_path, content):
     before = list(session.messages), session.settings, session.used
     file = tmp_path / "bad.json"
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(Qwen3Error):
+    with pytest.raises(Qwen3Error, match=r"bad\.json"):
         session.load(file)
     assert (session.messages, session.settings, session.used) == before
 
