@@ -54,7 +54,7 @@ def needed(options: Options, entries: Sequence[Contestant], speeds: Sequence[Spe
 def _tried(worker: Worker, ids: list[int]) -> Speed:
     """The second of two replies, because the first also compiles and warms up; of a slow contestant the first."""
     for _ in range(2):
-        first, *_, last = worker.ask("generate", ids=ids, count=3)["seconds"]
-        if last > 2:
+        seconds = worker.ask("generate", ids=ids, count=3)["seconds"]
+        if seconds[-1] > 2:
             break
-    return Speed(first / len(ids), (last - first) / 2)
+    return Speed(seconds[0] / len(ids), (seconds[-1] - seconds[0]) / max(len(seconds) - 1, 1))
