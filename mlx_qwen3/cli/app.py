@@ -2,16 +2,18 @@
 
 import atexit
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, NoReturn
 
 import click
 
 from .. import interrupt
-from ..errors import Qwen3Error, Qwen3Warning
+from ..errors import Qwen3Error, Qwen3Warning, UsageError
 from .options import with_option_names
 from .terminal import one_line, open_standard_streams, say, show
 
@@ -24,6 +26,11 @@ COMMANDS = {
     "verify": "mlx-qwen3 verify qwen3-4bit --source Qwen/Qwen3-0.6B",
     "inspect": "mlx-qwen3 inspect demo --html demo.html",
     "bench": "mlx-qwen3 bench demo",
+}
+# What click says -> how it is said here
+OUR_WORDS = {
+    r"^Missing argument '(\w+)'\.$": r"\1 is missing; --help shows where to write it",
+    r"^Got unexpected extra arguments? \((.*)\)$": r"'\1' belongs to no option; --help lists them",
 }
 PYTHONS_OWN = warnings.showwarning
 
@@ -67,6 +74,16 @@ class Commands(click.Group):
             command.epilog = f"Example: {COMMANDS[name]}"
         return command
 
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Raises UsageError for an unknown command; click would not say which there are."""
+        if args[0] in COMMANDS or args[0].startswith("-"):
+            return super().resolve_command(context, args)
+        close = get_close_matches(args[0], COMMANDS, 1)
+        meant = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(COMMANDS)}"
+        raise UsageError(f"there is no command {args[0][:60]!r}; {meant}")
+
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Two lines for each command: what it does, and an example."""
         found = {name: self.get_command(context, name) for name in COMMANDS}
@@ -92,7 +109,7 @@ class Commands(click.Group):
             code = super().main(*args, **{**kwargs, "standalone_mode": False})
             sys.stdout.flush()
         except click.ClickException as error:
-            code = _fail(error.format_message(), error.exit_code)
+            code = _fail(in_our_words(error.format_message()), error.exit_code)
         except Qwen3Error as error:
             code = _fail(str(error), error.exit_code)
         except (KeyboardInterrupt, click.Abort):
@@ -151,6 +168,24 @@ def _show_version(context: click.Context, _option: click.Parameter, wanted: bool
     device = str(mx.default_device()).removeprefix("Device(").split(",")[0]
     show(f"mlx-qwen3 {__version__}, MLX {version('mlx')} on {device}, BLAS {blas.in_use or 'of MLX'}")
     context.exit()
+
+
+def in_our_words(message: str) -> str:
+    """A message of click about a value, in the form that our own messages have."""
+    match = re.fullmatch(r"Invalid value for '(.*?)': (.*) is not (a valid|in the range|one of) (.*?)\.?", message)
+    if not match:
+        for pattern, ours in OUR_WORDS.items():
+            message = re.sub(pattern, ours, message)
+        return message
+    name, value, kind, allowed = match.groups()
+    if kind == "a valid":
+        allowed = {"integer": "a whole number", "float": "a number"}.get(allowed.split()[0], allowed)
+    elif kind == "in the range":
+        low, _, high = allowed.partition("<=x<=")
+        allowed = f"{low} to {high}" if high else f"{allowed.removeprefix('x>=')} or more"
+    else:
+        allowed = f"one of {allowed.replace(chr(39), '')}"
+    return f"{name} is {value}; expected {allowed}"
 
 
 def _fail(message: str, code: int) -> int:

@@ -66,7 +66,11 @@ NOT_WITH_SERVE = ("adapters", "prompt_tokens", "rows", "no_reference", "roofline
     help="Rounds in which everything is timed once. Default: as many as end in about a minute, at most 5.",
 )
 @click.option(
-    "--dtype", default="default", show_default=True, help="bf16, fp16, fp32, or default: each program's own default."
+    "--dtype",
+    default="default",
+    metavar="NAME",
+    show_default=True,
+    help="bf16, fp16, fp32, or default: each program's own default.",
 )
 @WEIGHTS
 @click.option("--same-blas", is_flag=True, help="Give the others the BLAS that this package loaded.")

@@ -41,8 +41,10 @@ UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
     help="Unload a model that nobody used for so long. Default: 15m with --models, else never.",
 )
 @DTYPE
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one.")
+@click.option("--host", default="127.0.0.1", metavar="ADDRESS", show_default=True, help="Where to listen.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8080, metavar="N", show_default=True, help="0 takes a free one."
+)
 @click.option(
     "--api-key",
     envvar="MLX_QWEN3_API_KEY",
@@ -51,8 +53,17 @@ UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 )
 @click.option("--insecure", is_flag=True, help="Allow another --host than this machine without an API key.")
 @click.option("--cors", multiple=True, metavar="ORIGIN", help="Let pages of this origin in, * for all; several times.")
-@click.option("--rows", type=click.IntRange(1), default=8, show_default=True, help="Replies that run together.")
-@click.option("--queue", type=click.IntRange(0), default=64, show_default=True, help="Replies that may wait; then 429.")
+@click.option(
+    "--rows", type=click.IntRange(1), default=8, metavar="N", show_default=True, help="Replies that run together."
+)
+@click.option(
+    "--queue",
+    type=click.IntRange(0),
+    default=64,
+    metavar="N",
+    show_default=True,
+    help="Replies that may wait; then 429.",
+)
 @click.option("--timeout", default="10m", show_default=True, metavar="TIME", help="For a whole reply.")
 @click.option("--drain", default="30s", show_default=True, metavar="TIME", help="For replies under way at the end.")
 @click.option("--max-body", default="16MB", show_default=True, metavar="SIZE", help="Of a request.")

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -31,10 +32,20 @@ def dumb() -> bool:
 
 def rendered(parts: Sequence[Part], stream: Any, harmless: bool) -> str:
     """What to write to a stream: as wide as its terminal, with its styles. `harmless`: control characters are shown."""
-    width = shutil.get_terminal_size().columns if stream.isatty() else None
+    width = _width(stream)
     lines = [line for part in parts for line in _lines(part, width, harmless)]
     lines = [Line(escape(line.text), line.style) for line in lines] if harmless else lines
     return "\n".join(map(_painted, lines) if styled(stream) else (line.text for line in lines))
+
+
+def _width(stream: Any) -> int | None:
+    """The columns of a terminal: of this one, since stdout may be a pipe when stderr is a terminal."""
+    if not stream.isatty():
+        return None
+    with suppress(OSError, ValueError):  # it has no file descriptor, or is closed
+        if not os.environ.get("COLUMNS"):
+            return os.get_terminal_size(stream.fileno()).columns or 80  # some pseudo-terminals say 0
+    return shutil.get_terminal_size().columns
 
 
 def _lines(part: Part, width: int | None, harmless: bool) -> Iterator[Line]:

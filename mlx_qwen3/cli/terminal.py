@@ -18,7 +18,7 @@ import click
 from .. import interrupt
 from ..errors import UsageError
 from ..report import finite
-from ..table import Part, escape
+from ..table import Line, Part, escape
 from .styles import rendered, styled
 
 # Characters that json.dumps does not escape, but that mean the same when escaped: further control characters, and bytes
@@ -44,9 +44,10 @@ def one_line(text: str) -> str:
 
 
 def say(*parts: Part) -> None:
-    """Lines on stderr."""
+    """Lines on stderr. A terminal gets them folded between words."""
+    foldable = [line for part in parts for line in (map(Line, part.split("\n")) if isinstance(part, str) else [part])]
     with interrupt.postponed():
-        click.echo(rendered(parts, sys.stderr, harmless=True), err=True)
+        click.echo(rendered(foldable, sys.stderr, harmless=True), err=True)
 
 
 def show(*parts: Part) -> None:

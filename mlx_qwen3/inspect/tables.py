@@ -154,7 +154,7 @@ def overview(report: Report) -> Table:
         "r" * (len(OVERVIEW) + 1) + "l",
         frozenset(marked),
         report.rules.notes,
-        ("q std", "k std", "score std", "on 1st token", "v std", "entropy", "|act| max"),
+        ("q std", "k std", "score std", "on 1st token", "v std", "entropy", "|act| max", "|score| max"),
         frozenset(odd),
     )
 

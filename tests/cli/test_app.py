@@ -56,7 +56,7 @@ def emptied(folder):
 ERRORS = {
     "no prompt": ([], None, 2, "there is no prompt; give --prompt TEXT, or --prompts FILE"),
     "unknown option": (["--prompt", "x", "--beams", "3"], None, 2, "No such option"),
-    "not a number": (["--prompt", "x", "--temp", "hot"], None, 2, "'hot' is not a valid float"),
+    "not a number": (["--prompt", "x", "--temp", "hot"], None, 2, "--temp is 'hot'; expected a number"),
     "out of range": (["--prompt", "x", "--top-p", "7"], None, 2, "--top-p is 7.0; expected a number in (0, 1]"),
     "raw and system": (["--prompt", "x", "--raw", "--system", "y"], None, 2, "--system belongs to the chat template"),
     "raw and thinking": (["--prompt", "x", "--raw", "--no-think"], None, 2, "--no-think belongs to the chat template"),
@@ -202,4 +202,22 @@ def test_an_example_has_only_what_its_command_knows(name):
 def test_an_unknown_command():
     result = here("convrt")
     assert (result.returncode, result.stdout) == (2, b"")
-    assert re.fullmatch(rb"error: No such command 'convrt'.*\n", result.stderr)
+    assert re.fullmatch(rb"error: there is no command 'convrt'; did you mean convert\?\n", result.stderr)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["frobnicate"], "there is no command 'frobnicate'; expected one of generate, chat, serve, convert, verify, "),
+        (["serve", "--port", "99999"], "--port is 99999; expected 0 to 65535\n"),
+        (["serve", "--queue", "-1"], "--queue is -1; expected 0 or more\n"),
+        (["generate", "--prompt", "x", "--top-k", "1.5"], "--top-k is '1.5'; expected a whole number\n"),
+        (["generate", "--prompt", "x", "--dtype", "int4"], "--dtype is 'int4'; expected one of bf16, fp16, fp32\n"),
+        (["generate", "Why is the sky blue?"], "'Why is the sky blue?' belongs to no option; --help lists them\n"),
+        (["convert", "demo"], "OUT is missing; --help shows where to write it\n"),
+    ],
+)
+def test_what_click_finds_is_said_as_our_own_checks_say_it(words, message):
+    result = here(*words)
+    assert (result.returncode, result.stdout) == (2, b"")
+    assert result.stderr.decode().startswith(f"error: {message}")

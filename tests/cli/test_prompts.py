@@ -63,7 +63,7 @@ REFUSED = {
     "prefill": (["--prompts", "-", "--prefill", "x"], "--prefill does not go with --prompts"),
     "raw": (["--prompts", "-", "--raw"], "--raw does not go with --prompts"),
     "rows alone": (["--prompt", "a", "--rows", "2"], "--rows belongs to --prompts"),
-    "no rows": (["--prompts", "-", "--rows", "0"], "Invalid value for '--rows'"),
+    "no rows": (["--prompts", "-", "--rows", "0"], "--rows is 0; expected 1 or more"),
     "no file": (["--prompts", "nowhere.txt"], "nowhere.txt cannot be read (No such file or directory)"),
     "a folder": (["--prompts", "."], ". is a folder; give a file with a prompt on each line"),
     "empty": (["--prompts", "-"], "standard input is empty; write the prompt to it, or give --prompts FILE"),

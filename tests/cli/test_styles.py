@@ -1,6 +1,11 @@
 """The look of output: on a terminal, and nowhere else."""
 
+import fcntl
 import io
+import os
+import pty
+import struct
+import termios
 
 import pytest
 
@@ -58,3 +63,15 @@ def test_a_table_fits_the_terminal(screen, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", columns)
     wide = Table("", ("name", "more"), [["word " * 30, "x" * 30]], "ll")
     assert max(map(len, rendered([wide], screen, harmless=True).split("\n"))) <= int(columns) + len("\x1b[2m\x1b[0m")
+
+
+@pytest.mark.parametrize(("asked", "width"), [("", 40), ("30", 30)])
+def test_the_width_is_that_of_the_stream(monkeypatch, asked, width):
+    """stdout may be a file meanwhile. COLUMNS counts more."""
+    monkeypatch.setenv("COLUMNS", asked)
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+    with open(theirs, "w") as stream:
+        lines = rendered([Line("word " * 50)], stream, harmless=True).split("\n")
+    os.close(ours)
+    assert width - 6 < max(map(len, lines)) <= width

@@ -94,7 +94,8 @@ export function number(value) {
 }
 
 function seconds(value) {
-  return value < 9.95 ? `${value.toFixed(1)} s` : `${Math.round(value)} s`;
+  const digits = value < 0.995 ? 2 : value < 9.95 ? 1 : 0;
+  return `${value.toFixed(digits)} s`;
 }
 
 /** Whether a key sends a message. Enter that ends the input of a Chinese character does not. */
