@@ -24,7 +24,8 @@ class Terminal:
     def __init__(self, *words: str, **environment: str):
         ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))  # rows, columns
-        known = {"MLX_QWEN3_BLAS": "none", "PROMPT_TOOLKIT_NO_CPR": "1", "TERM": "xterm"}
+        # Lines are wide, so that what a test expects is not folded.
+        known = {"MLX_QWEN3_BLAS": "none", "PROMPT_TOOLKIT_NO_CPR": "1", "TERM": "xterm", "COLUMNS": "200"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "mlx_qwen3", *words],
             stdin=theirs,

@@ -184,7 +184,7 @@ def test_of_bench_with_servers(tmp_path, monkeypatch):
 
 def test_of_a_chat():
     pytest.importorskip("prompt_toolkit")
-    with Pty("chat", "demo", "--temp", "0", NO_COLOR="") as terminal:
+    with Pty("chat", "demo", "--temp", "0", NO_COLOR="", COLUMNS="") as terminal:
         for typed, shown in (
             (QUESTION, "tok/s]"),
             ("/help", "/think-budget X"),
@@ -203,7 +203,7 @@ def test_of_a_chat():
 
 
 def test_of_a_server():
-    with Pty("serve", "demo", "--port", "0", "--drain", "5s", NO_COLOR="") as terminal:
+    with Pty("serve", "demo", "--port", "0", "--drain", "5s", NO_COLOR="", COLUMNS="") as terminal:
         terminal.expect("listening on http://127.0.0.1:")
         connection = http.client.HTTPConnection("127.0.0.1", int(terminal.expect("\r\n")), timeout=60)
         terminal.expect("/v1\r\n")

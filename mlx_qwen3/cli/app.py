@@ -6,7 +6,6 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
-from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -80,6 +79,8 @@ class Commands(click.Group):
         """Raises UsageError for an unknown command; click would not say which there are."""
         if args[0] in COMMANDS or args[0].startswith("-"):
             return super().resolve_command(context, args)
+        from difflib import get_close_matches
+
         close = get_close_matches(args[0], COMMANDS, 1)
         meant = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(COMMANDS)}"
         raise UsageError(f"there is no command {args[0][:60]!r}; {meant}")
