@@ -61,12 +61,15 @@ class Job:
         (tensor,) = self.tensors
         for part in self.packed:
             if part.quantization is None:
-                yield from ((tensor, raw) for raw in _kept_blocks(part.leaves["weight"], tensor.dtype, tally))
+                yield from ((tensor, raw) for raw in _cast(part.leaves["weight"], tensor.dtype, tally))
             else:
                 unpacked = unpacked_blocks(part.leaves, part.quantization, tensor.dtype, tally)
                 yield from ((tensor, raw) for raw in unpacked)
+        # If one run is cast, the error is that of the whole tensor: rows that do not change count too.
+        exact = all(run.dtype == tensor.dtype for run in self.runs)
         for run in self.runs:
-            yield from ((tensor, raw) for raw in _kept_blocks(run, tensor.dtype, tally))
+            blocks = run.chunks(COPY_BYTES) if exact else _cast(run, tensor.dtype, tally)
+            yield from ((tensor, raw) for raw in blocks)
 
 
 @dataclass(frozen=True)
@@ -219,10 +222,6 @@ def _steps(module: Module, runs: Sequence[StoredTensor], *last: str) -> str:
     arrangement = _arrangement(module, runs)
     steps = [*([] if arrangement == "copied" else [arrangement]), *origins, *last]
     return ", ".join(steps) or arrangement
-
-
-def _kept_blocks(tensor: StoredTensor, dtype: mx.Dtype, tally: Tally) -> Iterator[Buffer]:
-    return tensor.chunks(COPY_BYTES) if tensor.dtype == dtype else _cast(tensor, dtype, tally)
 
 
 def _cast(tensor: StoredTensor, dtype: mx.Dtype, tally: Tally) -> Iterator[Buffer]:

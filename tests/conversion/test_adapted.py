@@ -112,6 +112,21 @@ def test_it_is_merged_before_it_is_fused_or_packed(layout, tensors, tmp_path):
         assert same or (name != "config.json" and close(tmp_path / "out", tmp_path / "expected")), name
 
 
+def test_the_error_of_a_fused_matrix_counts_the_rows_that_no_adapter_changes(tmp_path):
+    base, some = in_bf16(tmp_path / "base"), str(write_peft(tmp_path / "adapter", ("k_proj",)))
+    certificate = convert(base, tmp_path / "out", adapters=[some], divergence=False)
+    exact = added(
+        tmp_path / "adapter",
+        {name: as_numpy(array) for name, array in mx.load(str(base / "model.safetensors")).items()},
+    )
+    layer = [exact[f"model.layers.0.self_attn.{part}_proj.weight"] for part in "qkv"]
+    result = stored(tmp_path / "out")["layers.0.self_attn.qkv_proj.weight"]
+    error = next(record.error for record in certificate.tensors if record.name == "layers.0.self_attn.qkv_proj.weight")
+    assert error.relative == pytest.approx(relative(result, np.concatenate(layer)), rel=1e-3)
+    assert len(layer[0]) <= error.worst_row < len(layer[0]) + len(layer[1])
+    assert verify(tmp_path / "out", base, adapters=[some]).errors
+
+
 def close(a: Path, b: Path) -> bool:
     """The same tensors, but for a sum that another order has rounded otherwise."""
     ours, theirs = (mx.load(str(folder / "model.safetensors")) for folder in (a, b))
