@@ -56,7 +56,7 @@ class AdapterConfig:
         """Such as: a PEFT LoRA adapter of rank 8 for Qwen/Qwen3-0.6B."""
         rank = "" if self.method == "full" else f" of rank {self.rank}"
         base = short(self.base) if self.base else "a base that it does not name"
-        return f"a {self.form} {self.method} adapter{rank} for {base}"
+        return f"{'a' if self.form == 'PEFT' else 'an'} {self.form} {self.method} adapter{rank} for {base}"
 
     def targets(self, module: str, layers: int) -> bool:
         """Whether a module of a model with so many layers has low-rank matrices."""

@@ -63,6 +63,7 @@ class Checkpoint:
         if CONFIG not in self:
             if adapter_config.has_adapter(self.folder):
                 raise CheckpointError(adapter_config.what_it_is(self.folder, str(self.folder)))
+            _refuse_gguf(self.folder)
             raise CheckpointError(f"{self.folder / CONFIG} does not exist; a checkpoint folder needs {CONFIG}")
         return self.settings(CONFIG)
 
@@ -180,9 +181,14 @@ def _weight_files(folder: Path, index: Mapping[str, str]) -> list[Path]:
             f"{folder} has its weights in {short(pickles[0])}, a pickle file, which can run code when it is opened; "
             "save it with transformers' save_pretrained, which writes safetensors"
         )
+    _refuse_gguf(folder)
+    raise CheckpointError(f"{folder} has no model*.safetensors; expected a Hugging Face or mlx-lm checkpoint folder")
+
+
+def _refuse_gguf(folder: Path) -> None:
+    """For a folder that lacks what a checkpoint needs: its weights may be in another form."""
     if packed := sorted(path.name for path in folder.glob("*.gguf")):
         raise CheckpointError(f"{folder} has its weights in {short(packed[0])}, a GGUF file; {NO_GGUF}")
-    raise CheckpointError(f"{folder} has no model*.safetensors; expected a Hugging Face or mlx-lm checkpoint folder")
 
 
 def _check_index(index: Mapping[str, str], tensors: Mapping[str, StoredTensor]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import CheckpointError, ConfigError, warn
 from .derived import Derivation, DerivedTensor, Latest, Rows
 from .dtypes import FLOATS, NAMES, prevailing
-from .forms import AWQ, COMPRESSED, FP8, GPTQ, KEY, Form
+from .forms import AWQ, COMPRESSED, FP8, GPTQ, KEY, REMEDY, Form
 from .headers import StoredTensor
 from .integers import WORD, Columns, Integers, awq, compressed, floats_of, gptq, integers_of
 from .quantization import Quantization
@@ -131,6 +131,8 @@ def why_left_out(name: str) -> str:
 def _take(tensors: Tensors, name: str, shape: tuple[int, ...], form: Form) -> Matrix:
     """Removes the tensors of a module. A bias of zeros is removed too: GPTQ programs write one for every module."""
     method = form.method
+    if method == FP8:
+        _check_by_block(tensors, name)
     if missing := [leaf for leaf in NEEDED[method] if f"{name}.{leaf}" not in tensors]:
         raise CheckpointError(f"{name} is packed, but {name}.{missing[0]} is missing; the checkpoint is incomplete")
     names = (*NEEDED[method], *OPTIONAL[method])
@@ -143,6 +145,16 @@ def _take(tensors: Tensors, name: str, shape: tuple[int, ...], form: Form) -> Ma
     if (bias := tensors.get(f"{name}.bias")) and bias.dtype in FLOATS and not floats_of(bias).any():
         del tensors[f"{name}.bias"]
     return matrix
+
+
+def _check_by_block(tensors: Tensors, name: str) -> None:
+    """Raises CheckpointError if an FP8 matrix has one scale, or one for each row, which other programs make."""
+    scale = tensors.get(f"{name}.weight_scale_inv") or tensors.get(f"{name}.weight_scale")
+    if scale and (scale.name.endswith("weight_scale") or len(scale.shape) < 2):
+        raise CheckpointError(
+            f"{short(scale.name)} has shape {list(scale.shape)}: FP8 is read with a scale for each block "
+            f"(weight_scale_inv, as in Qwen's releases), not with one for a matrix or a row; {REMEDY}"
+        )
 
 
 def _float_dtype(tensors: Mapping[str, StoredTensor]) -> mx.Dtype:

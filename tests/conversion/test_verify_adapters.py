@@ -29,7 +29,7 @@ def test_adapters_on_their_base(tiny, tmp_path):
     assert lines(found)[0].startswith(f"{first}=0.5: a PEFT LoRA adapter of rank 4 for Qwen/Qwen3-0.6B; its 16 tensors")
     assert lines(found)[-1].startswith("the logits (final norm, output matrix): ")
     assert MERGED in lines(found)[-1]
-    assert json.loads(json.dumps(found.summary()))["adapters"][1]["kind"].startswith("a mlx-lm DoRA adapter")
+    assert json.loads(json.dumps(found.summary()))["adapters"][1]["kind"].startswith("an mlx-lm DoRA adapter")
 
 
 def test_packed_and_sparse_bases(tiny_moe, tmp_path):

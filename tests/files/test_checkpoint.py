@@ -234,6 +234,9 @@ def test_gguf_is_refused_with_what_to_take_instead(tmp_path):
     (write_checkpoint(tmp_path) / "model.safetensors").rename(tmp_path / "qwen3-q8_0.gguf")
     with pytest.raises(CheckpointError, match=r"qwen3-q8_0.gguf, a GGUF file; GGUF cannot be read; take the bf16"):
         load_model(tmp_path)
+    (tmp_path / "config.json").unlink()  # as most folders of GGUF files are
+    with pytest.raises(CheckpointError, match=r"qwen3-q8_0.gguf, a GGUF file"):
+        load_model(tmp_path)
 
 
 def test_a_folder_without_weights_says_so(tmp_path):

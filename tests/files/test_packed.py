@@ -204,6 +204,20 @@ def test_modules_may_differ_if_config_json_says_so(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("leaf", "shape"), [("weight_scale_inv", ()), ("weight_scale_inv", (1,)), ("weight_scale", (192, 1))]
+)
+def test_fp8_without_blocks_is_refused_by_name(tmp_path, leaf, shape):
+    path = write_fp8(tmp_path / "release").folder / "model.safetensors"
+    rename_dtype(path, {"weight": "U8"}, "F8_E4M3")
+    tensors = mx.load(str(path))
+    del tensors[f"{Q}.weight_scale_inv"]
+    mx.save_safetensors(str(path), {**tensors, f"{Q}.{leaf}": mx.ones(shape)}, {"format": "pt"})
+    rename_dtype(path, {"weight": "F8_E4M3"})
+    with pytest.raises(CheckpointError, match=rf"q_proj.{leaf} has shape .*: FP8 is read with a scale for each block"):
+        _ = Checkpoint(path.parent).parts
+
+
+@pytest.mark.parametrize(
     ("writer", "how"),
     [
         (write_gptq, {"bits": 8}),
