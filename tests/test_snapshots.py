@@ -34,7 +34,6 @@ COMMANDS = {
     "generate": ("generate", "--prompt", QUESTION, *GREEDY),
     "generate-cut": ("generate", "--prompt", QUESTION, *GREEDY, "--max-tokens", "5"),
     "generate-prompts": ("generate", "--prompts", "prompts.txt", *GREEDY),
-    "generate-json": ("generate", "--prompt", QUESTION, *GREEDY, "--json"),
     "generate-refused": ("generate", "--prompt", "hi", "--max-tokens", "0"),
     "chat-refused": ("chat", "--temp", "-1"),
     "convert": ("convert", "demo", "OUT", "--quantize", "affine4"),
