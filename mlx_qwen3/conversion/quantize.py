@@ -7,7 +7,10 @@ the packed rows are the same if a matrix is packed in blocks, as a part of a fus
 
 import heapq
 import re
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import cycle
 from math import prod
 from typing import TypeVar
 
@@ -31,6 +34,7 @@ DEFAULT_BITS = 5.0  # of mixed
 ROUTER, ROUTER_PACKINGS = "mlp.gate", tuple(Quantization("affine", 8, group_size) for group_size in (64, 32))
 READ_BYTES = 1 << 23
 BLOCK_VALUES = 1 << 18  # a block in float32 and its error stay in a processor's second-level cache
+STREAMS = 2  # of a CPU, each a thread, on which blocks are packed
 Item = TypeVar("Item")
 
 
@@ -186,10 +190,11 @@ def _packing(
     runs: Sequence[StoredTensor], packing: Quantization, dtype: mx.Dtype
 ) -> Iterator[tuple[mx.array, list[mx.array]]]:
     """(stored rows, the packed arrays that MLX is computing from them) for each block of rows."""
-    for block in (block for run in runs for block in run.row_blocks(READ_BYTES)):
+    blocks = (block for run in runs for block in run.row_blocks(READ_BYTES))
+    for block, stream in zip(blocks, cycle(_streams()), strict=False):
         source = stored(block)
         rows = cast(source, dtype, block.name)
-        arrays = list(mx.quantize(rows, packing.group_size, packing.bits, packing.mode))
+        arrays = list(mx.quantize(rows, packing.group_size, packing.bits, packing.mode, stream=stream))
         mx.async_eval(arrays)
         yield source, arrays
 
@@ -208,9 +213,30 @@ def _add_errors(
 
 
 def _ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The same items, but the next is started before each is given out: MLX packs it while NumPy measures this one."""
-    last = next(items)
+    """The same items, but the next are started before each is given out: MLX packs them while NumPy measures this one.
+
+    So many are in memory, beside the one that was given out.
+    """
+    started: deque[Item] = deque()
     for item in items:
-        yield last
-        last = item
-    yield last
+        started.append(item)
+        if len(started) > STREAMS:
+            yield started.popleft()
+    while started:
+        yield started.popleft()
+
+
+class _OfThread(threading.local):
+    streams: tuple[mx.Stream, ...] = ()
+
+
+_of_thread = _OfThread()
+
+
+def _streams() -> tuple[mx.Stream, ...]:
+    """Where to pack, in turns: a GPU's stream; on a CPU streams of this thread that do not wait for its other work."""
+    if mx.default_device().type == mx.gpu:
+        return (mx.default_stream(mx.gpu),)
+    if not _of_thread.streams:
+        _of_thread.streams = tuple(mx.new_stream(mx.cpu) for _ in range(STREAMS))
+    return _of_thread.streams

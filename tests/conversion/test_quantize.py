@@ -2,6 +2,7 @@
 
 import json
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -367,6 +368,22 @@ def test_mixed_gives_each_group_of_experts_its_bits(tmp_path, ids):
     theirs = as_numpy(pytest.importorskip("mlx_lm.utils").load_model(tmp_path / "hf")[0](mx.array(ids)))
     for layout in ("hf", "native"):
         assert np.abs(as_numpy(load_model(tmp_path / layout)(ids)) - theirs).max() < 5e-5
+
+
+def test_the_next_blocks_are_started_before_one_is_measured():
+    started: list[int] = []
+    items = (started.append(index) or index for index in range(5))
+    assert [(item, len(started)) for item in quantize._ahead(items)] == [(0, 3), (1, 4), (2, 5), (3, 5), (4, 5)]
+
+
+def test_several_threads_convert_at_once(tmp_path):
+    """MLX's streams belong to a thread, so each packs on its own."""
+    source = source_in(tmp_path / "source", mx.float32)
+    folders = [tmp_path / str(number) for number in range(3)]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda out: convert(source, out, quantize="affine4", divergence=False), folders[:2]))
+    convert(source, folders[2], quantize="affine4", divergence=False)
+    assert stored(folders[0]) == stored(folders[1]) == stored(folders[2])
 
 
 def test_the_memory_of_packing_a_stack_is_that_of_a_block(tmp_path, monkeypatch):
