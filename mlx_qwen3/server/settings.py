@@ -7,7 +7,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..errors import UsageError
-from ..files.reading import short
 
 PAGE = Path(__file__).parent / "page"
 
@@ -49,7 +48,7 @@ class Settings:
         for origin in self.cors:
             if not is_origin(origin):
                 raise UsageError(
-                    f"--cors is {short(repr(origin))}; expected an origin as browsers send it, such as "
+                    f"--cors is {origin[:200]!r}; expected an origin as browsers send it, such as "
                     "https://app.example or http://localhost:3000, without a path, or * for all"
                 )
         if not (is_local(self.host) or self.api_key or self.insecure):
