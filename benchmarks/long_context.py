@@ -10,10 +10,12 @@ import time
 from itertools import pairwise
 from statistics import median
 
+import mlx_qwen3  # noqa: F401  before MLX: it loads the BLAS
+
+# isort: split
 import mlx.core as mx
 from mlx.utils import tree_map
 
-import mlx_qwen3  # noqa: F401  first: it loads the BLAS
 from mlx_qwen3.engine.batch import Batch
 from mlx_qwen3.engine.rows import Row
 from mlx_qwen3.engine.runner import prefill

@@ -18,10 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import mlx_qwen3  # noqa: F401  before MLX: it loads the BLAS
+
+# isort: split
 import mlx.core as mx
 import mlx.nn as nn
 
-import mlx_qwen3  # noqa: F401  first: it loads the BLAS
 from mlx_qwen3.engine.runner import decode_step
 from mlx_qwen3.model import kernels
 from mlx_qwen3.model.linear import Linear

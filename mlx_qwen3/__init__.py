@@ -98,11 +98,15 @@ def load(
     free.
     Raises a subclass of Qwen3Error that names what is wrong and the remedy.
     """
+    import mlx.core as mx
+
     from .engine import weights as forms
     from .engine.memory import budget_bytes
+    from .errors import warn
     from .files.adapters import open_adapter
     from .files.checkpoint import Checkpoint
     from .files.hub import resolve
+    from .model import kernels
     from .model.load import load_model
     from .text.tokenizer import Tokenizer
 
@@ -112,7 +116,11 @@ def load(
     budget = budget_bytes(memory)
     chosen = forms.choose([checkpoint], dtype, weights, budget, adapters=opened)
     forms.check(chosen, budget)
-    return load_model(checkpoint, dtype, opened, chosen[0].unpack), Tokenizer(checkpoint)
+    model = load_model(checkpoint, dtype, opened, chosen[0].unpack)
+    slow = blas.late and not kernels.on_gpu() and chosen[0].dtype == mx.float32
+    if slow and (advice := blas.advice(model.nbytes)):
+        warn(advice)
+    return model, Tokenizer(checkpoint)
 
 
 def __getattr__(name: str) -> Any:

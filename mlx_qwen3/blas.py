@@ -24,15 +24,23 @@ FOLDERS = ("lib", "lib/python*/site-packages/cmeel.prefix/lib")
 # without a fast BLAS, 340 with MKL (2 cores of an Intel Xeon with AMX).
 NOTICED = 100_000_000
 
+LATE = "mlx.core was imported before mlx_qwen3, which is too late for a fast BLAS; import mlx_qwen3 first"
+
 in_use: str | None = None  # the library that was loaded
+late = False  # whether MLX was imported before this package, with its own BLAS
 _refused: str | None = None  # why the library that the variable names was not loaded
 
 
 def preload() -> None:
     """Load the library that MLX_QWEN3_BLAS names, or the first that is found."""
-    global in_use, _refused
+    global in_use, late, _refused
     chosen = os.environ.get(VARIABLE)
     if chosen == "none" or not _needed():
+        return
+    if "mlx.core" in sys.modules:  # its functions are bound already, to a library that any name finds or to its own
+        in_use = "loaded before MLX" if hasattr(ctypes.CDLL(None), "cblas_sgemm") else None
+        late = in_use is None
+        _refused = f"{VARIABLE} is {chosen!r}, but {LATE}" if chosen and late else None
         return
     for library in [chosen] if chosen else _candidates():
         try:
@@ -66,6 +74,8 @@ def advice(float_bytes: int | None = None) -> str | None:
     small = float_bytes is not None and float_bytes < NOTICED
     if small or not lacking() or os.environ.get(VARIABLE) == "none":
         return None
+    if late:
+        return LATE
     return (
         "no fast BLAS found, so float32 on this CPU is many times slower than it could be; "
         f"pip install 'mlx-qwen3[mkl]', or set {VARIABLE} to a library, or to none"

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from mlx_qwen3 import blas
+
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="MLX brings a fast BLAS on macOS")
 # A small BLAS: sgemm that only says that it was called, which is all that shows whose it is.
@@ -73,3 +75,23 @@ def test_advice_only_where_it_helps(library):
     assert "pip install 'mlx-qwen3[mkl]'" in run(program).stdout
     assert run(program, MLX_QWEN3_BLAS="none").stdout == "None\n"
     assert run("from mlx_qwen3 import blas; print(blas.advice())", MLX_QWEN3_BLAS=str(library)).stdout == "None\n"
+
+
+LATE = "import mlx.core as mx, mlx_qwen3; from mlx_qwen3 import blas; "
+
+
+def test_a_library_that_comes_after_mlx_is_not_in_use(library):
+    """Sorted imports have `mlx.core` first. Python binds MLX's functions when it is imported."""
+    late = run(LATE + "print(blas.in_use, blas.advice(), (mx.ones((32, 32)) @ mx.ones((32, 32)))[0, 0].item())")
+    assert late.stdout == f"None {blas.LATE} 32.0\n"
+    assert run(LATE + "print(blas.in_use)", LD_PRELOAD=str(library)).stdout == "loaded before MLX\n"
+
+
+def test_load_warns_if_mlx_came_first_and_refuses_a_library_that_was_chosen(library):
+    program = LATE + "blas.NOTICED = 0; mlx_qwen3.load('demo')"
+    assert f"Qwen3Warning: {blas.LATE}" in run(program).stderr
+    assert run(program, MLX_QWEN3_BLAS="none").stderr == ""
+    assert (
+        f"UsageError: MLX_QWEN3_BLAS is {str(library)!r}, but {blas.LATE}"
+        in run(program, MLX_QWEN3_BLAS=str(library)).stderr
+    )
