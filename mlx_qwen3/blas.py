@@ -8,7 +8,9 @@ The package's __init__ calls `preload`, since it has to come before the first im
 import ctypes
 import os
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from glob import glob
 
 from .errors import UsageError
@@ -26,14 +28,20 @@ NOTICED = 100_000_000
 
 LATE = "mlx.core was imported before mlx_qwen3, which is too late for a fast BLAS; import mlx_qwen3 first"
 
+# The functions that read and set how many threads a product takes, of MKL and OpenBLAS
+THREADS = (("MKL_Get_Max_Threads", "MKL_Set_Num_Threads"), ("openblas_get_num_threads", "openblas_set_num_threads"))
+
 in_use: str | None = None  # the library that was loaded
 late = False  # whether MLX was imported before this package, with its own BLAS
+_library: ctypes.CDLL | None = None
+_sharing = threading.Lock()
+_shared: list[int] = []  # the threads of all products, once for each `threads_for` that runs
 _refused: str | None = None  # why the library that the variable names was not loaded
 
 
 def preload() -> None:
     """Load the library that MLX_QWEN3_BLAS names, or the first that is found."""
-    global in_use, late, _refused
+    global in_use, late, _library, _refused
     chosen = os.environ.get(VARIABLE)
     if chosen == "none" or not _needed():
         return
@@ -44,7 +52,7 @@ def preload() -> None:
         return
     for library in [chosen] if chosen else _candidates():
         try:
-            ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
+            _library = ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
         except OSError as error:  # of another architecture, or without a dependency: try the next
             if chosen:
                 reason = f"cannot be loaded ({error}); give the path of a BLAS, or none"
@@ -80,6 +88,39 @@ def advice(float_bytes: int | None = None) -> str | None:
         "no fast BLAS found, so float32 on this CPU is many times slower than it could be; "
         f"pip install 'mlx-qwen3[mkl]', or set {VARIABLE} to a library, or to none"
     )
+
+
+def threads() -> int:
+    """How many threads one product takes; 1 if that is not known."""
+    functions = _thread_functions()
+    return int(functions[0]()) if functions else 1
+
+
+@contextmanager
+def threads_for(products: int) -> Iterator[None]:
+    """In the block, each product takes a part of the threads, so that so many run side by side."""
+    functions = _thread_functions()
+    if functions is None:
+        yield
+        return
+    get, set_ = functions
+    with _sharing:
+        _shared.append(_shared[0] if _shared else get())
+        set_(max(1, _shared[0] // products))
+    try:
+        yield
+    finally:
+        with _sharing:
+            before = _shared.pop()
+            if not _shared:
+                set_(before)
+
+
+def _thread_functions() -> tuple[Callable[[], int], Callable[[int], object]] | None:
+    for get, set_ in THREADS:
+        if _library is not None and hasattr(_library, set_):
+            return getattr(_library, get), getattr(_library, set_)
+    return None
 
 
 def _needed() -> bool:

@@ -95,3 +95,36 @@ def test_load_warns_if_mlx_came_first_and_refuses_a_library_that_was_chosen(libr
         f"UsageError: MLX_QWEN3_BLAS is {str(library)!r}, but {blas.LATE}"
         in run(program, MLX_QWEN3_BLAS=str(library)).stderr
     )
+
+
+def test_products_side_by_side_share_the_threads(monkeypatch):
+    """The first of several passes remembers how many there were, and the last one sets them again."""
+    threads = [6]
+    monkeypatch.setattr(blas, "_thread_functions", lambda: (lambda: threads[-1], threads.append))
+    with blas.threads_for(2):
+        assert blas.threads() == 3
+        with blas.threads_for(4):
+            assert blas.threads() == 1
+        with pytest.raises(KeyError), blas.threads_for(4):
+            raise KeyError
+    assert blas.threads() == 6
+    monkeypatch.setattr(blas, "_thread_functions", lambda: None)
+    with blas.threads_for(2):
+        assert blas.threads() == 1
+
+
+def test_the_threads_of_a_real_library():
+    program = """
+from mlx_qwen3 import blas
+import mlx.core as mx
+mx.eval(mx.ones((300, 300)) @ mx.ones((300, 300)))
+before = blas.threads()
+with blas.threads_for(2):
+    inside = blas.threads()
+print(before, inside, blas.threads(), blas.in_use is not None)
+"""
+    environment = dict.fromkeys(("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), "2")
+    found = run(program, MKL_DYNAMIC="FALSE", **environment).stdout.split()
+    if found[3] == "False":
+        pytest.skip("no fast BLAS")
+    assert found[:3] == (["2", "1", "2"] if (os.cpu_count() or 1) > 1 else ["1", "1", "1"])

@@ -8,20 +8,22 @@ B batch, L new tokens, H query heads, K key/value heads, G = H / K, D head_dim, 
 """
 
 import math
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 
 import mlx.core as mx
 import numpy as np
 
 from ..files.config import Qwen3Config
 from ..files.values import to_mlx
+from . import streams
 
 # Of one query: keys from which exponentials are powers, from which there are blocks, and sizes of these
 MANY_KEYS, MANY_BLOCKS, SMALLEST_BLOCK, LARGEST_BLOCK = 2048, 16384, 1024, 2048
 BLOCK = 64  # queries that are computed together; half of the scores of a block's own keys are not needed
 # Scores that are computed together. MLX's CPU holds the results of some 50 operations before it frees the first. So a
 # tile is evaluated alone, and its results stay in the cache of the processor.
-TILE = 1 << 19
+TILE = 1 << 18
 WORTH_WAITING = 1 << 17  # scores; to wait for fewer takes longer than they do
 MASKED = -1e30  # is added to a score that does not count; -inf would make -inf - (-inf), which is NaN
 
@@ -91,47 +93,72 @@ def attend(q: mx.array, kv: mx.array, scale: float, causal: bool, compiled: bool
     """
     L, S = q.shape[2], kv.shape[3]
     attend_block = _in_tiles if compiled else _by_mlx
-    blocks = []
+    blocks, waiting = [], Waiting()
     for first in range(0, L, BLOCK):
         last = min(first + BLOCK, L)
-        blocks.append(attend_block(q[:, :, first:last], kv[:, :, :, : S - L + last if causal else S], scale, causal))
+        keys = S - L + last if causal else S
+        blocks.append(attend_block(q[:, :, first:last], kv[:, :, :, :keys], scale, causal, waiting))
     return mx.concatenate(blocks, axis=2)
 
 
-def _by_mlx(q: mx.array, kv: mx.array, scale: float, causal: bool) -> mx.array:
+class Waiting:
+    """Results that take turns on the streams, and are evaluated when they have many scores."""
+
+    def __init__(self) -> None:
+        self._streams = streams.current()
+        self._results: list[mx.array] = []
+        self._scores = self._count = 0
+
+    def add(self, compute: Callable[[], mx.array], scores: int) -> mx.array:
+        """The result of `compute`, which has so many scores."""
+        with mx.stream(self._streams[self._count % len(self._streams)]):
+            result = compute()
+        self._count += 1
+        self._results.append(result)
+        self._scores += scores
+        if self._scores >= len(self._streams) * WORTH_WAITING and self._count % len(self._streams) == 0:
+            mx.eval(self._results)  # frees what they were computed from
+            self._results, self._scores = [], 0
+        return result
+
+
+def _by_mlx(q: mx.array, kv: mx.array, scale: float, causal: bool, waiting: Waiting) -> mx.array:
     """Attention of a block of queries."""
-    keys, values = kv[0, :], kv[1, :]  # slices, because kv[0] is a gather, which copies
+    (B, H, C, _), (K, S) = q.shape, kv.shape[2:4]
     mask = "causal" if causal else None
-    block = mx.fast.scaled_dot_product_attention(q, keys, values, scale=scale, mask=mask)
-    return _freed(block, q.shape[0] * q.shape[1] * q.shape[2] * kv.shape[3])
+    parts, G = [], H // K
+    for some in _slices(K, len(streams.current())):
+        keys, values = kv[0, :, some], kv[1, :, some]  # slices, because kv[0] is a gather, which copies
+        heads = q[:, G * some.start : G * some.stop]
+        compute = partial(mx.fast.scaled_dot_product_attention, heads, keys, values, scale=scale, mask=mask)
+        parts.append(waiting.add(compute, B * heads.shape[1] * C * S))
+    return mx.concatenate(parts, axis=1)
 
 
-def _in_tiles(q: mx.array, kv: mx.array, scale: float, causal: bool) -> mx.array:
+def _slices(count: int, parts: int) -> list[slice]:
+    """As many equal slices of a range, or as near to that as possible."""
+    size = -(-count // parts)
+    return [slice(first, min(first + size, count)) for first in range(0, count, size)]
+
+
+def _in_tiles(q: mx.array, kv: mx.array, scale: float, causal: bool, waiting: Waiting) -> mx.array:
     """The same, a few key heads after another."""
     (B, H, C, D), (K, S) = q.shape, kv.shape[2:4]
     queries = q.reshape(B, K, -1, D) * (scale * math.log2(math.e))
     scores = B * H // K * C * S  # of one key head
-    heads = max(1, min(K, TILE // scores))
+    most = max(1, TILE // scores)
     tiles = []
-    for k in range(0, K, heads):
-        some = slice(k, k + heads)
-        tile = _tile(queries[:, some], kv[0, :, some], kv[1, :, some], C if causal else 0)
-        tiles.append(_freed(tile, heads * scores))
+    for some in _slices(K, max(-(-K // most), min(K, len(streams.current())))):
+        compute = partial(_tile, queries[:, some], kv[0, :, some], kv[1, :, some], C if causal else 0)
+        tiles.append(waiting.add(compute, (some.stop - some.start) * scores))
     return mx.concatenate(tiles, axis=1).reshape(B, H, C, D)
 
 
 def score_bytes(config: Qwen3Config, queries: int, keys: int) -> int:
     """Of a block's scores: MLX has them before and after the softmax, and `_tile` six times, for powers and parts."""
     heads = config.num_attention_heads
-    tile = max(TILE, heads // config.num_key_value_heads * queries * keys)
+    tile = streams.STREAMS * max(TILE, heads // config.num_key_value_heads * queries * keys)
     return 4 * max(2 * heads * queries * keys, 6 * min(heads * queries * keys, tile))
-
-
-def _freed(result: mx.array, scores: int) -> mx.array:
-    """The result, evaluated if it had many scores: that frees what it was computed from."""
-    if scores >= WORTH_WAITING:
-        mx.eval(result)
-    return result
 
 
 def _tile(queries: mx.array, keys: mx.array, values: mx.array, causal: int) -> mx.array:
@@ -144,7 +171,7 @@ def _tile(queries: mx.array, keys: mx.array, values: mx.array, causal: int) -> m
     if causal:
         own = scores.shape[2] - causal
         scores[:, :, own:] = scores[:, :, own:] + _causal_mask(causal, scores.shape[3] // causal)
-    weights = exp2(scores - mx.max(scores, axis=2, keepdims=True))
+    weights = _small_exp2(scores - mx.max(scores, axis=2, keepdims=True))
     return (mx.swapaxes(weights, 2, 3) @ values) / mx.sum(weights, axis=2)[..., None]
 
 
@@ -165,7 +192,12 @@ def exp(x: mx.array) -> mx.array:
 
 def exp2(x: mx.array) -> mx.array:
     """2 to the x, float32, off by 3e-7 of the result; 0 below 2^LEAST. Two kernels, which g++ compiles."""
-    power, fraction = _split(mx.minimum(mx.maximum(x, ZERO), MOST))
+    return _small_exp2(mx.minimum(x, MOST))
+
+
+def _small_exp2(x: mx.array) -> mx.array:
+    """The same of numbers up to MOST."""
+    power, fraction = _split(mx.maximum(x, ZERO))
     # The last bits of `power` are those of an exponent. Only a view makes a float32 of them.
     return _join(fraction, mx.view(mx.view(power, mx.int32) << MANTISSA_BITS, mx.float32))
 

@@ -20,7 +20,7 @@ from ..errors import PromptError
 from ..files.config import Qwen3Config
 from ..files.dtypes import dtype_name
 from ..files.values import to_mlx
-from . import kernels
+from . import halves, kernels
 from .cache import KVCache
 from .kv_format import kv_format
 from .linear import Embedding, Linear
@@ -46,23 +46,19 @@ class Attention(nn.Module):
         self.k_norm = nn.RMSNorm(D, eps=config.rms_norm_eps)
         self._norms = None, None, None  # the weights of both norms, and the result of _norm_weight
 
-    def __call__(self, x: mx.array, residual: mx.array, turn: Turn, view: View, keep: int | None = None) -> mx.array:
-        """residual + attention(x), all (T, hidden).
-
-        keep: return only the last `keep` tokens of each row, (B * keep, hidden).
-        """
-        B, L = view.shape
+    def project(self, x: mx.array, turn: Turn, view: View) -> tuple[mx.array, mx.array]:
+        """Queries (B, H, L, D), and keys and values (2, B, K, L, D), of x (T, hidden)."""
         qkv = self["qkv_proj"](x)
         weight = self._norm_weight()
-        q, kv = kernels.norm_rope(qkv, weight, *turn, self["q_norm"].eps)  # (B, H, L, D), (2, B, K, L, D)
+        q, kv = kernels.norm_rope(qkv, weight, *turn, self["q_norm"].eps)
         if view.watch is not None:
-            self._show_heads(view.watch, qkv.reshape(B, L, -1), weight)
+            self._show_heads(view.watch, qkv.reshape(*view.shape, -1), weight)
             view.watch("rope", q, kv[0, :])
-        if keep is not None:
-            hidden = residual.shape[1]
-            residual = residual.reshape(B, L, hidden)[:, L - keep :].reshape(B * keep, hidden)
-            q, L = q[:, :, L - keep :], keep
-        out = view.attend(self.layer, q, kv, self.scale)  # (B, H, L, D)
+        return q, kv
+
+    def merge(self, residual: mx.array, out: mx.array, view: View) -> mx.array:
+        """residual (T, hidden) + o_proj of the heads' results (B, H, L, D)."""
+        B, _, L, _ = out.shape
         merged = (out if L == 1 else out.transpose(0, 2, 1, 3)).reshape(B * L, self.heads * self.head_dim)
         if view.watch is not None:
             view.watch("attention", out)
@@ -119,13 +115,33 @@ class Block(nn.Module):
         self.mlp = MoE(config.moe, config.hidden_size) if config.moe and sparse else MLP(config)
 
     def __call__(self, x: mx.array, turn: Turn, view: View, keep: int | None = None) -> mx.array:
-        """The residual stream (T, hidden) after this layer, from the one before it; `keep` as of `Attention`."""
+        """The residual stream (T, hidden) after this layer, from the one before it.
+
+        keep: return only the last `keep` tokens of each row, (B * keep, hidden).
+        """
+        q, kv = self.project(x, turn, view)
+        if keep is not None:
+            (B, L), hidden = view.shape, x.shape[1]
+            x = x.reshape(B, L, hidden)[:, L - keep :].reshape(B * keep, hidden)
+            q = q[:, :, L - keep :]
+        out = self.attend(q, kv, view)
+        return x if keep == 0 else self.finish(x, out, view)  # for 0 only the cache was wanted
+
+    def project(self, x: mx.array, turn: Turn, view: View) -> tuple[mx.array, mx.array]:
+        """The layer up to attention: `Attention.project` of the normalised x (T, hidden)."""
         view.show("input", x)
         y = self["input_layernorm"](x)
         view.show("input_norm", y)
-        x = self["self_attn"](y, x, turn, view, keep)
-        if keep == 0:  # only the cache was wanted
-            return x
+        return self["self_attn"].project(y, turn, view)
+
+    def attend(self, q: mx.array, kv: mx.array, view: View) -> mx.array:
+        """Attention (B, H, L, D) of these queries, keys and values, which the cache takes up."""
+        attention = self["self_attn"]
+        return view.attend(attention.layer, q, kv, attention.scale)
+
+    def finish(self, x: mx.array, out: mx.array, view: View) -> mx.array:
+        """The layer after attention: the residual stream (T, hidden), from the one before the layer."""
+        x = self["self_attn"].merge(x, out, view)
         view.show("residual", x)
         y = self["post_attention_layernorm"](x)
         view.show("post_norm", y)
@@ -170,7 +186,8 @@ class Qwen3(nn.Module):
         """
         B, L = ids.shape
         view = cache.view(L)
-        states = self.states(ids.reshape(-1), view, keep)
+        in_halves = halves.pay(self, view)
+        states = halves.states(self, ids[0], view, keep) if in_halves else self.states(ids.reshape(-1), view, keep)
         cache.commit(view.buffers, L)
         return states.reshape(B, keep, self.config.hidden_size)
 
@@ -204,9 +221,13 @@ class Qwen3(nn.Module):
         view = NoCache(ids.shape[0], ids.shape[1]) if view is None else view
         return (x.reshape(*ids.shape, -1) for x in self._residuals(ids.reshape(-1), view))
 
-    def _residuals(self, ids: mx.array, view: View, keep: int | None = None) -> Iterator[mx.array]:
+    def embed(self, ids: mx.array) -> mx.array:
+        """The residual stream (T, hidden) before the first layer, of token ids (T,)."""
         # The fp4 and fp8 modes keep no float dtype of their own and dequantize to bfloat16.
-        x = self.embed_tokens(ids).astype(self.norm.weight.dtype)
+        return self.embed_tokens(ids).astype(self.norm.weight.dtype)
+
+    def _residuals(self, ids: mx.array, view: View, keep: int | None = None) -> Iterator[mx.array]:
+        x = self.embed(ids)
         yield x
         turn = self.rope(view.positions)
         for layer in self.layers:
