@@ -171,7 +171,7 @@ def _tile(queries: mx.array, keys: mx.array, values: mx.array, causal: int) -> m
     if causal:
         own = scores.shape[2] - causal
         scores[:, :, own:] = scores[:, :, own:] + _causal_mask(causal, scores.shape[3] // causal)
-    weights = _small_exp2(scores - mx.max(scores, axis=2, keepdims=True))
+    weights = exp2(scores - mx.max(scores, axis=2, keepdims=True))
     return (mx.swapaxes(weights, 2, 3) @ values) / mx.sum(weights, axis=2)[..., None]
 
 
@@ -192,12 +192,7 @@ def exp(x: mx.array) -> mx.array:
 
 def exp2(x: mx.array) -> mx.array:
     """2 to the x, float32, off by 3e-7 of the result; 0 below 2^LEAST. Two kernels, which g++ compiles."""
-    return _small_exp2(mx.minimum(x, MOST))
-
-
-def _small_exp2(x: mx.array) -> mx.array:
-    """The same of numbers up to MOST."""
-    power, fraction = _split(mx.maximum(x, ZERO))
+    power, fraction = _split(mx.minimum(mx.maximum(x, ZERO), MOST))
     # The last bits of `power` are those of an exponent. Only a view makes a float32 of them.
     return _join(fraction, mx.view(mx.view(power, mx.int32) << MANTISSA_BITS, mx.float32))
 
