@@ -22,7 +22,7 @@ from . import streams
 MANY_KEYS, MANY_BLOCKS, SMALLEST_BLOCK, LARGEST_BLOCK = 2048, 16384, 1024, 2048
 BLOCK = 64  # queries that are computed together; half of the scores of a block's own keys are not needed
 # Scores that are computed together. MLX's CPU holds the results of some 50 operations before it frees the first. So a
-# tile is evaluated alone, and its results stay in the cache of the processor.
+# tile of each stream is evaluated alone, and its results stay in the cache of the processor.
 TILE = 1 << 18
 WORTH_WAITING = 1 << 17  # scores; to wait for fewer takes longer than they do
 MASKED = -1e30  # is added to a score that does not count; -inf would make -inf - (-inf), which is NaN
