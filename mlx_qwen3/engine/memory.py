@@ -114,7 +114,8 @@ class Costs:
             mlp += 4 * config.moe.num_experts + 4 * config.moe.num_experts_per_tok * config.hidden_size
         values = 4 * config.hidden_size + max((10 if powers else 7) * heads, mlp)
         # A GPU's fused attention keeps no scores. Prompts of several rows have a mask, and so no blocks of queries.
-        queries = min(tokens, cpu.BLOCK) if rows == 1 else tokens
+        group = config.num_attention_heads // config.num_key_value_heads
+        queries = min(tokens, cpu.block_size(group, keys)) if rows == 1 else tokens
         scores = 0 if kernels.on_gpu() else cpu.score_bytes(config, queries, keys)
         # For many queries, the packed keys and values of a layer are unpacked.
         read = keys if tokens > kernels.FEW_QUERIES else 0

@@ -20,7 +20,9 @@ from . import streams
 
 # Of one query: keys from which exponentials are powers, from which there are blocks, and sizes of these
 MANY_KEYS, MANY_BLOCKS, SMALLEST_BLOCK, LARGEST_BLOCK = 2048, 16384, 1024, 2048
-BLOCK = 64  # queries that are computed together; half of the scores of a block's own keys are not needed
+# Queries that are computed together: half of the scores of a block's own keys are not needed. Over many keys they are
+# fewer, so that a key head has at most HEAD_SCORES scores if it can.
+BLOCK, SMALLEST_QUERIES, HEAD_SCORES = 64, 16, 1 << 19
 # Scores that are computed together. MLX's CPU holds the results of some 50 operations before it frees the first. So a
 # tile of each stream is evaluated alone, and its results stay in the cache of the processor.
 TILE = 1 << 18
@@ -91,14 +93,23 @@ def attend(q: mx.array, kv: mx.array, scale: float, causal: bool, compiled: bool
 
     causal: the last query sees all keys, each before it one key less. compiled: use `exp2`; q is float32.
     """
-    L, S = q.shape[2], kv.shape[3]
+    (H, L), (K, S) = q.shape[1:3], kv.shape[2:4]
     attend_block = _in_tiles if compiled else _by_mlx
     blocks, waiting = [], Waiting()
-    for first in range(0, L, BLOCK):
-        last = min(first + BLOCK, L)
+    size = block_size(H // K, S)
+    for first in range(0, L, size):
+        last = min(first + size, L)
         keys = S - L + last if causal else S
         blocks.append(attend_block(q[:, :, first:last], kv[:, :, :, :keys], scale, causal, waiting))
     return mx.concatenate(blocks, axis=2)
+
+
+def block_size(group: int, keys: int) -> int:
+    """The queries of a block over so many keys, if `group` query heads have one key head."""
+    size = BLOCK
+    while size > SMALLEST_QUERIES and group * size * keys > HEAD_SCORES:
+        size //= 2
+    return size
 
 
 class Waiting:

@@ -38,6 +38,10 @@ def test_attention_in_blocks(shape, causal, compiled, monkeypatch):
         np.testing.assert_allclose(cpu.attend(q, kv, 0.7, causal, compiled), expected, atol=1e-5)  # 2e-6
 
 
+def test_blocks_have_fewer_queries_over_many_keys():
+    assert [cpu.block_size(2, keys) for keys in (100, 4096, 4097, 8192, 1 << 20)] == [64, 64, 32, 32, 16]
+
+
 def test_long_prompts_go_in_blocks(monkeypatch):
     """And a prompt with a mask, a short one, and another dtype do not use the compiled exponential."""
     compiled = []
