@@ -35,8 +35,8 @@ def with_turn(model, change):
     layer = model.layers[FAULT_LAYER].self_attn
 
     class Turned(type(layer)):
-        def __call__(self, x, residual, turn, view, *keep):
-            return super().__call__(x, residual, change(view.positions), view, *keep)
+        def project(self, x, turn, view):
+            return super().project(x, change(view.positions), view)
 
     layer.__class__ = Turned
 
