@@ -140,18 +140,12 @@ def _by_mlx(q: mx.array, kv: mx.array, scale: float, causal: bool, waiting: Wait
     (B, H, C, _), (K, S) = q.shape, kv.shape[2:4]
     mask = "causal" if causal else None
     parts, G = [], H // K
-    for some in _slices(K, len(streams.current())):
+    for some in streams.slices(K, len(streams.current())):
         keys, values = kv[0, :, some], kv[1, :, some]  # slices, because kv[0] is a gather, which copies
         heads = q[:, G * some.start : G * some.stop]
         compute = partial(mx.fast.scaled_dot_product_attention, heads, keys, values, scale=scale, mask=mask)
         parts.append(waiting.add(compute, B * heads.shape[1] * C * S))
     return mx.concatenate(parts, axis=1)
-
-
-def _slices(count: int, parts: int) -> list[slice]:
-    """As many equal slices of a range, or as near to that as possible."""
-    size = -(-count // parts)
-    return [slice(first, min(first + size, count)) for first in range(0, count, size)]
 
 
 def _in_tiles(q: mx.array, kv: mx.array, scale: float, causal: bool, waiting: Waiting) -> mx.array:
@@ -161,7 +155,7 @@ def _in_tiles(q: mx.array, kv: mx.array, scale: float, causal: bool, waiting: Wa
     scores = B * H // K * C * S  # of one key head
     most = max(1, TILE // scores)
     tiles = []
-    for some in _slices(K, max(-(-K // most), min(K, len(streams.current())))):
+    for some in streams.slices(K, max(-(-K // most), min(K, len(streams.current())))):
         compute = partial(_tile, queries[:, some], kv[0, :, some], kv[1, :, some], C if causal else 0)
         tiles.append(waiting.add(compute, (some.stop - some.start) * scores))
     return mx.concatenate(tiles, axis=1).reshape(B, H, C, D)

@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from .. import blas
 from . import kernels
-from .streams import STREAMS, side_by_side
+from .streams import STREAMS, side_by_side, slices
 from .view import EagerView
 
 if TYPE_CHECKING:
@@ -29,8 +29,7 @@ def states(model: "Qwen3", ids: mx.array, view: EagerView, keep: int) -> mx.arra
     """`Qwen3.states` (keep, hidden) of token ids (L,), evaluated, as are the buffers of the view."""
     L = len(ids)
     with side_by_side() as streams:
-        middle = -(-L // len(streams))
-        places = [slice(first, min(first + middle, L)) for first in range(0, L, middle)]
+        places = slices(L, len(streams))
         x, (cos, sin) = model.embed(ids), model.rope(view.positions)
         turns = [(cos[:, :, place], sin[:, :, place]) for place in places]
         parts = [x[place] for place in places]

@@ -22,6 +22,12 @@ def current() -> Sequence[mx.Stream]:
     return getattr(_state, "current", None) or [mx.default_stream(mx.default_device())]
 
 
+def slices(count: int, parts: int) -> list[slice]:
+    """As many equal slices of a range, or as near to that as possible."""
+    size = -(-count // parts)
+    return [slice(first, min(first + size, count)) for first in range(0, count, size)]
+
+
 @contextmanager
 def side_by_side() -> Iterator[Sequence[mx.Stream]]:
     """Two streams for the pass in the block. Evaluate its results inside: outside BLAS has all its threads again."""
