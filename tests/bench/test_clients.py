@@ -128,18 +128,24 @@ def test_gaps_of_a_running_reply():
     assert max(gaps) > 0
 
 
-def test_a_running_reply_that_ends_too_early():
+def test_a_running_reply_that_ends_too_early(monkeypatch):
     over = threading.Event()
 
     def reply(request):
         if request["max_tokens"] == 600:
             yield from map(chunk, "abc")
             yield "[DONE]"
-            over.set()
         else:
             over.wait(10)
             yield from echo(request)
 
+    def asked(port, request, *arguments):  # the times are those of the client, who may read late what was sent
+        answer = ask(port, request, *arguments)
+        if request["max_tokens"] == 600:
+            over.set()
+        return answer
+
+    monkeypatch.setattr(client_module, "ask", asked)
     with stub(reply) as server, pytest.raises(BenchError, match="the running reply ended before the first token"):
         disturbed(server.port, body([], 600), body([], 2), 1)
 
