@@ -91,7 +91,7 @@ def _pairs(bias: Any) -> tuple[tuple[int, float], ...]:
 
 RANGES: dict[str, tuple[Any, str]] = {
     "temperature": (lambda x: 0 <= x <= 1e30, "a number from 0 (greedy) to 1e30"),
-    "top_k": (lambda x: 0 <= x < 2**31, "an integer >= 0 (0 is off)"),
+    "top_k": (lambda x: 0 <= x < 2**31, "an integer from 0 (off) to 2^31 - 1"),
     "top_p": (lambda x: 0 < x <= 1, "a number in (0, 1] (1 is off)"),
     "min_p": (lambda x: 0 <= x <= 1, "a number in [0, 1] (0 is off)"),
     "repetition_penalty": (lambda x: 1e-6 <= x <= 1e6, "a number from 1e-6 to 1e6 (1 is off)"),

@@ -67,7 +67,11 @@ def wanted(
 
 def _format(asked: ChatRequest) -> Answer | None:
     wanted = asked.response_format
-    if wanted is None or wanted.type == "text":
+    if wanted is None:
+        return None
+    if wanted.json_schema is not None and wanted.type != "json_schema":
+        raise refused("response_format.json_schema", f"needs the type json_schema, and the type is {wanted.type}")
+    if wanted.type == "text":
         return None
     if wanted.type == "json_object":
         return JsonObject()

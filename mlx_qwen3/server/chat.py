@@ -10,7 +10,7 @@ from starlette.responses import Response
 from ..engine.grammar import Grammar
 from ..engine.reply import Chunk
 from ..engine.request import Request
-from ..errors import UsageError
+from ..errors import PromptError, UsageError
 from ..text.tool_calls import ToolCallParser
 from .answers import Body, ChatCompletion, ChatCompletionChunk, Usage
 from .bounds import bind, has_tools, style
@@ -74,6 +74,10 @@ def _prepare(
             what = f"reasoning_effort is {asked.reasoning_effort!r}: {error}"
             raise ApiError(400, what, "reasoning_effort", "unsupported_parameter") from None
         raise
+    except PromptError as error:
+        if asked.max_completion_tokens is None:
+            raise
+        raise PromptError(str(error).replace("max_tokens", "max_completion_tokens")) from None
 
 
 def _parser(

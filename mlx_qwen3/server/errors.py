@@ -2,8 +2,10 @@
 
 import logging
 import re
+from collections.abc import Iterable, Iterator
 
 import msgspec
+from msgspec import inspect
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -20,6 +22,7 @@ KINDS = {
     405: "invalid_request_error",
     408: "timeout_error",
     413: "invalid_request_error",
+    415: "invalid_request_error",
     429: "rate_limit_error",
     503: "service_unavailable_error",
     504: "timeout_error",
@@ -33,7 +36,7 @@ NAMES = {
     "a grammar binds": "continue_final_message",
 }
 UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`(?: - at `\$\.?(.*)`)?$", re.DOTALL)
-PLACE = re.compile(r" - at `\$\.?(.*)`$", re.DOTALL)
+PLACE = re.compile(r" - at `\$\.?(.*?)(?:\[\.\.\.\])?`$", re.DOTALL)  # the key of a mapping is [...]
 
 
 class ApiError(Exception):
@@ -62,15 +65,41 @@ def refused(param: str, reason: str) -> ApiError:
     return ApiError(400, f"{param} {reason}", param, "unsupported_parameter")
 
 
-def from_validation(error: msgspec.ValidationError) -> ApiError:
+def from_validation(error: msgspec.ValidationError, kind: type) -> ApiError:
+    """400 for a body that is not of a `kind`."""
     text = str(error)
     if match := UNKNOWN.match(text):
         name = f"{match[2]}.{match[1]}" if match[2] else match[1]
         return ApiError(400, f"{name} is not a parameter of this endpoint", name, "unknown_parameter")
     if place := PLACE.search(text):
-        return ApiError(400, f"{place[1]}: {text[: place.start()]}", place[1], "invalid_value")
+        what = text[: place.start()]
+        if what.startswith("Expected `null`"):
+            return refused(place[1], "is not supported; leave it out")
+        if what.startswith("Invalid enum value"):
+            what += f"; expected {' or '.join(map(repr, _values(kind, place[1])))}"
+        return ApiError(400, f"{place[1]}: {what}", place[1], "invalid_value")
     missing = re.match(r"Object missing required field `(\w+)`", text)
     return ApiError(400, text, missing[1] if missing else None, "invalid_value")
+
+
+def _values(kind: type, place: str) -> list[object]:
+    """The values that a field may have, such as `tools[0].type`, by the type of the request."""
+    found: list[inspect.Type] = [inspect.type_info(kind)]
+    for name in re.sub(r"\[\d+\]", "", place).split("."):
+        structs = [one for one in _alternatives(found) if isinstance(one, inspect.StructType)]
+        found = [field.type for one in structs for field in one.fields if field.name == name]
+    return [value for one in _alternatives(found) if isinstance(one, inspect.LiteralType) for value in one.values]
+
+
+def _alternatives(kinds: Iterable[inspect.Type]) -> Iterator[inspect.Type]:
+    """What a value of these types, or an element of it, may be."""
+    for kind in kinds:
+        if isinstance(kind, inspect.UnionType):
+            yield from _alternatives(kind.types)
+        elif isinstance(kind, inspect.ListType):
+            yield from _alternatives([kind.item_type])
+        else:
+            yield kind
 
 
 def from_exception(error: Exception, prompt: str = "messages", names: tuple[str, ...] = ()) -> ApiError:
@@ -85,7 +114,8 @@ def from_exception(error: Exception, prompt: str = "messages", names: tuple[str,
         return ApiError(400, text, prompt, "memory_budget_exceeded")
     if isinstance(error, PromptError):
         if "context of" in text:
-            param = "max_tokens" if "max_tokens" in text else prompt
+            limit = re.search(r"max_(completion_)?tokens", text)
+            param = limit[0] if limit else prompt
             return ApiError(400, text, param, "context_length_exceeded")
         return ApiError(400, text, prompt)
     if isinstance(error, UsageError):

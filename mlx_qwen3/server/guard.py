@@ -119,7 +119,10 @@ def _is_address(name: str) -> bool:
 
 
 async def read_body(request: Request, settings: Settings) -> bytes:
-    """The body. Raises ApiError if it is too large or does not come."""
+    """The body. Raises ApiError if it is compressed, too large or does not come."""
+    if (encoding := request.headers.get("content-encoding", "identity")).lower() != "identity":
+        what = f"the body is encoded by {encoding[:60]!r} (Content-Encoding); send it as it is"
+        raise ApiError(415, what, code="unsupported_encoding")
     limit = settings.max_body
     large = ApiError(413, f"the body is larger than {limit:,} bytes (--max-body)", code="request_too_large")
     declared = request.headers.get("content-length", "0")
@@ -147,7 +150,7 @@ async def parse(request: Request, settings: Settings, kind: type[Asked]) -> tupl
         raw = msgspec.json.decode(body)
         return msgspec.convert(raw, kind), raw
     except msgspec.ValidationError as error:
-        raise from_validation(error) from None
+        raise from_validation(error, kind) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ApiError(400, f"the body is not JSON: {error}", code="invalid_json") from None
     except RecursionError:

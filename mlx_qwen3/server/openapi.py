@@ -37,6 +37,7 @@ FAULTS = {
     "404": "There is no such model.",
     "408": "The body did not come in time.",
     "413": "The body is too large.",
+    "415": "The body is compressed.",
     "429": "The queue is full; Retry-After says when to try again.",
     "500": "A fault of the server or the model.",
     "503": "The engine is not alive, or the server is being stopped.",
@@ -95,7 +96,7 @@ def _event(kinds: list[Any]) -> dict[str, Any]:
 def _faults(path: str, asked: Any, known: dict[int, Any]) -> dict[str, Any]:
     used = ["401", "403"]
     if asked is not None:
-        used += ["400", "404", "408", "413", "500", "503"]
+        used += ["400", "404", "408", "413", "415", "500", "503"]
     if asked in STREAMED:
         used += ["429", "504"]
     if "{name}" in path:

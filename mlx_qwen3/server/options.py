@@ -12,6 +12,14 @@ from .requests import ChatRequest, CompletionRequest, Generation
 
 # Tokens of thinking for an effort; None is no limit. "none" switches thinking off.
 EFFORTS = {"minimal": 256, "low": 1024, "medium": 4096, "high": 16384, "xhigh": None}
+# Fields of a message that only one role has
+OF_ROLE = {
+    "tool_calls": "assistant",
+    "reasoning_content": "assistant",
+    "reasoning": "assistant",
+    "thinking": "assistant",
+    "tool_call_id": "tool",
+}
 PENALTIES = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
 
 
@@ -88,8 +96,10 @@ def check_chat(asked: ChatRequest) -> None:
     if None not in (asked.max_tokens, asked.max_completion_tokens) and asked.max_tokens != asked.max_completion_tokens:
         raise refused("max_tokens", f"is {asked.max_tokens}, and max_completion_tokens {asked.max_completion_tokens}")
     for index, message in enumerate(asked.messages):
-        if message.tool_calls is not None and message.role != "assistant":
-            raise ApiError(400, f"messages[{index}] ({message.role}) has tool_calls", f"messages[{index}].tool_calls")
+        for name, role in OF_ROLE.items():
+            if getattr(message, name) is not None and message.role != role:
+                what = f"messages[{index}] ({message.role}) has {name}, which belongs to the role {role}"
+                raise ApiError(400, what, f"messages[{index}].{name}", "invalid_value")
     if asked.tool_choice not in (None, "none", "auto") and not asked.tools:
         raise refused("tool_choice", "needs tools")
 

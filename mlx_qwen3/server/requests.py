@@ -130,6 +130,16 @@ class ChatRequest(Generation, kw_only=True):
     modalities: list[Literal["text"]] | None = None
     store: bool | None = None
     service_tier: Literal["auto", "default"] | None = None
+    # Of OpenAI's API, and not supported: a client may say that it does not set them.
+    audio: None = None
+    function_call: None = None
+    functions: None = None
+    moderation: None = None
+    prediction: None = None
+    prompt_cache_options: None = None
+    prompt_cache_retention: None = None
+    verbosity: None = None
+    web_search_options: None = None
 
 
 class CompletionRequest(Generation, kw_only=True):
@@ -137,6 +147,7 @@ class CompletionRequest(Generation, kw_only=True):
     echo: bool | None = None
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     best_of: Count | None = None
+    suffix: None = None
 
 
 class TokenizeRequest(Strict, kw_only=True):

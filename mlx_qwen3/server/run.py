@@ -54,6 +54,10 @@ class Protocol(H11Protocol):
         if not self.transport.is_closing():
             self._timer = self.loop.call_later(self.stall, self._check)
 
+    def _unsupported_upgrade_warning(self) -> None:
+        # None: the answer comes by HTTP/1.1. Java's client offers HTTP/2 with every request.
+        pass
+
     def _check(self) -> None:
         if self.conn.their_state is h11.IDLE:
             self.transport.abort()

@@ -39,9 +39,8 @@ class Service:
         """Raises ApiError if so many more replies would not find a place to run or to wait."""
         settings, most = self.settings, self.settings.rows + self.settings.queue
         if replies > most:
-            raise ApiError(
-                400, f"n asks for {replies} replies; this server takes {most} at a time", "n", "invalid_value"
-            )
+            message = f"n and the prompts ask for {replies} replies; this server takes {most} at a time"
+            raise ApiError(400, message, "n", "invalid_value")
         if loaded.replies + replies > most:
             message = f"{loaded.replies} replies run or wait, and {most} is the limit ({settings.rows} rows, --queue "
             message += f"{settings.queue}); try again later"

@@ -8,6 +8,7 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 from ..errors import PromptError, UsageError
+from ..files.reading import short
 from .literal import render_literal
 from .messages import (
     REASONING_FIELDS,
@@ -82,6 +83,9 @@ class ChatTemplate:
         if continue_final_message and add_generation_prompt:
             raise UsageError("continue_final_message and add_generation_prompt contradict each other; drop one of them")
         arguments = dict(template_args or {})
+        if not isinstance(arguments.get("enable_thinking"), bool | None):  # templates ask whether it `is false`
+            what = short(repr(arguments["enable_thinking"]))
+            raise UsageError(f"template_args has enable_thinking {what}; expected true or false")
         if enable_thinking is not None and arguments.get("enable_thinking", enable_thinking) is not enable_thinking:
             raise UsageError("template_args and the option set enable_thinking to different values; drop one of them")
         if enable_thinking is not None and self.can_switch_thinking:

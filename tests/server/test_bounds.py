@@ -174,6 +174,11 @@ REFUSED = {
         "uniqueItems",
     ),
     "no schema": ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "has no json_schema"),
+    "a schema of another type": (
+        {"response_format": {"type": "json_object", "json_schema": {"schema": {"type": "integer"}}}},
+        "response_format.json_schema",
+        "needs the type json_schema, and the type is json_object",
+    ),
     "a feature": (
         {"response_format": {"type": "json_schema", "json_schema": {"schema": {"contains": {"type": "null"}}}}},
         "response_format",

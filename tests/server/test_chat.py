@@ -169,8 +169,13 @@ def test_parameters_have_their_effect(demo):
 
 def test_what_says_who_asks_changes_nothing(demo):
     plain = message(demo.chat("hello"))
-    more = {"user": "a", "metadata": {"a": "b"}, "safety_identifier": "x", "prompt_cache_key": "y", "n": None}
+    more = {"user": "a", "metadata": {"a": "b"}, "safety_identifier": "x", "prompt_cache_key": "y"}
     assert message(demo.chat("hello", **more, store=False, service_tier="auto", modalities=["text"])) == plain
+
+
+def test_null_is_the_same_as_nothing(demo):
+    names = ("n", "tools", "audio", "function_call", "functions", "prediction", "verbosity", "web_search_options")
+    assert message(demo.chat("hello", **dict.fromkeys(names))) == message(demo.chat("hello"))
 
 
 def test_conversations_of_every_form(demo, model):
@@ -218,7 +223,7 @@ REFUSED = {
     "large": ({"temperature": 1e38}, "temperature", "temperature is 1e+38; expected a number from 0"),
     "penalty": ({"presence_penalty": 3}, "presence_penalty", "Expected `float` <= 2.0"),
     "n": ({"n": 0}, "n", "Expected `int` >= 1"),
-    "n of the queue": ({"n": 100}, "n", "n asks for 100 replies; this server takes 68 at a time"),
+    "n of the queue": ({"n": 100}, "n", "n and the prompts ask for 100 replies; this server takes 68 at a time"),
     "top_logprobs alone": ({"top_logprobs": 2}, "top_logprobs", "top_logprobs needs logprobs: true"),
     "many": ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "Expected `int` <= 20"),
     "two limits": ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens", "is 5, and max_completion_tokens 6"),
@@ -243,9 +248,21 @@ REFUSED = {
         "leave one of them out",
     ),
     "budget without thinking": ({"enable_thinking": False, "thinking_budget": 3}, "thinking_budget", "switched off"),
+    "thinking of a wrong type": (
+        {"chat_template_kwargs": {"enable_thinking": "false"}},
+        "chat_template_kwargs",
+        "chat_template_kwargs has enable_thinking 'false'; expected true or false",
+    ),
+    "tokens under the newer name": (
+        {"max_completion_tokens": 5000},
+        "max_completion_tokens",
+        "set max_completion_tokens to",
+    ),
+    "not supported": ({"functions": []}, "functions", "functions is not supported"),
+    "a value that is none": ({"reasoning_effort": "max"}, "reasoning_effort", "'max'; expected 'high' or 'low' or"),
     "kwargs": ({"chat_template_kwargs": {"foo": 1}}, "chat_template_kwargs", "has no variable 'foo'"),
     "no messages": ({"messages": []}, "messages", "length >= 1"),
-    "role": ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role", "Invalid enum value 'king'"),
+    "role": ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role", "'king'; expected 'assistant' or"),
     "image": (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
         "messages",
@@ -255,6 +272,11 @@ REFUSED = {
         {"messages": [{"role": "user", "tool_calls": []}]},
         "messages[0].tool_calls",
         "messages[0] (user) has tool_calls",
+    ),
+    "thinking of a user": (
+        {"messages": [{"role": "user", "content": "x", "reasoning": "y"}]},
+        "messages[0].reasoning",
+        "messages[0] (user) has reasoning, which belongs to the role assistant",
     ),
     "long": ({"messages": [{"role": "user", "content": "a b " * 4000}]}, "messages", "fill the context of 4096"),
 }

@@ -91,7 +91,7 @@ def test_echo(demo):
     [
         ({"echo": True, "logprobs": 1}, "echo", "echo with logprobs is not supported"),
         ({"best_of": 3}, "best_of", "best_of is 3; only the value of n"),
-        ({"suffix": "x"}, "suffix", "suffix is not a parameter of this endpoint"),
+        ({"suffix": "x"}, "suffix", "suffix is not supported; leave it out"),
         ({"thinking_budget": 1}, "thinking_budget", "is not a parameter of this endpoint"),
         ({"prompt": []}, "prompt", "the prompt is empty or mixed"),
         ({"prompt": ["a", 1]}, "prompt", "the prompt is empty or mixed"),

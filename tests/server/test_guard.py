@@ -1,5 +1,6 @@
 """The key, web pages of other origins, the limits of a body, and the log."""
 
+import gzip
 import logging
 import socket
 
@@ -72,6 +73,12 @@ def test_a_large_body_that_does_not_say_so(guarded):
         head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\nTransfer-Encoding: chunked\r\n\r\n"
         client.sendall(head.encode() + b"".join(b"3e8\r\n" + b"x" * 1000 + b"\r\n" for _ in range(3)))
         assert client.recv(100).startswith(b"HTTP/1.1 413")
+
+
+def test_a_compressed_body(demo):
+    status, answer = demo.ask(CHAT, gzip.compress(b"{}"), content_encoding="gzip")
+    assert (status, answer["error"]["code"]) == (415, "unsupported_encoding")
+    assert "'gzip' (Content-Encoding)" in answer["error"]["message"]
 
 
 def test_a_body_that_does_not_come(guarded):

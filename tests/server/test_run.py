@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import logging
 import socket
 from contextlib import suppress
 
@@ -38,6 +39,15 @@ def test_a_connection_is_kept_for_the_next_request(impatient):
         assert connection.getresponse().read()
     assert connection.sock is first
     connection.close()
+
+
+def test_an_offer_of_another_protocol_is_not_taken_and_no_line_of_the_log(demo, caplog):
+    offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABk"}
+    with caplog.at_level(logging.WARNING):
+        response = demo.open("POST", "/tokenize", {"prompt": "hello"}, offer)  # as Java's client makes it
+        assert (response.status, b'"count":' in response.read()) == (200, True)
+        response.connection.close()
+    assert not caplog.records
 
 
 def test_replies_under_way_end_when_the_server_is_stopped():
