@@ -47,14 +47,14 @@ class Grammar:
 
     def begin(self) -> "Match":
         """A new reply."""
-        return Match(self._matcher.deep_copy(), self.tokenizer.size)
+        return Match(self._matcher.deep_copy(), self._tokens, self.tokenizer.size)
 
 
 class Match:
     """The state of one reply in a grammar."""
 
-    def __init__(self, matcher: "LLMatcher", size: int):
-        self._matcher, self._size = matcher, size
+    def __init__(self, matcher: "LLMatcher", tokens: "LLTokenizer", size: int):
+        self._matcher, self._tokens, self._size = matcher, tokens, size
 
     def allowed(self) -> np.ndarray:
         """The ids that may come next, (V,) bool. End tokens are allowed only if the text is complete.
@@ -66,12 +66,27 @@ class Match:
         mask = np.zeros(self._size, bool)
         found = np.unpackbits(bits, bitorder="little")[: self._size]
         mask[: len(found)] = found
+        if np.count_nonzero(mask) == 1 and (token := self._literal(int(mask.argmax()))) is not None:
+            mask[:] = False
+            mask[token] = True
         return mask
 
     def take(self, token: int) -> None:
         """Add a token. Raises EngineError if the grammar does not allow it."""
         self._matcher.consume_token(token)
         self._check()
+
+    def _literal(self, only: int) -> int | None:
+        """The token for the only one that may come, if that is a control token which stands for its text.
+
+        llguidance splits a text that must come into tokens as a tokenizer does: `<think>` is one, also in a constant.
+        """
+        if not self._tokens.is_special_token(only):
+            return None
+        text = self._matcher.compute_ff_bytes()
+        if not text or text.startswith(b"\xff"):  # the grammar asks for the control token itself, or for the end
+            return None
+        return self._tokens.greedy_tokenize(text.decode(errors="ignore"))[0]
 
     def _check(self) -> None:
         if self._matcher.is_error():

@@ -302,6 +302,29 @@ def test_random_tokens_of_a_grammar_make_valid_values(compiler):
     assert ended > 40
 
 
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        (JsonSchema({"const": "a <|im_end|>"}), '"a <|im_end|>"'),
+        (Regex("<think>x</think>[yz]"), "<think>x</think>y"),
+        (JsonSchema({"required": ["<tool_call>"], "properties": {"<tool_call>": {"const": 1}}}), '{"<tool_call>": 1}'),
+    ],
+    ids=str,
+)
+def test_a_tag_in_a_constant_is_text(compiler, spec, text):
+    tokenizer = compiler._tokenizer
+    match = compiler.compile(spec).begin()
+    special = [index for index in range(tokenizer.size) if compiler._tokens.is_special_token(index)]
+    rest = text.encode()
+    while rest:
+        allowed = match.allowed()
+        assert not allowed[special].any()
+        pieces = [index for index in np.flatnonzero(allowed) if rest.startswith(tokenizer.token_bytes(int(index)))]
+        match.take(int(pieces[0]))
+        rest = rest.removeprefix(tokenizer.token_bytes(int(pieces[0])))
+    assert match.allowed()[list(tokenizer.stop_ids)].any()
+
+
 def test_every_sampled_reply_that_stops_is_valid(demo):
     """Schemas of the sample, in batches; those with long texts may reach the limit of tokens."""
     schemas, replies = [], []
