@@ -164,6 +164,7 @@ class ReplyText:
         self._decoder = StreamDecoder(tokenizer)
         self._stops = StopScanner(stop) if stop else None
         self._splitter = ThinkingSplitter(opens_thinking, begun)
+        self._answers = False  # whether a token of the answer has come, apart from line breaks after a tag
         self.stopped = False  # whether a stop string ended the reply
         self.part = ""  # what the last token belongs to: "thinking", "answer", "tag", or "" while that is not known
 
@@ -196,7 +197,12 @@ class ReplyText:
             return "tag"
         if after is None:
             return ""
-        return "thinking" if after else "tag" if self._splitter.trims else "answer"
+        if after:
+            return "thinking"
+        # A part of a character, or of what may be a stop string, belongs to the answer before its text is known.
+        if not self._answers:
+            self._answers = not self._splitter.trims or self._tokenizer.token_bytes(token).strip(b"\n") != b""
+        return "answer" if self._answers else "tag"
 
     def _before_stop(self, token: int, last: bool) -> list[Piece]:
         pieces = self._pieces(token, last)

@@ -283,3 +283,21 @@ def test_an_end_token_that_is_not_special_is_not_shown(tmp_path: Path) -> None:
     assert tokenizer.special.keys() == {256, 257, 258}
     result = ReplyText(tokenizer)
     assert [result.add(75), result.add(260, last=True)] == [("", tokenizer.decode([75])), ("", "")]
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "answer"),
+    [
+        ("<think>\na</think>\n\né\n.", (), "é\n."),  # parts of a character have no text yet
+        ("<think>\na</think>\n\n4\n2.", ("4\n3",), "4\n2."),  # neither has what may be a stop string
+        ("<think>\na</think>4\n", (), "4\n"),
+    ],
+)
+def test_each_token_of_the_answer_is_told_from_the_tag(
+    flagged: Tokenizer, text: str, stop: tuple[str, ...], answer: str
+) -> None:
+    result, found = ReplyText(flagged, stop), b""
+    for token in flagged.encode(text):
+        result.add(token)
+        found += flagged.token_bytes(token) if result.part == "answer" else b""
+    assert found.decode() == answer
