@@ -282,8 +282,8 @@ def _check_number(name: str, value: object, least: int, unit: str, kind: type) -
 
 
 def _loop(engine: Engine) -> None:
-    note_thread()
     try:
+        note_thread()
         while engine._wait():
             engine.step()
     finally:  # whatever happens, nobody waits for a thread that has ended

@@ -60,7 +60,9 @@ def note_thread() -> None:
     thread = threading.current_thread()
     if thread is threading.main_thread() or thread in _visitors:
         return
-    _visitors.difference_update([old for old in _visitors if not _runs(old.native_id)])
+    for old in list(_visitors):  # a copy: the threads of several engines come here at once
+        if not _runs(old.native_id):
+            _visitors.discard(old)
     _visitors.add(thread)
 
 
@@ -71,7 +73,7 @@ def _wait_for_ends() -> None:
     Until then they free the memory of their MLX traces. If the process ends before that, MLX aborts it (exit code 134).
     """
     deadline = time.monotonic() + LAST_WAIT
-    for thread in _visitors:
+    for thread in list(_visitors):
         while not thread.is_alive() and _runs(thread.native_id) and time.monotonic() < deadline:
             time.sleep(0.002)
 

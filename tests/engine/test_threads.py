@@ -10,6 +10,7 @@ import pytest
 
 import mlx_qwen3
 from mlx_qwen3 import SamplingParams
+from mlx_qwen3.engine import threads
 
 PROMPTS = ("What is 17 + 25?", "Hello, who are you?", "Name three fruits.")
 OPTIONS = {"max_tokens": 90, "sampling": SamplingParams(temperature=0)}  # past the token from which a CPU replays
@@ -61,6 +62,16 @@ def test_an_error_in_one_thread_does_not_hold_the_others(demo, expected):
     thread.start()
     thread.join(30)
     assert not thread.is_alive()
+
+
+def test_a_thread_is_noted_while_another_one_is(monkeypatch):
+    """The threads of several engines begin at once, and each looks at those that are known."""
+    known = {threading.Thread() for _ in range(3)}
+    monkeypatch.setattr(threads, "_visitors", known)
+    monkeypatch.setattr(threads, "_runs", lambda native_id: known.add(threading.Thread()) or True)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(threads.note_thread).result()
+    assert len(known) == 7
 
 
 def test_the_process_ends_well_after_its_threads():
