@@ -21,6 +21,7 @@ CANDIDATES = 128
 # then 640 and 1,939.
 BLOCK, PIECE = 75, 15
 SMALL = 100  # blocks: with fewer, it is faster to read all logits twice than to divide them into blocks
+SORTED = 2048  # logits: without top-k, they are divided until so few are left to sort
 WEIGHT_BITS = 42  # top-p adds weights as integers, 2^42 for the largest: 2^20 of them fit 63 bits
 SHARE_BITS = 30  # of the share that top-p cuts off
 Choose = Callable[[mx.array, mx.array | None], mx.array]
@@ -69,13 +70,12 @@ class Chooser:
 
 
 def _work(params: Params, vocabulary: int) -> Hashable:
-    """What the rows of one call have in common: how to choose, and from how many candidates."""
+    """What the rows of one call have in common: how to choose, and from how many candidates; 0 sorts none."""
     if params.greedy:
         return "greedy"
-    if params.top_k == 0 and params.top_p == 1 and params.min_p == 0:
-        return "whole"
-    wanted = max(CANDIDATES, 2 * params.top_k)
-    return vocabulary if params.top_k == 0 or wanted >= vocabulary else wanted
+    if params.top_k == 0:
+        return "whole" if params.top_p == 1 and params.min_p == 0 else 0
+    return min(max(CANDIDATES, 2 * params.top_k), vocabulary)
 
 
 def _method(work: Hashable, params: Sequence[Params]) -> Choose:
@@ -86,7 +86,8 @@ def _method(work: Hashable, params: Sequence[Params]) -> Choose:
         return lambda logits, keys: _replayed(draw_from_all)(logits, keys, temperature)
     n = int(work)  # type: ignore[call-overload]
     filters = Filters.of(params, n)
-    return lambda logits, keys: _replayed(draw_filtered, n)(logits, keys, temperature, *filters)
+    draw = _replayed(draw_filtered, n) if n else _replayed(draw_unsorted)
+    return lambda logits, keys: draw(logits, keys, temperature, *filters)
 
 
 @cache
@@ -118,9 +119,17 @@ def draw_from_all(logits: mx.array, keys: mx.array, temperature: mx.array) -> mx
 def draw_filtered(n: int, logits: mx.array, keys: mx.array, temperature: mx.array, *filters: mx.array) -> mx.array:
     """From the n largest logits, those that `filters`, the arrays of a Filters, let through."""
     largest, values, ids = candidates(logits, n)
-    cooled = Filters(*filters)(_cooled(values, largest, temperature))
+    cooled = Filters(*filters)(_cooled(values, largest, temperature), _within_top_p)
     drawn = mx.argmax(cooled + _noise(keys, ids), axis=-1, keepdims=True)
     return _checked(mx.take_along_axis(ids, drawn, axis=-1), largest)
+
+
+def draw_unsorted(logits: mx.array, keys: mx.array, temperature: mx.array, *filters: mx.array) -> mx.array:
+    """From all logits, those that `filters`, without top-k, let through."""
+    largest = mx.max(logits, axis=-1, keepdims=True)
+    cooled = Filters(*filters)(_cooled(logits, largest, temperature), _within_top_p_unsorted)
+    ids = mx.broadcast_to(mx.arange(logits.shape[1], dtype=mx.uint32), logits.shape)
+    return _checked(mx.argmax(cooled + _noise(keys, ids), axis=-1, keepdims=True), largest)
 
 
 def _draw(logits: mx.array, keys: mx.array) -> mx.array:
@@ -219,30 +228,63 @@ class Filters(NamedTuple):
             min_p=column([settings.min_p for settings in params], 0, mx.float32),
         )
 
-    def __call__(self, cooled: mx.array) -> mx.array:
+    def __call__(self, cooled: mx.array, within_top_p: Callable[[mx.array, mx.array], mx.array]) -> mx.array:
         """Cooled logits (B, n) of candidates, those that a filter removes as -inf."""
+        kept = cooled
         if self.last is not None:
             last = mx.broadcast_to(self.last, (len(cooled), 1))
             # All that are equal to the k-th stay.
-            cooled = mx.where(cooled >= mx.take_along_axis(cooled, last, axis=-1), cooled, -mx.inf)
-        if self.cut is None and self.min_p is None:
-            return cooled
-        weights = mx.exp(cooled)  # in units of the first
+            kept = mx.where(cooled >= mx.take_along_axis(cooled, last, axis=-1), cooled, -mx.inf)
         if self.cut is not None:
-            cooled = mx.where(_within_top_p(weights, self.cut), cooled, -mx.inf)
-        return cooled if self.min_p is None else mx.where(weights >= self.min_p, cooled, -mx.inf)
+            kept = mx.where(within_top_p(kept, self.cut), kept, -mx.inf)
+        return kept if self.min_p is None else mx.where(mx.exp(cooled) >= self.min_p, kept, -mx.inf)
 
 
-def _within_top_p(weights: mx.array, cut: mx.array) -> mx.array:
-    """Remove the smallest candidates, as long as their weights are at most 1 - p of the whole.
+# Top-p removes the smallest candidates, as long as their weights are at most 1 - p of the whole. Of equal ones the
+# smaller ids go first. The sum is over integers, and so exact: a float32 sum over 151,936 weights is off by some of
+# them, and a GPU has no float64.
 
-    The sum is over integers, and so exact: a float32 sum over 151,936 weights is off by some of them, and a GPU has no
-    float64.
+
+def _within_top_p(cooled: mx.array, cut: mx.array) -> mx.array:
+    """Which of the candidates (B, n) stay; they are sorted, the largest first."""
+    mass = mx.cumsum(_units(cooled), axis=-1, reverse=True)  # of a candidate and all after it
+    return mass >= _removed(mass[:, :1], cut)
+
+
+def _within_top_p_unsorted(cooled: mx.array, cut: mx.array) -> mx.array:
+    """Which of all ids (B, V) stay.
+
+    The smallest logit that stays is in one half of a partition, and the sum of the smaller half tells in which. Halves
+    of halves are fast on a CPU, and a sort of all is not.
     """
-    units = mx.round(weights * 2.0**WEIGHT_BITS).astype(mx.int64)
-    mass = mx.cumsum(units, axis=-1, reverse=True)  # of a candidate and all after it
-    high, low = mass[:, :1] >> SHARE_BITS, mass[:, :1] & (2**SHARE_BITS - 1)
-    return mass >= high * cut + ((low * cut) >> SHARE_BITS)
+    removed = _removed(mx.sum(_units(cooled), axis=-1, keepdims=True), cut)
+    halvings = 0 if kernels.on_gpu() else (cooled.shape[1] // SORTED).bit_length()
+    part = mx.pad(cooled, [(0, 0), (0, -cooled.shape[1] % (1 << halvings))], constant_values=-mx.inf)
+    mass, stay = mx.zeros_like(removed), mx.zeros_like(removed)  # of all below the part, and how many are above it
+    for _ in range(halvings):
+        half = part.shape[1] // 2
+        part = mx.partition(part, half, axis=-1)
+        with_low = mass + mx.sum(_units(part[:, :half]), axis=-1, keepdims=True)
+        upper = with_low < removed
+        part = part.reshape(-1, half)[2 * mx.arange(len(part)) + upper.squeeze(1)]  # fewer copies than `where` makes
+        mass, stay = mx.where(upper, with_low, mass), stay + half * ~upper
+    part = mx.sort(part, axis=-1)
+    first = mx.argmax(mass + mx.cumsum(_units(part), axis=-1) >= removed, axis=-1, keepdims=True)
+    smallest = mx.take_along_axis(part, first, axis=-1)
+    larger, equal = cooled > smallest, cooled == smallest
+    stay = stay + part.shape[1] - first - mx.sum(larger, axis=-1, keepdims=True)  # of the equal ones
+    return larger | (equal & (mx.cumsum(equal, axis=-1, reverse=True) <= stay))
+
+
+def _units(cooled: mx.array) -> mx.array:
+    """The weights as integers, in units of the largest one."""
+    return mx.round(mx.exp(cooled) * 2.0**WEIGHT_BITS).astype(mx.int64)
+
+
+def _removed(whole: mx.array, cut: mx.array) -> mx.array:
+    """What the weights of the removed ids stay below, of the sum of all."""
+    high, low = whole >> SHARE_BITS, whole & (2**SHARE_BITS - 1)
+    return high * cut + ((low * cut) >> SHARE_BITS)
 
 
 def _cut(top_p: float) -> int:
