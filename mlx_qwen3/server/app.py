@@ -26,6 +26,8 @@ from .settings import Settings
 from .static import page_routes
 from .tokens import detokenize, tokenize
 
+LOCAL_PAGES = r"https?://(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?"
+
 
 def make_app(settings: Settings, pool: Pool) -> Starlette:
     """The ASGI application. Its lifespan ends with the engines of the pool."""
@@ -44,12 +46,19 @@ def make_app(settings: Settings, pool: Pool) -> Starlette:
             service.threads.shutdown(wait=False)
             service.grammars.shutdown(wait=False)
 
-    cors = Middleware(CORSMiddleware, allow_origins=settings.cors, allow_methods=["*"], allow_headers=["*"])
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=settings.cors,
+        allow_origin_regex=LOCAL_PAGES,
+        allow_methods=["*"],
+        allow_headers=["*"],
+        allow_private_network=True,  # a page that is let in may be of another network
+    )
     app = Starlette(
         routes=[*ROUTES, *page_routes(settings)],
         middleware=[
             Middleware(Log, metrics=service.metrics),
-            *([cors] if settings.cors else []),
+            cors,  # tells browsers which pages may read the answers; `Guard` refuses the others
             Middleware(Guard, settings=settings),
         ],
         exception_handlers={ApiError: answer_api_error, HTTPException: answer_http_error, Exception: answer_api_error},

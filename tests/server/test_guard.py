@@ -1,6 +1,7 @@
 """The key, web pages of other origins, the limits of a body, and the log."""
 
 import gzip
+import json
 import logging
 import socket
 
@@ -36,8 +37,10 @@ def test_a_key_of_other_letters_is_compared_too(guarded):
     "origin", ["https://evil.example", "null", "http://127.0.0.1.evil.example", "http://[::", "file://"]
 )
 def test_pages_of_other_origins_are_refused(demo, origin):
-    status, answer = demo.ask(CHAT, HELLO, origin=origin)
-    assert (status, answer["error"]["code"]) == (403, "origin")
+    response = demo.open("POST", CHAT, HELLO, {"origin": origin})
+    error = json.loads(response.read())["error"]
+    response.connection.close()
+    assert (response.status, error["code"], response.headers["access-control-allow-origin"]) == (403, "origin", None)
 
 
 def test_a_page_whose_name_points_here_is_refused(demo):
@@ -48,6 +51,11 @@ def test_a_page_whose_name_points_here_is_refused(demo):
 def test_pages_of_this_machine_are_welcome(demo):
     for origin in (demo.url, "http://localhost:3000", "http://[::1]:5173"):
         assert demo.ask(CHAT, HELLO, origin=origin)[0] == 200
+        preflight = {"origin": origin, "access-control-request-method": "POST"}
+        for names, method in ((preflight, "OPTIONS"), ({"origin": origin}, "GET")):  # a browser asks whether it may
+            response = demo.open(method, "/v1/models", headers=names)
+            response.connection.close()
+            assert (response.status, response.headers["access-control-allow-origin"]) == (200, origin)
 
 
 def test_cors(guarded):
