@@ -64,7 +64,6 @@ class Tally:
     def __init__(self, service: Service, note: Note, prompts: Sequence[int], replies: int):
         """`prompts` are the lengths of the prompts; each has as many of the `replies`."""
         self._metrics, self._note = service.metrics, note
-        self._start = time.perf_counter()
         self._last: dict[int, float] = {}
         self._each = replies // len(prompts)
         self._prompt = sum(prompts)
@@ -78,8 +77,9 @@ class Tally:
         if index in self._last:
             metrics.between.add(moment - self._last[index])
         else:
-            metrics.first.add(moment - self._start)
-            self._note.facts.setdefault("first", f"{moment - self._start:.3f}")
+            first = moment - self._note.start  # the wait for a model counts too
+            metrics.first.add(first)
+            self._note.facts.setdefault("first", f"{first:.3f}")
             self._cached[index] = chunk.cached
             metrics.counts["prefix_queries_total"] += 1
             metrics.counts["prefix_hits_total"] += chunk.cached > 0
@@ -89,7 +89,7 @@ class Tally:
         self._reasoning += chunk.part == "thinking"
         metrics.counts["generated_tokens_total"] += 1
         if chunk.finish_reason:
-            metrics.whole.add(moment - self._start)
+            metrics.whole.add(moment - self._note.start)
             self._finish.append(chunk.finish_reason)
 
     @property
@@ -106,7 +106,7 @@ class Tally:
             "prompt": usage.prompt_tokens,
             "cached": usage.prompt_tokens_details.cached_tokens,
             "generated": usage.completion_tokens,
-            "finish": end or ",".join(self._finish),
+            "finish": end or ",".join(self._finish) or "error",
         }
 
 

@@ -29,6 +29,7 @@ class Note:
     """What the log says of a request beside its path: filled in by the endpoint."""
 
     endpoint: str = "other"
+    start: float = field(default_factory=time.perf_counter)  # when the request came
     facts: dict[str, object] = field(default_factory=dict)
 
 
@@ -43,7 +44,7 @@ class Log:
             await self._app(scope, receive, send)
             return
         note = scope["note"] = Note()
-        start, status = time.perf_counter(), 0
+        status = 0
 
         async def watched(message: Message) -> None:
             nonlocal status
@@ -55,7 +56,7 @@ class Log:
             await self._app(scope, receive, watched)
         finally:
             self._metrics.requests[note.endpoint, status] += 1
-            facts = {**note.facts, "seconds": f"{time.perf_counter() - start:.3f}"}
+            facts = {**note.facts, "seconds": f"{time.perf_counter() - note.start:.3f}"}
             told = " ".join(f"{name}={_quoted(value)}" for name, value in facts.items())
             client = scope["client"][0] if scope.get("client") else "-"
             LOG.info("%s %s %s %s %s", client, scope["method"], _quoted(scope["path"]), status or "-", told)

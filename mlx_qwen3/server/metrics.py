@@ -48,7 +48,7 @@ HELP = {
     "prefix_bytes": ("gauge", "Bytes of keys and values that are kept for later prompts."),
     "models_loaded": ("gauge", "Models in memory."),
     "memory_active_bytes": ("gauge", "Bytes of arrays, as MLX counts them."),
-    "memory_peak_bytes": ("gauge", "The most of them so far."),
+    "memory_peak_bytes": ("gauge", "The most of them so far, with room for tokens that had not come."),
     "memory_cache_bytes": ("gauge", "Bytes that MLX keeps to use them again."),
     "first_token_seconds": ("histogram", "From the request to the first token of a reply."),
     "between_tokens_seconds": ("histogram", "Between two tokens of a reply."),

@@ -5,6 +5,7 @@ import logging
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -20,6 +21,8 @@ from .settings import Settings
 
 LOG = logging.getLogger("mlx_qwen3.server")
 BACKLOG = 1024
+LOOK = 0.1  # seconds between two looks whether replies are to end now
+TOLD = 1.0  # seconds that clients have to take the end of their replies after a second Ctrl-C
 
 
 class Protocol(H11Protocol):
@@ -66,17 +69,20 @@ class Protocol(H11Protocol):
 class Server(uvicorn.Server):
     """Ends when it is told to by SIGTERM or Ctrl-C: takes no more, lets replies end, and cuts those that take too long.
 
-    A second Ctrl-C ends it at once.
+    A second Ctrl-C ends all replies at once.
     """
 
     def __init__(self, config: uvicorn.Config, pool: Pool, drain: float, ready: Callable[[], None] | None = None):
         super().__init__(config)
         self._pool, self._drain, self._ready = pool, drain, ready
         self.stopped_by: int | None = None
+        self.at_once = False
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         self.stopped_by = self.stopped_by or sig
-        super().handle_exit(sig, frame)
+        # uvicorn's own answer to a second Ctrl-C drops the replies without a word, and its log has their tracebacks.
+        self.at_once |= self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -107,8 +113,16 @@ class Server(uvicorn.Server):
             await cutting
 
     async def _cut(self) -> None:
-        await asyncio.sleep(self._drain)
-        await self._pool.close("the server is being stopped, and the reply took longer than it waits (--drain)")
+        """End the replies that take too long, or all of them if there is no time."""
+        end = time.monotonic() + self._drain
+        while time.monotonic() < end and not self.at_once:
+            await asyncio.sleep(LOOK)
+        why = "" if self.at_once else ", and the reply took longer than it waits (--drain)"
+        await self._pool.close(f"the server is being stopped{why}")
+        while not self.at_once:
+            await asyncio.sleep(LOOK)
+        await asyncio.sleep(TOLD)
+        self.force_exit = True
 
 
 def listen(settings: Settings) -> socket.socket:

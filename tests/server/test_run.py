@@ -3,6 +3,7 @@
 import http.client
 import json
 import logging
+import signal
 import socket
 from contextlib import suppress
 
@@ -70,6 +71,20 @@ def test_replies_that_take_longer_are_cut_with_a_reason():
         response.connection.close()
     assert done == "data: [DONE]"
     assert "the server is being stopped" in json.loads(error.removeprefix("data: "))["error"]["message"]
+
+
+def test_a_second_ctrl_c_ends_replies_at_once_with_a_reason(caplog):
+    with caplog.at_level(logging.INFO), serving(drain=60) as served:
+        response = served.open("POST", "/v1/chat/completions", {**ENDLESS, "max_tokens": 3500, "stream": True})
+        response.readline()
+        for _ in range(2):
+            served.server.handle_exit(signal.SIGINT, None)
+        *_, error, done = response.read().decode().strip().split("\n\n")
+        response.connection.close()
+    assert done == "data: [DONE]"
+    assert json.loads(error.removeprefix("data: "))["error"]["message"] == "the server is being stopped"
+    assert "Traceback" not in caplog.text
+    assert "finish=error" in caplog.text
 
 
 def test_a_port_that_is_taken():
