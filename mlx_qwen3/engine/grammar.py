@@ -16,12 +16,7 @@ from ..errors import EngineError, UsageError
 from ..files.reading import short
 from ..text.tokenizer import Tokenizer
 from .json_schema import rewritten
-from .specs import JSON_OPTIONS, SPECS, Spec
-from .specs import JsonObject as JsonObject
-from .specs import JsonSchema as JsonSchema
-from .specs import Lark as Lark
-from .specs import Regex as Regex
-from .specs import ToolChoice as ToolChoice
+from .specs import JSON_OPTIONS, SPECS, JsonObject, JsonSchema, Lark, Regex, Spec, ToolChoice
 from .tool_grammar import lark
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import PromptError, Qwen3Error, UsageError, found_in
@@ -11,14 +11,13 @@ from ..files.reading import short
 from ..text.tokenizer import Tokenizer
 from .engine import Engine, Reply
 from .request import ReplyOptions, Request, default_sampling, prepare
-from .sampling import SamplingParams
+from .sampling import SETTINGS, SamplingParams
 from .specs import JsonSchema, Regex
 
 TEXTS = ("prompt", "messages", "system")
 OPTIONS = ("max_tokens", "thinking", "thinking_budget", "stop", "tools", "template_args", "literal_content")
-SAMPLING = tuple(setting.name for setting in fields(SamplingParams))
 GRAMMARS = {"json_schema": JsonSchema, "regex": Regex}  # key -> what binds the answer to its value
-KEYS = ("id", *TEXTS, *OPTIONS, *GRAMMARS, *SAMPLING)
+KEYS = ("id", *TEXTS, *OPTIONS, *GRAMMARS, *SETTINGS)
 # The types of the values of a line, for keys that are not checked later.
 KINDS = {
     "prompt": (str, "a text"),
@@ -124,7 +123,7 @@ def _read(number: int, line: str, defaults: Defaults) -> PromptLine:
         kind, expected = KINDS.get(key, (object, ""))
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool and key in KINDS):
             raise PromptError(f"{key} is {short(repr(value))}; expected {expected}")
-    sampling = {**defaults.sampling, **{name: values[name] for name in SAMPLING if name in values}}
+    sampling = {**defaults.sampling, **{name: values[name] for name in SETTINGS if name in values}}
     SamplingParams(**sampling)
     given: dict[str, Any] = {name: values[name] for name in OPTIONS if name in values}
     grammars = [kind(values[name]) for name, kind in GRAMMARS.items() if name in values]

@@ -17,8 +17,8 @@ from .sampling import Sampler, SamplingParams
 
 IDLE = Row((0,), SamplingParams(temperature=0), 0)  # stands in a free slot
 Coming = tuple[mx.array, Scores | None]  # the tokens (B,) of a step, and their log-probabilities
-Event = tuple[Row, int | Exception]
-News = list[Event]  # tokens in the order in which they were chosen, or the error
+Event = tuple[Row, int | Exception]  # the next token of a row, or the error that ended it
+News = list[Event]  # in the order in which the tokens were chosen
 
 
 class NextTokens:

@@ -7,28 +7,18 @@ B rows, V vocabulary
 
 import copy
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
 
 from ..files.values import to_mlx
 
-
-class Params(Protocol):
-    """The settings that are read here, see `sampling.SamplingParams`."""
-
-    @property
-    def repetition_penalty(self) -> float: ...
-    @property
-    def presence_penalty(self) -> float: ...
-    @property
-    def frequency_penalty(self) -> float: ...
-    @property
-    def logit_bias(self) -> Sequence[tuple[int, float]]: ...
+if TYPE_CHECKING:
+    from .sampling import SamplingParams
 
 
-def has_penalty(params: Params) -> bool:
+def has_penalty(params: "SamplingParams") -> bool:
     penalties = params.repetition_penalty, params.presence_penalty, params.frequency_penalty
     return penalties != (1, 0, 0) or bool(params.logit_bias)
 
@@ -41,7 +31,7 @@ class Penalties:
 
     def __init__(
         self,
-        params: Sequence[Params],
+        params: "Sequence[SamplingParams]",
         prompts: Sequence[Sequence[int]],
         vocabulary: int,
         replies: Sequence[Sequence[int]] | None = None,
@@ -98,7 +88,7 @@ def _column(values: list[float], off: float) -> mx.array | None:
     return None if all(value == off for value in values) else mx.array(values, mx.float32)[:, None]
 
 
-def _bias(params: Sequence[Params], vocabulary: int) -> mx.array | None:
+def _bias(params: "Sequence[SamplingParams]", vocabulary: int) -> mx.array | None:
     """What is added to each logit, (B, V) or (1, V); None if it is nothing."""
     if not any(row.logit_bias for row in params):
         return None

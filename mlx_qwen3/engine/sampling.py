@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -99,6 +99,9 @@ RANGES: dict[str, tuple[Any, str]] = {
     "presence_penalty": (lambda x: -2 <= x <= 2, "a number in [-2, 2] (0 is off)"),
     "frequency_penalty": (lambda x: -2 <= x <= 2, "a number in [-2, 2] (0 is off)"),
 }
+
+
+SETTINGS = tuple(setting.name for setting in fields(SamplingParams))  # by name
 
 
 class Sampler:

@@ -18,6 +18,7 @@ from .batch import SIZES, Batch
 from .beginnings import shared_length
 from .grouping import WORTH_SHARING, together, waits
 from .memory import Memory
+from .next_tokens import Event
 from .prefix import PrefixStore
 from .rows import Row
 from .runner import Prefill, prefill_chunk
@@ -27,7 +28,6 @@ MAX_GAP = 0.25  # seconds that running rows may wait for one chunk of a prompt
 SMALLEST_CHUNK = 16  # tokens
 SOON = 32  # tokens of each row for which prefixes make room in time
 
-Event = tuple[Row, int | Exception]  # the next token of a row, or the error that ended it
 Running = tuple[Row, Batch]
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,10 @@ from ..text.messages import read_messages
 from ..text.tokenizer import Tokenizer
 from .reply import Result
 from .request import ReplyOptions, Request, default_sampling, prepare
-from .sampling import SamplingParams
+from .sampling import SETTINGS, SamplingParams
 
 FORMAT = "mlx-qwen3 chat 1"
 NEARLY_FULL = 0.8  # share of the context from which on a warning precedes each turn
-SAMPLING = tuple(setting.name for setting in fields(SamplingParams))
 UNCHANGED = ("stop", "chat_template", "template_args", "literal_content")  # settings that /commands do not change
 OPTIONS = ("max_tokens", "thinking", "thinking_budget", *UNCHANGED)  # settings that are options of a reply
 PROBE = [{"role": "user", "content": "hello"}]
@@ -49,9 +48,9 @@ class Settings:
             raise UsageError(f"system is {short(repr(self.system))}; expected a text")
         if self.thinking is not None and not isinstance(self.thinking, bool):
             raise UsageError(f"thinking is {short(repr(self.thinking))}; expected true, false or null")
-        if not isinstance(self.sampling, Mapping) or (unknown := set(self.sampling) - set(SAMPLING)):
+        if not isinstance(self.sampling, Mapping) or (unknown := set(self.sampling) - set(SETTINGS)):
             named = short(sorted(unknown)[0]) if isinstance(self.sampling, Mapping) else "not an object"
-            raise UsageError(f"sampling has {named!r}; known are {', '.join(SAMPLING)}")
+            raise UsageError(f"sampling has {named!r}; known are {', '.join(SETTINGS)}")
         if self.chat_template is not None and not isinstance(self.chat_template, str):
             raise UsageError(f"chat_template is {short(repr(self.chat_template))}; expected a name, a file or null")
         if not isinstance(self.literal_content, bool):
@@ -135,7 +134,7 @@ class Session:
 
         Raises UsageError for a value that is wrong or that this checkpoint cannot honour, and then changes nothing.
         """
-        if name not in SAMPLING:
+        if name not in SETTINGS:
             self._use(replace(self.settings, **{name: value}))
             return
         sampling = {key: item for key, item in self.settings.sampling.items() if key != name}

@@ -187,7 +187,7 @@ class DraftModel(Drafter):
             drafts.extend(sampler.known(coming, position))
             if following is None:
                 return drafts
-            mx.async_eval(following)  # not before the step is done: see decode.py
+            mx.async_eval(following)  # not before the step is done: see batch.py
             coming = following
             position += 1
 

@@ -1,7 +1,7 @@
 """The Qwen3 decoder: QK-norm, grouped-query attention, SwiGLU, pre-norm residual blocks (arXiv 2505.09388).
 
 One forward pass serves prompts, compiled decode steps, batches and listeners. They differ only in the view of the cache
-(cache.py). Products are 2-D, over all tokens: a 3-D product has two more graph nodes in MLX. A submodule is called as
+(view.py). Products are 2-D, over all tokens: a 3-D product has two more graph nodes in MLX. A submodule is called as
 self["name"], because nn.Module looks up self.name so slowly that it matters in a small model.
 
 B batch, L new tokens, T = B * L, S cached + new, H query heads, K key/value heads, D head_dim, V vocabulary
