@@ -13,11 +13,11 @@ import numpy as np
 
 from ..compare.steps import uses_peft
 from ..errors import UsageError, VerificationError
-from ..files.adapter_reader import values_of
 from ..files.adapters import Adapter, open_adapter
 from ..files.checkpoint import Checkpoint
 from ..files.hub import resolve
 from ..files.reading import short
+from ..files.values import floats_of
 from ..progress import Progress, Stage, silent
 from ..table import GOOD, Line, Part
 from .certificate import FILE, Certificate
@@ -91,7 +91,7 @@ def _check(adapter: Adapter, progress: Progress) -> AdapterCheck:
     tensors = {tensor.name: tensor for tensor in adapter.tensors()}
     stage = Stage(f"reading {short(adapter.source)}", len(tensors), "tensors")
     for tensor in tensors.values():
-        if wrong := int(np.count_nonzero(~np.isfinite(values_of(tensor)))):
+        if wrong := int(np.count_nonzero(~np.isfinite(floats_of(tensor)))):
             raise VerificationError(
                 f"{short(tensor.name)} in {short(adapter.source)} has {wrong} values that are NaN or infinite; the "
                 "training failed, or the file is damaged: take an earlier checkpoint or another copy"

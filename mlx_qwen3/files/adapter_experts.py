@@ -17,7 +17,7 @@ from .config import Qwen3Config
 from .derived import Derivation, DerivedTensor, Latest
 from .headers import StoredTensor
 from .names import EXPERT_MAP, Fusion, fusions, hf_name
-from .values import to_float32
+from .values import floats_of
 
 
 def stacks(settings: AdapterConfig, config: Qwen3Config) -> dict[str, Fusion]:
@@ -50,7 +50,7 @@ def _columns(b: StoredTensor, rows: slice, expert: int, experts: int, latest: La
     """Some rows of one expert's b, which has every E-th column."""
 
     def values(first: int, count: int) -> np.ndarray:
-        whole = latest.get(b.name, "values", lambda: to_float32(b.read(), b.dtype).reshape(b.shape))
+        whole = latest.get(b.name, "values", lambda: floats_of(b))
         return np.ascontiguousarray(whole[rows][first : first + count, expert::experts])
 
     how = Derivation(values, (b.name,), mx.float32, "taken out of the stack of all experts")

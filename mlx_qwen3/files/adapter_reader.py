@@ -18,7 +18,7 @@ from .dtypes import FLOATS
 from .headers import StoredTensor, TensorFile, tensors_of
 from .names import SWITCH, Fusion, fusions, hf_name
 from .reading import short
-from .values import Floats, to_float32
+from .values import Floats, floats_of
 
 EMBEDDING, HEAD = "embed_tokens", "lm_head"
 PREFIX = "base_model.model."  # of PEFT's names
@@ -58,9 +58,9 @@ class LowRank:
 
     def arrays(self) -> tuple[Floats, Floats, Floats | None]:
         """a (r, inputs), b (outputs, r) times the scale, and the magnitudes (outputs,), float32."""
-        a, b = (values_of(self.a), values_of(self.b))
+        a, b = floats_of(self.a), floats_of(self.b)
         a, b = (np.ascontiguousarray(a.T), np.ascontiguousarray(b.T)) if self.transposed else (a, b)
-        return a, b * np.float32(self.scale), None if self.magnitude is None else values_of(self.magnitude)
+        return a, b * np.float32(self.scale), None if self.magnitude is None else floats_of(self.magnitude)
 
 
 class Reader:
@@ -221,8 +221,3 @@ class Reader:
     @staticmethod
     def _is_base(tensor: StoredTensor | None) -> bool:
         return tensor is not None and tensor.name.endswith("base_layer.weight")
-
-
-def values_of(tensor: StoredTensor) -> Floats:
-    """All values of a tensor, float32."""
-    return to_float32(tensor.read(), tensor.dtype).reshape(tensor.shape)

@@ -19,14 +19,14 @@ import numpy as np
 from ..errors import CheckpointError, UsageError
 from . import adapter_config
 from .adapter_config import AdapterConfig, read_config
-from .adapter_reader import EMBEDDING, HEAD, LowRank, Reader, values_of
+from .adapter_reader import EMBEDDING, HEAD, LowRank, Reader
 from .config import Qwen3Config
 from .fingerprint import samples
 from .headers import StoredTensor, TensorFile, tensors_of
 from .hub import resolve_adapter
 from .names import NAME_MAP, fusions, part_shapes
 from .reading import exists, short
-from .values import Floats
+from .values import Floats, floats_of
 
 PIECE, PIECE_ROWS = 1 << 18, 16  # of a product: multiplications, and rows. OpenBLAS takes more threads for more of them
 
@@ -111,7 +111,7 @@ def merged(weight: Floats, part: str, adapters: Sequence[Adapter], first: int = 
     rows, base = slice(first, first + len(weight)), weight
     for adapter in adapters:
         if part in adapter.whole:
-            base = weight = values_of(adapter.whole[part].rows(first, len(weight)))
+            base = weight = floats_of(adapter.whole[part].rows(first, len(weight)))
         if part in adapter.low_rank:
             a, b, magnitude = _arrays(adapter.low_rank[part])
             delta = _product(b[rows], a)

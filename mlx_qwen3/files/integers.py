@@ -16,7 +16,7 @@ import numpy as np
 from .derived import Latest, Rows
 from .headers import StoredTensor
 from .quantization import QUANTIZATION_MODES
-from .values import Floats, to_float32, unpack
+from .values import Floats, floats_of, unpack
 
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # of the columns in a word, from the lowest bits up
 WORD = 32  # bits
@@ -166,10 +166,6 @@ def _zeros_by_rows(zeros: StoredTensor, bits: int, height: int) -> np.ndarray:
 def words_of(tensor: StoredTensor) -> np.ndarray:
     """Stored integers of 32 bits, without sign."""
     return np.frombuffer(tensor.read(), np.uint32).reshape(tensor.shape)
-
-
-def floats_of(tensor: StoredTensor) -> Floats:
-    return to_float32(tensor.read(), tensor.dtype).reshape(tensor.shape)
 
 
 def integers_of(tensor: StoredTensor) -> np.ndarray:

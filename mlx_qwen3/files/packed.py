@@ -16,10 +16,10 @@ from .derived import Derivation, DerivedTensor, Latest, Rows
 from .dtypes import FLOATS, NAMES, prevailing
 from .forms import AWQ, COMPRESSED, FP8, GPTQ, KEY, REMEDY, Form
 from .headers import StoredTensor
-from .integers import WORD, Columns, Integers, awq, compressed, floats_of, gptq, integers_of
+from .integers import WORD, Columns, Integers, awq, compressed, gptq, integers_of
 from .quantization import Quantization
 from .reading import short
-from .values import E4M3, Floats
+from .values import E4M3, Floats, floats_of
 
 Tensors = dict[str, StoredTensor]
 Leaves = Mapping[str, StoredTensor]

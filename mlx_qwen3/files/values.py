@@ -266,8 +266,7 @@ def read_rows(
     """
     rows = {name: leaf.rows(first, count) for name, leaf in leaves.items()}
     if packing is None:
-        weight = rows["weight"]
-        return to_float32(weight.read(), weight.dtype).reshape(weight.shape)
+        return floats_of(rows["weight"])
     return dequantize_bits(packing, [_bits(leaf) for leaf in rows.values()], rows["scales"].dtype, out)
 
 
@@ -283,8 +282,9 @@ def same_values(a: StoredTensor, b: StoredTensor) -> bool:
     if a.dtype not in FLOATS or b.dtype not in FLOATS:
         return False
     blocks = zip(a.row_blocks(COMPARED_BYTES * a.dtype.size), b.row_blocks(COMPARED_BYTES * b.dtype.size), strict=True)
-    return all(np.array_equal(_float_rows(x), _float_rows(y), equal_nan=True) for x, y in blocks)
+    return all(np.array_equal(floats_of(x), floats_of(y), equal_nan=True) for x, y in blocks)
 
 
-def _float_rows(run: StoredTensor) -> Floats:
-    return to_float32(run.read(), run.dtype)
+def floats_of(tensor: StoredTensor) -> Floats:
+    """All values of a tensor, float32."""
+    return to_float32(tensor.read(), tensor.dtype).reshape(tensor.shape)

@@ -17,10 +17,10 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_unflatten
 
-from ..files.adapter_reader import EMBEDDING, HEAD, values_of
+from ..files.adapter_reader import EMBEDDING, HEAD
 from ..files.adapters import Adapter
 from ..files.names import EXPERT_MAP, LEAVES, NAME_MAP, Fusion, fusions
-from ..files.values import Floats, cast, float32_of, to_mlx
+from ..files.values import Floats, cast, float32_of, floats_of, to_mlx
 from .linear import ConcatLinear, Embedding, Linear
 from .low_rank import AdaptedEmbedding, AdaptedExpertLinear, AdaptedLinear, InputAndOutput, TiedOutput
 from .qwen3 import Qwen3
@@ -201,7 +201,7 @@ class _Changes:
     def _whole(self, part: str) -> mx.array | None:
         """The last weight that an adapter has in place of the model's, in the dtype of the model."""
         found = [adapter.whole[part] for adapter in self._adapters if part in adapter.whole]
-        return self._array(values_of(found[-1]), part) if found else None
+        return self._array(floats_of(found[-1]), part) if found else None
 
     def _array(self, array: Floats, name: str) -> mx.array:
         return cast(to_mlx(np.ascontiguousarray(array)), self._model.norm.weight.dtype, name)
