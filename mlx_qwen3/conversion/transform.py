@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import UsageError
 from ..files.config import Qwen3Config
 from ..files.dtypes import FLOATS
-from ..files.headers import Buffer, StoredTensor
+from ..files.headers import Buffer, StoredTensor, stacked_shape
 from ..files.layout import Module, Part, packed_leaves, stacked_modules
 from ..files.names import NATIVE, SWITCH, Fusion, bare, fusions, hf_name
 from ..files.quantization import Quantization
@@ -155,7 +155,7 @@ def _jobs(module: Module, recipe: Recipe) -> list[Job]:
 
 def _kept(name: str, runs: tuple[StoredTensor, ...], recipe: Recipe, module: Module) -> Job:
     dtype = recipe.dtype if recipe.dtype and runs[0].dtype in FLOATS else runs[0].kept
-    rows = _stacked(runs)
+    rows = stacked_shape(runs)
     cast = ["cast"] if any(dtype not in (run.dtype, run.kept) for run in runs) else []
     made = _steps(module, runs, *cast)
     note = runs[0].note
@@ -168,7 +168,7 @@ def _quantized(module: Module, packing: Quantization, recipe: Recipe) -> Job:
     ((_, runs),) = module.tensors()
     dtype = float_dtype(module.parts[0], recipe.dtype)
     made = _steps(module, runs, f"quantized {packing.mode} {packing.bits} bits, groups of {packing.group_size}")
-    leaves = packed_leaves(module.shape(_stacked(runs)), packing)
+    leaves = packed_leaves(module.shape(stacked_shape(runs)), packing)
     tensors = tuple(
         OutputTensor(f"{module.name}.{leaf}", dtype if dtype in dtypes else dtypes[0], shape, _names(runs), made)
         for leaf, (shape, dtypes) in leaves.items()
@@ -206,10 +206,6 @@ def _arrangement(module: Module, runs: Sequence[StoredTensor]) -> str:
     stored = bare(runs[0].name).rsplit(".", 1)[0]
     whole = (module.parts[0].name, "lm_head")  # an embedding may be stored under the name of the head it is tied to
     return "split" if len(module.parts) == 1 and stored not in whole else "copied"
-
-
-def _stacked(runs: Sequence[StoredTensor]) -> tuple[int, ...]:
-    return (sum(run.shape[0] for run in runs), *runs[0].shape[1:])
 
 
 def _names(runs: Sequence[StoredTensor]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from ..files.checkpoint import Checkpoint
 from ..files.dtypes import NAMES
 from ..files.hub import resolve
 from ..files.members import members
-from ..files.reading import exists, short
+from ..files.reading import exists, short, some
 from ..progress import BYTES, Progress, Stage, silent
 from ..table import GOOD, Line, Part
 from .certificate import FILE, Certificate, divergence_figures
@@ -165,8 +165,7 @@ def _damaged_part(folder: Path, name: str, certificate: Certificate) -> str:
     damaged = [record.name for record in inside if sha256(path, record.start, record.bytes) != record.sha256]
     if not damaged:
         return "the header is damaged: "
-    more = f" and {len(damaged) - 1} more tensors" if len(damaged) > 1 else ""
-    return f"{short(damaged[0])}{more} damaged: "
+    return f"{some(damaged)} damaged: "
 
 
 def _check_tensors(result: Checkpoint, certificate: Certificate) -> None:
@@ -197,11 +196,10 @@ def _check_divergence(
     recorded = certificate.divergence
     if recorded is None and source is None:
         return None
-    if recorded is not None:
-        _check_sequences(recorded, result)
     if recorded is None:
         sequences, text = sequences_for(result, None)
     else:
+        _check_sequences(recorded, result)
         sequences, text = [list(ids) for ids in recorded.sequences], recorded.text
     measured = compare(source or result, result, sequences, text, progress)
     if recorded is not None:

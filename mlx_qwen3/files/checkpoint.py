@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from .forms import NO_GGUF
 from .headers import StoredTensor, TensorFile, tensors_of
 from .layout import Part, head_differs, locate_parts, repeated_head
 from .members import CONFIG, INDEX, members
-from .reading import exists, parse_json, read_file, short
+from .reading import exists, parse_json, read_file, short, some
 from .surplus import is_ignored
 from .values import same_values
 
@@ -167,9 +167,9 @@ def _weight_files(folder: Path, index: Mapping[str, str]) -> list[Path]:
     if index:
         listed = sorted(folder / file for file in set(index.values()))
         if missing := [path.name for path in listed if not exists(path)]:
-            raise CheckpointError(f"{folder} lacks {_some(missing)}, which {INDEX} lists; download it again")
+            raise CheckpointError(f"{folder} lacks {some(missing)}, which {INDEX} lists; download it again")
         if extra := [path.name for path in present if path not in listed]:
-            raise CheckpointError(f"{folder} has {_some(extra)}, which {INDEX} does not list; remove it")
+            raise CheckpointError(f"{folder} has {some(extra)}, which {INDEX} does not list; remove it")
         return listed
     if present:
         return present
@@ -203,14 +203,9 @@ def _check_index(index: Mapping[str, str], tensors: Mapping[str, StoredTensor]) 
     if unlisted := [name for name in tensors if name not in index and not is_ignored(name)]:
         where = short(tensors[unlisted[0]].path.name)
         raise CheckpointError(
-            f"{where} holds {_some(unlisted)}, which {INDEX} does not list; download the checkpoint again, "
+            f"{where} holds {some(unlisted)}, which {INDEX} does not list; download the checkpoint again, "
             "or add what belongs to the model to the index"
         )
-
-
-def _some(names: Iterable[str]) -> str:
-    first, *others = names
-    return f"{short(first)} and {len(others)} more" if others else short(first)
 
 
 def _stamp(content: bytes, status: os.stat_result) -> Stamp:

@@ -171,6 +171,11 @@ def join(runs: Sequence[StoredTensor]) -> tuple[StoredTensor, ...]:
     return tuple(joined)
 
 
+def stacked_shape(runs: Sequence[StoredTensor]) -> tuple[int, ...]:
+    """The shape of runs that are stacked along the rows."""
+    return (sum(run.shape[0] for run in runs), *runs[0].shape[1:]) if runs[0].shape else ()
+
+
 def tensors_of(file: TensorFile) -> list[StoredTensor]:
     """Every tensor that the header of a file lists, in the order of their bytes.
 

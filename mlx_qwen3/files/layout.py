@@ -18,7 +18,7 @@ from .headers import StoredTensor, join
 from .names import LEAVES, NATIVE, OUTSIDE, SHAPES, SWITCH, Fusion, bare, fusions, kind_of, part_shapes
 from .packed import unpacked_names
 from .quantization import Quantization, inferred
-from .reading import short
+from .reading import short, some
 from .surplus import is_ignored, refuse_added
 
 OTHER_MODEL = "config.json and weights are of different models"
@@ -77,10 +77,10 @@ def locate_parts(folder: Path, tensors: Mapping[str, StoredTensor], config: Qwen
     located, claimed = _locate(tensors, shapes, fusions(config, *NATIVE, SWITCH))
     claimed |= repeated_head(tensors, config).keys()
     if missing := [f"{name}.weight" for name, leaves in located.items() if "weight" not in leaves]:
-        raise CheckpointError(f"{folder} lacks {_some(missing)}; {_remedy(missing, config)}")
+        raise CheckpointError(f"{folder} lacks {some(missing)}; {_remedy(missing, config)}")
     if extra := sorted(tensors.keys() - claimed):
         raise CheckpointError(
-            f"{folder} holds {_some(extra)}, which a Qwen3 with this config.json does not have; {OTHER_MODEL}"
+            f"{folder} holds {some(extra)}, which a Qwen3 with this config.json does not have; {OTHER_MODEL}"
         )
     parts = {}
     for name, leaves in located.items():
@@ -268,10 +268,6 @@ def _check_head_dim(tensors: Mapping[str, StoredTensor], config: Qwen3Config) ->
 def _stacking_key(part: Part, dtype: mx.Dtype | None) -> tuple[object, ...]:
     dtypes = {leaf: dtype if dtype and tensor.dtype in FLOATS else tensor.kept for leaf, tensor in part.leaves.items()}
     return part.quantization, *sorted((leaf, NAMES[value]) for leaf, value in dtypes.items())
-
-
-def _some(names: list[str]) -> str:
-    return f"{short(names[0])} and {len(names) - 1} more tensors" if len(names) > 1 else short(names[0])
 
 
 def _remedy(missing: list[str], config: Qwen3Config) -> str:

@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,12 @@ def short(name: object) -> str:
     text = str(name)
     half = NAME_LENGTH // 2
     return text if len(text) <= NAME_LENGTH else f"{text[:half]}...{text[-half:]} ({len(text)} characters)"
+
+
+def some(names: Iterable[object]) -> str:
+    """Several names from an untrusted file for a message: the first, and how many others there are."""
+    first, *others = names
+    return f"{short(first)} and {len(others)} more" if others else short(first)
 
 
 def exists(path: Path) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import CheckpointError
 from .blank import blank
 from .dtypes import FLOATS
-from .headers import Buffer, StoredTensor
+from .headers import Buffer, StoredTensor, stacked_shape
 from .jobs import Job, run
 from .quantization import Quantization
 
@@ -66,7 +66,7 @@ def placed(runs: Sequence[StoredTensor], dtype: mx.Dtype) -> tuple[mx.array, lis
         part = target[done : done + size]
         jobs += tensor.jobs(part) if tensor.dtype == kept else _casts(tensor, kept, part)
         done += size
-    return raw.view(kept).reshape(_rows_of(runs)), jobs
+    return raw.view(kept).reshape(stacked_shape(runs)), jobs
 
 
 def stacked(runs: Sequence[StoredTensor]) -> mx.array:
@@ -98,11 +98,6 @@ def _convert(block: StoredTensor, dtype: mx.Dtype, target: np.ndarray) -> None:
         to_float32(block.read(), block.dtype, target.view(np.float32))
     else:
         target[:] = bits_of(cast(stored(block), dtype, block.name)).reshape(-1).view(np.uint8)
-
-
-def _rows_of(runs: Sequence[StoredTensor]) -> tuple[int, ...]:
-    """The shape of runs stacked along the rows."""
-    return (sum(run.shape[0] for run in runs), *runs[0].shape[1:]) if runs[0].shape else ()
 
 
 def stored(tensor: StoredTensor) -> mx.array:

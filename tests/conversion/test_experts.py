@@ -187,7 +187,7 @@ BROKEN = {
     with_one_more: r"holds layers\.2\.mlp\.experts\.7\.up_proj\.weight",
     with_experts_in_a_dense_layer: r"holds layers\.1\.mlp\.gate\.weight",
     transposed: r"experts\.3\.down_proj\.weight has shape \[28, 48\], but config.json gives \[48, 28\]",
-    of_fewer_experts: r"lacks layers\.0\.mlp\.experts\.6\.gate_proj\.weight and 5 more tensors",
+    of_fewer_experts: r"lacks layers\.0\.mlp\.experts\.6\.gate_proj\.weight and 5 more",
     with_both_forms: r"holds layers\.0\.mlp\.experts\.down_proj\.weight",
     stacked_wrongly: r"experts\.down_proj has shape \[7, 28, 48\], but config.json gives 7 experts of 48 rows",
 }

@@ -158,7 +158,7 @@ def test_several_damaged_tensors(copy):
     records = max(by_file.values(), key=len)
     for record in records[:3]:
         flip(copy / record.file, record.start)
-    with pytest.raises(VerificationError, match=f"^{records[0].name} and 2 more tensors damaged"):
+    with pytest.raises(VerificationError, match=f"^{records[0].name} and 2 more damaged"):
         verify(copy)
 
 
