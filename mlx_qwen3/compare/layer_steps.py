@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .attention import score_blocks, softmax
-from .probe import ScoreBlock
 
-Blocks = Callable[[], Iterator[Any]]
+ScoreBlock = tuple[int, Any, Any, Any]  # first query, scores, weights, which keys are visible; None if all are
+Blocks = Callable[[], Iterator[ScoreBlock]]
 
 
 @dataclass
@@ -18,11 +18,11 @@ class LayerSteps:
     blocks: Blocks | None = None
 
 
-def score_maker(q: Any, k: Any, scale: float) -> Blocks:
-    """A function that computes the scores and weights of q and k in blocks of queries."""
+def score_maker(q: Any, k: Any, scale: float, mask: Any = "causal") -> Blocks:
+    """A function that computes the scores and weights of q and k in blocks of queries; `mask` as in `score_blocks`."""
 
     def blocks() -> Iterator[ScoreBlock]:
-        for start, scores, visible in score_blocks(q, k, scale=scale):
+        for start, scores, visible in score_blocks(q, k, scale=scale, mask=mask):
             yield start, scores, softmax(scores), visible
 
     return blocks

@@ -1,14 +1,13 @@
 """Watches a model's own forward pass: every step by layer and name, and the scores that fused attention hides."""
 
-from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import mlx.core as mx
 
 from ..model.cache import KVCache
 from ..model.qwen3 import Qwen3
-from .attention import score_blocks, softmax
 from .flow import AFTER_LAYERS, EVENTS, Step
+from .layer_steps import Blocks, score_maker
 
 
 class Visitor(Protocol):
@@ -16,10 +15,7 @@ class Visitor(Protocol):
 
     def step(self, layer: int | None, step: Step, array: mx.array) -> None: ...
 
-    def scores(self, layer: int, q: mx.array, blocks: Callable[[], Iterator["ScoreBlock"]], keys: int) -> None: ...
-
-
-ScoreBlock = tuple[int, mx.array, mx.array, mx.array | None]  # first query, scores, weights, which keys are visible
+    def scores(self, layer: int, q: mx.array, blocks: Blocks, keys: int) -> None: ...
 
 
 class Probe:
@@ -55,9 +51,4 @@ class Probe:
         assert q is not None, "the model shows q before the cache"
         mask = self._cache.mask(q.shape[2])
         scale = self._model.layers[self._layer].self_attn.scale
-
-        def blocks() -> Iterator[ScoreBlock]:
-            for start, scores, visible in score_blocks(q, k, scale=scale, mask=mask):
-                yield start, scores, softmax(scores), visible
-
-        self.visitor.scores(self._layer, q, blocks, k.shape[2])
+        self.visitor.scores(self._layer, q, score_maker(q, k, scale, mask), k.shape[2])

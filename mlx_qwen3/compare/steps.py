@@ -5,7 +5,7 @@ time. The names of the steps are those of flow.py.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
 
@@ -19,8 +19,8 @@ from ..files.adapters import Adapter
 from ..files.checkpoint import Checkpoint
 from ..model.qwen3 import Qwen3
 from .flow import FLOW, Step
-from .layer_steps import Blocks, LayerSteps, score_maker
-from .probe import Probe, ScoreBlock
+from .layer_steps import Blocks, LayerSteps, ScoreBlock, score_maker
+from .probe import Probe
 
 REFERENCE, TRANSFORMERS = "reference", "transformers"
 NEEDS = {REFERENCE: ("torch",), TRANSFORMERS: ("torch", "transformers")}  # the packages of each
@@ -118,5 +118,5 @@ class _LayerKeeper:
     def step(self, layer: int | None, step: Step, array: mx.array) -> None:
         self.layers.setdefault(layer, LayerSteps()).arrays[step.name] = array
 
-    def scores(self, layer: int, q: mx.array, blocks: Callable[[], Iterator[ScoreBlock]], keys: int) -> None:
+    def scores(self, layer: int, q: mx.array, blocks: Blocks, keys: int) -> None:
         self.layers[layer].blocks = blocks

@@ -30,7 +30,6 @@ class Qwen3Config:
     tie_word_embeddings: bool
     rope_theta: float
     rope_scaling: Scaling | None
-    eos_token_ids: frozenset[int]
     quantization: Quantization | None  # of every quantized module that `quantization_overrides` does not name
     quantization_overrides: Mapping[str, Quantization | None]  # Hugging Face module name without `model.`
     form: Form | None = None  # of a release that MLX's modes do not describe: FP8, AWQ, GPTQ, compressed-tensors
@@ -71,6 +70,7 @@ class Qwen3Config:
         Raises ConfigError for a setting that is missing, malformed or not supported. Warns about an unknown one.
         """
         check_keys(raw)
+        token_ids(raw, "eos_token_id")  # only checked here: the tokenizer reads it
         heads = count(raw, "num_attention_heads")
         alike = "num_key_value_heads" in raw and raw["num_key_value_heads"] is None  # null: as in transformers
         kv_heads = heads if alike else count(raw, "num_key_value_heads")
@@ -96,7 +96,6 @@ class Qwen3Config:
             tie_word_embeddings=flag(raw, "tie_word_embeddings"),
             rope_theta=theta,
             rope_scaling=scaling,
-            eos_token_ids=token_ids(raw, "eos_token_id"),
             quantization=quantization,
             quantization_overrides=overrides,
             form=form,

@@ -3,14 +3,15 @@
 B batch, L new tokens, S cached + new
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 
 from ..compare.flow import ENTROPY, FIRST_TOKEN, K_SHARED, SCORES, SOFTMAX, V_SHARED, Step
-from ..compare.probe import Probe, ScoreBlock
+from ..compare.layer_steps import Blocks
+from ..compare.probe import Probe
 from ..engine.runner import decode_step, known_cache, prefill_chunk
 from ..files.dtypes import dtype_name
 from ..model.qwen3 import Qwen3
@@ -89,7 +90,7 @@ class Collector:
         if not step.view:
             self._add(layer, step, array)
 
-    def scores(self, layer: int, q: mx.array, blocks: Callable[[], Iterator[ScoreBlock]], keys: int) -> None:
+    def scores(self, layer: int, q: mx.array, blocks: Blocks, keys: int) -> None:
         B, H, L, D = q.shape
         for step in (K_SHARED, V_SHARED):
             self._note(layer, step, (B, H, keys, D), q.dtype)

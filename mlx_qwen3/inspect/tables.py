@@ -31,12 +31,10 @@ OVERVIEW = (
     ("|act| max", "activation", "abs_max"),
 )
 IN_EXPERTS = {"activation": "expert_activation"}  # the step in place of one, in a layer with experts
+# The steps of a comparison without --full; in a model with experts also those of COMPARED_SPARSE
 COMPARED = (
     "qkv q_norm k_norm q_rope k_rope scores softmax attention o_proj residual gate_up activation down output"
 ).split()
-
-
-# In a model with experts also these
 COMPARED_SPARSE = ("router_logits", "chosen_experts", "expert_down")
 
 

@@ -18,7 +18,7 @@ from ..files.quantization import Quantization
 from ..files.values import unpacked
 from ..table import spans
 from .rules import Rules
-from .statistics import Statistics, grouped, pooled, summarize
+from .statistics import Statistics, pooled, summarize
 
 LAYER = re.compile(r"\blayers\.(\d+)\.")
 EXPERT = re.compile(r"\bexperts\.(\d+)\.")
@@ -150,7 +150,7 @@ def _row(
     parameters = 0 if repeats or not bare(tensor.name).endswith(".weight") else math.prod(values.shape)
     layers = tuple(int(index) for index in LAYER.findall(tensor.name)[:1])
     shape, dtype = tensor.shape, tensor.dtype_name
-    return TensorRow(tensor.name, shape, dtype, parameters, tensor.kept_bytes, summarize(grouped(values)), layers)
+    return TensorRow(tensor.name, shape, dtype, parameters, tensor.kept_bytes, summarize(values), layers)
 
 
 def _together(word: str, pattern: re.Pattern[str], members: Sequence[TensorRow]) -> TensorRow:
