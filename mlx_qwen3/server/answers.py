@@ -1,8 +1,11 @@
 """What is answered: the bodies of responses and of the chunks of a stream, in the shapes of OpenAI's API."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
+import msgspec
 from msgspec import UNSET, Struct, UnsetType, field
+from starlette.responses import Response
 
 Finish = Literal["stop", "length", "tool_calls"]
 
@@ -182,3 +185,7 @@ class Health(Struct):
 
 
 Body = Any  # one of the structs above
+
+
+def json_response(body: Body, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(body), status, headers, "application/json")

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
-import msgspec
 from msgspec import UNSET
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -14,14 +13,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from .answers import Health, Model, ModelList
+from .answers import Health, Model, ModelList, json_response
 from .chat import chat_completions
 from .completions import completions
 from .errors import ApiError, answer_api_error, answer_http_error
 from .guard import Guard, Log
 from .models import Pool
 from .openapi import document
-from .service import Service
+from .service import Service, service_of
 from .settings import Settings
 from .static import page_routes
 from .tokens import detokenize, tokenize
@@ -69,31 +68,31 @@ def make_app(settings: Settings, pool: Pool) -> Starlette:
 
 
 async def models(http: Request) -> Response:
-    pool = _service(http, "models").pool
-    return _json(ModelList([_model(pool, name) for name in pool.names]))
+    pool = service_of(http, "models").pool
+    return json_response(ModelList([_model(pool, name) for name in pool.names]))
 
 
 async def model(http: Request) -> Response:
-    pool = _service(http, "models").pool
-    return _json(_model(pool, pool.check_name(http.path_params["name"])))
+    pool = service_of(http, "models").pool
+    return json_response(_model(pool, pool.check_name(http.path_params["name"])))
 
 
 async def health(http: Request) -> Response:
     """503 if the engine of a model is not alive."""
-    loaded = _service(http, "health").pool.loaded
+    loaded = service_of(http, "health").pool.loaded
     states = {one.name: "alive" if one.engine.alive else "down" for one in loaded}
     well = "down" not in states.values()
-    return _json(Health("ok" if well else "down", states), 200 if well else 503)
+    return json_response(Health("ok" if well else "down", states), 200 if well else 503)
 
 
 async def metrics(http: Request) -> Response:
-    service = _service(http, "metrics")
+    service = service_of(http, "metrics")
     return Response(service.metrics.text(service.gauges()), media_type="text/plain; version=0.0.4")
 
 
 async def openapi(http: Request) -> Response:
-    _service(http, "openapi")
-    return _json(document())
+    service_of(http, "openapi")
+    return json_response(document())
 
 
 ROUTES = [
@@ -109,16 +108,6 @@ ROUTES = [
 ]
 
 
-def _service(http: Request, endpoint: str) -> Service:
-    http.scope["note"].endpoint = endpoint
-    service: Service = http.app.state.service
-    return service
-
-
 def _model(pool: Pool, name: str) -> Model:
     base = pool.base(name)
     return Model(name, pool.created(name), pool.context(name), parent=UNSET if base == name else base)
-
-
-def _json(body: object, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(body), status, media_type="application/json")

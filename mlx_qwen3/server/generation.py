@@ -9,19 +9,18 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-import msgspec
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from ..engine.reply import Chunk
 from ..engine.request import Request
-from .answers import Body, CompletionDetails, PromptDetails, Usage
+from .answers import Body, CompletionDetails, PromptDetails, Usage, json_response
 from .errors import ApiError, from_exception
 from .guard import Note, parse
 from .models import Loaded
 from .replies import Heard, Replies
 from .requests import Generation
-from .service import Service
+from .service import Service, service_of
 from .sse import DONE, KEEP_ALIVE, EventStream, event, left
 
 LOG = logging.getLogger("mlx_qwen3.server")
@@ -136,8 +135,7 @@ async def serve(
 
     `make_job` gets the request as it was checked and as it came.
     """
-    service: Service = http.app.state.service
-    http.scope["note"].endpoint = endpoint
+    service = service_of(http, endpoint)
     asked, raw = await parse(http, service.settings, kind)
 
     async def reply(stack: AsyncExitStack) -> Response:
@@ -171,8 +169,7 @@ async def _answer(http: HttpRequest, job: Job, stack: AsyncExitStack) -> Respons
     async for heard in _heard(job, replies):
         for index, chunk in _chunks(heard, tally):
             job.writer.feed(index, chunk)
-    body = job.writer.whole(tally.usage)
-    return Response(msgspec.json.encode(body), media_type="application/json")
+    return json_response(job.writer.whole(tally.usage))
 
 
 async def _unless_left(http: HttpRequest, work: Awaitable[Result]) -> Result:

@@ -92,9 +92,8 @@ class Pool:
             raise UsageError(f"two models would be named {twice[0]!r}; give the adapter another name")
         self._dtype, self._idle, self._options = dtype, idle, dict(options or {})
         self._folders = {name: resolve(source) for name, source in sources.items()}
-        self._others = {
-            source: name for name, source in reversed(list(sources.items()))
-        }  # a SOURCE names its model too
+        # A SOURCE names its model too; if it is given twice, the first.
+        self._others = {source: name for name, source in reversed(list(sources.items()))}
         checkpoints = {name: Checkpoint(folder) for name, folder in self._folders.items()}
         self._context = {name: checkpoint.config.context_length for name, checkpoint in checkpoints.items()}
         base = checkpoints[self.names[0]]

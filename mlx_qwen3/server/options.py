@@ -36,7 +36,7 @@ def chat_options(
         max_tokens=asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens,
         thinking=thinking,
         thinking_budget=budget,
-        stop=_stops(asked),
+        stop=asked.stop,
         tools=raw["tools"] if has_tools(asked) else None,
         chat_template=chat_template,
         template_args=asked.chat_template_kwargs or None,
@@ -57,8 +57,7 @@ def text_options(asked: CompletionRequest, tokenizer: Tokenizer, bound: Grammar 
         raise refused(
             "echo", "with logprobs is not supported: prompts have no log-probabilities; leave one of them out"
         )
-    options = ReplyOptions(max_tokens=asked.max_tokens, stop=_stops(asked), logprobs=asked.logprobs)
-    options = replace(options, grammar=bound)
+    options = ReplyOptions(max_tokens=asked.max_tokens, stop=asked.stop, logprobs=asked.logprobs, grammar=bound)
     return _with_sampling(options, asked, tokenizer)
 
 
@@ -76,10 +75,6 @@ def _with_sampling(options: ReplyOptions, asked: Generation, tokenizer: Tokenize
     if asked.logit_bias:
         changes["logit_bias"] = asked.logit_bias
     return replace(options, sampling=default_sampling(tokenizer, options.thinks, **changes))
-
-
-def _stops(asked: Generation) -> list[str]:
-    return [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
 
 
 def _check(asked: Generation) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
 
+from starlette.requests import Request as HttpRequest
+
 from .errors import ApiError
 from .metrics import Metrics
 from .models import Loaded, Pool
@@ -15,6 +17,13 @@ from .settings import Settings
 
 Result = TypeVar("Result")
 RETRY_AFTER = "1"  # second, after which a client that got 429 may try again
+
+
+def service_of(http: HttpRequest, endpoint: str) -> "Service":
+    """What a request finds shared. Notes for log and counts which endpoint answers it."""
+    http.scope["note"].endpoint = endpoint
+    service: Service = http.app.state.service
+    return service
 
 
 @dataclass

@@ -3,26 +3,24 @@
 from functools import partial
 from typing import Any
 
-import msgspec
 from msgspec import UNSET
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from ..errors import PromptError
-from .answers import Body, Text, Tokens
+from .answers import Body, Text, Tokens, json_response
 from .errors import ApiError, from_exception, refused
 from .guard import parse
 from .models import Loaded
 from .options import messages_of
 from .requests import DetokenizeRequest, TokenizeRequest
-from .service import Service
+from .service import Service, service_of
 
 OF_MESSAGES = ("tools", "chat_template_kwargs", "enable_thinking", "add_generation_prompt")
 
 
 async def tokenize(http: HttpRequest) -> Response:
-    service: Service = http.app.state.service
-    http.scope["note"].endpoint = "tokenize"
+    service = service_of(http, "tokenize")
     asked, raw = await parse(http, service.settings, TokenizeRequest)
     if (asked.prompt is None) is (asked.messages is None):
         raise ApiError(400, "give either prompt or messages", "prompt", "invalid_value")
@@ -35,8 +33,7 @@ async def tokenize(http: HttpRequest) -> Response:
 
 
 async def detokenize(http: HttpRequest) -> Response:
-    service: Service = http.app.state.service
-    http.scope["note"].endpoint = "detokenize"
+    service = service_of(http, "detokenize")
     asked, _ = await parse(http, service.settings, DetokenizeRequest)
     return await _answer(http, service, asked.model, partial(_text, tokens=asked.tokens), "tokens")
 
@@ -48,7 +45,7 @@ async def _answer(http: HttpRequest, service: Service, model: str | None, work: 
             body = await service.in_thread(partial(work, loaded))
     except Exception as error:
         raise from_exception(error, prompt) from error
-    return Response(msgspec.json.encode(body), media_type="application/json")
+    return json_response(body)
 
 
 def _tokens(loaded: Loaded, *, asked: TokenizeRequest, raw: dict[str, Any], service: Service) -> Body:
