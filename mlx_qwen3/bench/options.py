@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import blas
 from ..engine.memory import default_budget
-from ..engine.weights import choose
+from ..engine.weights import PACKED, UNPACKED, choose
 from ..errors import UsageError
 from ..files.adapters import Adapter, open_adapter
 from ..files.checkpoint import Checkpoint
@@ -51,9 +51,6 @@ FORMS = {
     "awq": ("an AWQ release", "compare with the release that is not quantized"),
     "release": ("an FP8, GPTQ or compressed-tensors release", "convert with --layout hf"),
 }
-
-
-WEIGHTS = ("packed", "unpacked")  # in memory, of this package
 MOST_ROWS = 32  # that one step of any contestant computes; more would wait for others
 DEFAULT_PEERS = ("transformers", "mlx-lm")
 
@@ -141,7 +138,7 @@ def _contestant(name: str, options: Options) -> Contestant:
     base, _, choice = name.partition(":")
     if base not in KINDS:
         raise UsageError(f"--against has {base!r}; expected some of {', '.join(KINDS)}")
-    kind, forms = KINDS[base], WEIGHTS if base == OURS else ()
+    kind, forms = KINDS[base], (PACKED, UNPACKED) if base == OURS else ()
     if ":" in name and choice not in ((*DTYPES, *forms) if kind.any_dtype else ()):
         known = f"one of {', '.join((*DTYPES, *forms))} after the colon"
         allowed = known if kind.any_dtype else "no dtype: it is float32"

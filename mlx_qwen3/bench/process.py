@@ -1,4 +1,4 @@
-"""The contestants' processes: starts them, sends them commands, ends them."""
+"""The processes of contestants and servers: starts them, sends them commands, ends them."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from .. import interrupt
 from ..errors import BenchError
@@ -17,7 +17,7 @@ from .options import Contestant
 
 PACKAGE = Path(__file__).parent.parent
 WORKERS = Path(__file__).parent / "workers"
-PATIENCE = 10  # seconds that a worker has to end
+PATIENCE = 10  # seconds that a child has to end
 LAST_WORDS = 600  # characters of standard error that an error message quotes
 # Loads workers/ as a package of its own. As a part of mlx_qwen3 it would also run that package's start-up code in the
 # processes of the others, which loads a BLAS.
@@ -41,31 +41,33 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
 
 
-class Worker:
-    """One contestant's process. It is ended when the `with` block ends, even if it is still working."""
+class Child:
+    """The process of a module of workers/. It is ended when the `with` block ends, even if it is still working."""
 
-    def __init__(self, contestant: Contestant):
-        self.name = contestant.name
+    def __init__(self, name: str, *arguments: str, answers: bool):
+        """Start it, and wait until it is `ready`. `answers`: its stdout is for `ready`, and not for its last words."""
+        self.name = name
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - a pipe that nobody reads would fill up
-        command = [sys.executable, "-P", "-c", BOOT, str(WORKERS), "serve", contestant.kind.module, contestant.blas]
-        began = time.perf_counter()
         self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            [sys.executable, "-P", "-c", BOOT, str(WORKERS), *arguments],
+            stdin=subprocess.PIPE,  # which ends with this process, and then so does the child
+            stdout=subprocess.PIPE if answers else self._errors,
             stderr=self._errors,
             env=environment(),
             text=True,
         )
         interrupt.register(self._process.kill)
         try:
-            self.greeting = self._reply("starting")
+            self.ready()
         except BaseException:
             self.close()
             raise
-        self.startup_s = time.perf_counter() - began
 
-    def __enter__(self) -> "Worker":
+    def ready(self) -> None:
+        """Wait until it has started. Raises BenchError if it ends instead."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
@@ -84,6 +86,23 @@ class Worker:
                 with suppress(BrokenPipeError):
                     stream.close()
 
+    def last_words(self) -> str:
+        self._errors.seek(0)
+        text = self._errors.read().decode(errors="replace").strip()
+        return "..." + text[-LAST_WORDS:] if len(text) > LAST_WORDS else text or "none"
+
+
+class Worker(Child):
+    """One contestant, which answers commands."""
+
+    def __init__(self, contestant: Contestant):
+        began = time.perf_counter()
+        super().__init__(contestant.name, "serve", contestant.kind.module, contestant.blas, answers=True)
+        self.startup_s = time.perf_counter() - began
+
+    def ready(self) -> None:
+        self.greeting = self._reply("starting")
+
     def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
         """The answer to one command. Raises BenchError if the worker reports an error or is gone."""
         assert self._process.stdin
@@ -97,13 +116,8 @@ class Worker:
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
-            raise BenchError(f"{self.name} ended with code {code} ({doing}); its last words: {self._last_words()}")
+            raise BenchError(f"{self.name} ended with code {code} ({doing}); its last words: {self.last_words()}")
         reply: dict[str, Any] = json.loads(line)
         if "error" in reply:
             raise BenchError(f"{self.name} failed ({doing}): {reply['error']}")
         return reply
-
-    def _last_words(self) -> str:
-        self._errors.seek(0)
-        text = self._errors.read().decode(errors="replace").strip()
-        return "..." + text[-LAST_WORDS:] if len(text) > LAST_WORDS else text or "none"

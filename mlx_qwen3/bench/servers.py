@@ -2,26 +2,19 @@
 
 import http.client
 import socket
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 
-from .. import interrupt
 from ..errors import BenchError, UsageError
 from .options import OURS, Contestant
-from .process import BOOT, WORKERS, environment
+from .process import Child
 
 START = 300  # seconds that a server has to load its model and answer
-END = 10  # seconds that it has to end
 POLL = 0.05  # seconds between two looks
-LAST_WORDS = 600  # characters of standard error that an error message quotes
 
 
 @dataclass(frozen=True)
@@ -67,48 +60,16 @@ def base(contestant: Contestant) -> str:
     return contestant.name.split(":")[0]
 
 
-class Server:
-    """A server's process. It is ended when the `with` block ends."""
+class Server(Child):
+    """A server, and the port that it listens on."""
 
     def __init__(self, contestant: Contestant, folder: Path, rows: int):
-        self.name = contestant.name
         self.port = _free_port()
         kind = SERVERS[base(contestant)]
         arguments = [*kind.arguments(contestant, rows), "--port", str(self.port), kind.folder, str(folder.absolute())]
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - a pipe that nobody reads would fill up
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", BOOT, str(WORKERS), "listen", kind.module, contestant.blas, *arguments],
-            stdin=subprocess.PIPE,  # which ends with this process, and the server with it
-            stdout=self._errors,
-            stderr=self._errors,
-            env=environment(),
-        )
-        interrupt.register(self._process.kill)
-        try:
-            self._wait()
-        except BaseException:
-            self.close()
-            raise
+        super().__init__(contestant.name, "listen", kind.module, contestant.blas, *arguments, answers=False)
 
-    def __enter__(self) -> "Server":
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(END)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        interrupt.unregister(self._process.kill)
-        if self._process.stdin:
-            self._process.stdin.close()
-        self._errors.close()
-
-    def _wait(self) -> None:
+    def ready(self) -> None:
         """Until /health is 200. Raises BenchError with the server's last words."""
         until = time.monotonic() + START
         while not self._healthy():
@@ -126,11 +87,6 @@ class Server:
             with closing(connection.getresponse()) as response:  # it holds the socket if the server closes it
                 return response.status == 200
         return False
-
-    def last_words(self) -> str:
-        self._errors.seek(0)
-        text = self._errors.read().decode(errors="replace").strip()
-        return "..." + text[-LAST_WORDS:] if len(text) > LAST_WORDS else text or "no words"
 
 
 def _free_port() -> int:

@@ -14,7 +14,7 @@ import click
 from .. import interrupt
 from ..errors import Qwen3Warning, UsageError
 from ..table import EMPHASIS, Line, escape
-from .options import DTYPE, WEIGHTS
+from .options import CHAT_TEMPLATE, DTYPE, MEMORY, with_options
 from .source import default_source
 from .terminal import say
 
@@ -67,11 +67,7 @@ UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 @click.option("--timeout", default="10m", show_default=True, metavar="TIME", help="For a whole reply.")
 @click.option("--drain", default="30s", show_default=True, metavar="TIME", help="For replies under way at the end.")
 @click.option("--max-body", default="16MB", show_default=True, metavar="SIZE", help="Of a request.")
-@WEIGHTS
-@click.option("--memory", metavar="SIZE", help="Take at most so much, such as 12GB. Default: what the machine allows.")
-@click.option("--cache-dir", metavar="DIR", help="Keep keys and values here, for later prompts that begin alike.")
-@click.option("--kv-bits", type=int, metavar="8|4", help="Store keys and values in so many bits. Default: as computed.")
-@click.option("--chat-template", metavar="NAME|FILE", help="One of the checkpoint's templates, or a Jinja file.")
+@with_options(*MEMORY, CHAT_TEMPLATE)
 @click.option("--log-prompts", is_flag=True, help="Write prompts into the log, which else holds no text of requests.")
 def command(
     source: str | None,
@@ -109,8 +105,9 @@ def command(
     )
     if models is not None and source is not None:
         raise UsageError("SOURCE and --models exclude each other; put the SOURCE into --models")
-    sources = _sources(models) if models is not None else None
-    if sources is None:
+    if models is not None:
+        sources = _named(models.split(","), "--models", "NAME=SOURCE, with commas between several")
+    else:
         source = default_source() if source is None else source
         sources = {_name(source): source}
     if adapters and models is not None:
@@ -136,11 +133,6 @@ def _ready(address: str) -> None:
 def _name(source: str) -> str:
     """What a SOURCE is called among the models: a folder by its last part, others as they are."""
     return Path(source).resolve().name if Path(source).is_dir() else source
-
-
-def _sources(models: str) -> dict[str, str]:
-    """SOURCEs by name, from NAME=SOURCE,... Raises UsageError for another form."""
-    return _named(models.split(","), "--models", "NAME=SOURCE, with commas between several")
 
 
 def _named(parts: Iterable[str], option: str, expected: str) -> dict[str, str]:
