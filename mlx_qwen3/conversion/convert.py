@@ -74,7 +74,6 @@ def convert(
     Raises UsageError, SourceError, ConfigError, CheckpointError, OutputError, or VerificationError past `max_kl`.
     """
     options = Options(dtype, layout or default_layout(quantize), quantize, bits, shard_bytes, tuple(adapters))
-    options.check()
     if max_kl is not None and not (divergence and max_kl >= 0):
         raise UsageError(f"max_kl is {max_kl:g}, which needs the divergence to be measured and is 0 or more")
     checkpoint, out = _places(source, out, overwrite, options)
@@ -106,9 +105,8 @@ def dry_plan(
     **choices: Any,
 ) -> Plan:
     """What `convert` would do with the same arguments, after the same checks; writes nothing."""
-    layout = layout or default_layout(quantize)
-    options = Options(layout=layout, quantize=quantize, adapters=tuple(adapters), **choices)
-    options.check()
+    chosen = layout or default_layout(quantize)
+    options = Options(layout=chosen, quantize=quantize, adapters=tuple(adapters), **choices)
     checkpoint, _ = _places(source, out, overwrite, options)
     return make_plan(checkpoint, options, progress)
 

@@ -39,7 +39,7 @@ class Options:
     shard_bytes: int = SHARD_BYTES
     adapters: tuple[str, ...] = ()  # merged into the weights first, each FOLDER|HUBID[=SCALE]
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         """Raises UsageError for a value that is unknown or contradicts another."""
         parse_dtype(self.dtype)
         parse(self.quantize)
@@ -100,7 +100,6 @@ def make_plan(source: Checkpoint, options: Options, progress: Progress = silent)
     Weights are read in two cases: to compare a repeated lm_head with the embedding, and to measure the error of fewer
     bits for `mixed`. Raises UsageError, ConfigError or CheckpointError.
     """
-    options.check()
     raw, config, parts, stored = source.raw_config, source.config, source.parts, source.tensors
     source.check_repeated_head()
     repeats_head = _repeats_head(stored, raw, config)

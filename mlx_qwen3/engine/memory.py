@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
 from ..errors import MemoryBudgetError, warn
 from ..files.config import Qwen3Config
@@ -17,7 +16,7 @@ from ..model import cpu, kernels
 from ..model.buffers import rounded
 from ..model.cache import AT_ONCE
 from ..model.kv_format import kv_format
-from ..model.qwen3 import Qwen3
+from ..model.qwen3 import Qwen3, weight_bytes
 from .batch import SIZES, Batch
 from .rows import Row
 from .runner import prefill_chunk
@@ -147,7 +146,7 @@ class Memory:
         self._unpacked = any(isinstance(one, Qwen3) and one.unpacked for one in (model, draft))
         self.weights = self._model.weights + (self._draft.weights if self._draft else 0)
         if isinstance(model, Qwen3):
-            self.weights += _bytes([model, *adapted]) - _bytes([model])
+            self.weights += weight_bytes(model, *adapted) - model.nbytes
 
     def row(self, prompt: int, tokens: int) -> int:
         """The bytes of everything while one row runs alone: a prompt, and a reply of this many tokens."""
@@ -254,12 +253,6 @@ class Memory:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if self.row(prompt, middle) <= budget else (low, middle - 1)
         return low
-
-
-def _bytes(models: Iterable[Qwen3]) -> int:
-    """Of all arrays of these models, each counted once."""
-    arrays = [array for model in models for array in dict(tree_flatten(model.parameters())).values()]
-    return sum({id(array): array.nbytes for array in arrays}.values())
 
 
 def _left(batch: Batch, soon: int) -> int:

@@ -111,8 +111,8 @@ class Block(nn.Module):
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.self_attn = Attention(config, layer)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        sparse = config.moe and layer in config.moe.layers
-        self.mlp = MoE(config.moe, config.hidden_size) if config.moe and sparse else MLP(config)
+        moe = config.moe
+        self.mlp = MoE(moe, config.hidden_size) if moe and layer in moe.layers else MLP(config)
 
     def __call__(self, x: mx.array, turn: Turn, view: View, keep: int | None = None) -> mx.array:
         """The residual stream (T, hidden) after this layer, from the one before it.
@@ -244,7 +244,7 @@ class Qwen3(nn.Module):
     @property
     def nbytes(self) -> int:
         """The bytes of all weights."""
-        return _bytes(self)
+        return weight_bytes(self)
 
     @property
     def step_bytes(self) -> int:
@@ -253,7 +253,7 @@ class Qwen3(nn.Module):
         All of them, but only the chosen experts, and no embedding that is not the head too: one row of it is read.
         """
         moe, stacks = self.config.moe, self._expert_bytes
-        embedding = 0 if self.config.tie_word_embeddings else _bytes(self.embed_tokens)
+        embedding = 0 if self.config.tie_word_embeddings else weight_bytes(self.embed_tokens)
         return self.nbytes - embedding - (stacks - stacks * moe.num_experts_per_tok // moe.num_experts if moe else 0)
 
     @property
@@ -264,7 +264,7 @@ class Qwen3(nn.Module):
 
     @property
     def _expert_bytes(self) -> int:
-        return sum(_bytes(layer.mlp.experts) for layer in self.layers if isinstance(layer.mlp, MoE))
+        return sum(weight_bytes(layer.mlp.experts) for layer in self.layers if isinstance(layer.mlp, MoE))
 
     @property
     def head(self) -> Callable[[mx.array], mx.array]:
@@ -272,9 +272,9 @@ class Qwen3(nn.Module):
         return self.embed_tokens.as_linear if self.config.tie_word_embeddings else self.lm_head
 
 
-def _bytes(module: nn.Module) -> int:
-    """Of all arrays, each counted once: an adapted model may have one in two modules."""
-    arrays = dict(tree_flatten(module.parameters())).values()
+def weight_bytes(*modules: nn.Module) -> int:
+    """Of all arrays, each counted once: an adapted model shares some with its base, and may have one twice."""
+    arrays = (array for module in modules for array in dict(tree_flatten(module.parameters())).values())
     return sum({id(array): array.nbytes for array in arrays}.values())
 
 
