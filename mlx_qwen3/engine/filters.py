@@ -7,14 +7,12 @@ B rows, V vocabulary, n candidates: the largest logits of a row, from the larges
 
 from collections.abc import Callable, Hashable, Sequence
 from functools import cache, partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import mlx.core as mx
 
 from ..model import kernels
-
-if TYPE_CHECKING:
-    from .sampling import SamplingParams
+from .sampling import SamplingParams
 
 BROKEN = -1  # instead of a token, if the logits are unusable; as an index it is the last row, which does no harm
 # The fewest candidates of top-k; a k above 64 has 2 k of them. Ids equal to the k-th stay as far as this reaches.
@@ -36,7 +34,7 @@ class Chooser:
     Rows that need the same work share one call. The token of a row does not depend on the other rows.
     """
 
-    def __init__(self, params: "Sequence[SamplingParams]", vocabulary: int):
+    def __init__(self, params: Sequence[SamplingParams], vocabulary: int):
         """`params` has one element per row, or a single one for any number of rows."""
         groups: dict[Hashable, list[int]] = {}
         for row, settings in enumerate(params):
@@ -57,7 +55,7 @@ class Chooser:
         return tokens
 
 
-def _work(params: "SamplingParams", vocabulary: int) -> Hashable:
+def _work(params: SamplingParams, vocabulary: int) -> Hashable:
     """What the rows of one call have in common: how to choose, and from how many candidates; 0 sorts none."""
     if params.greedy:
         return "greedy"
@@ -66,7 +64,7 @@ def _work(params: "SamplingParams", vocabulary: int) -> Hashable:
     return min(max(CANDIDATES, 2 * params.top_k), vocabulary)
 
 
-def _method(work: Hashable, params: "Sequence[SamplingParams]") -> Choose:
+def _method(work: Hashable, params: Sequence[SamplingParams]) -> Choose:
     if work == "greedy":
         return lambda logits, _keys: _replayed(greedy)(logits)
     temperature = mx.array([[float(settings.temperature)] for settings in params])  # an int may be past 64 bits
@@ -206,7 +204,7 @@ class Filters(NamedTuple):
     min_p: mx.array | None
 
     @classmethod
-    def of(cls, params: "Sequence[SamplingParams]", n: int) -> "Filters":
+    def of(cls, params: Sequence[SamplingParams], n: int) -> "Filters":
         def column(values: list[float], off: float, dtype: mx.Dtype) -> mx.array | None:
             return None if all(value == off for value in values) else mx.array(values, dtype)[:, None]
 

@@ -13,7 +13,8 @@ from ..files.values import to_mlx
 from .filters import BROKEN
 from .logprobs import Scores
 from .rows import Row
-from .sampling import Sampler, SamplingParams
+from .sampler import Sampler
+from .sampling import SamplingParams
 
 IDLE = Row((0,), SamplingParams(temperature=0), 0)  # stands in a free slot
 Coming = tuple[mx.array, Scores | None]  # the tokens (B,) of a step, and their log-probabilities

@@ -7,18 +7,15 @@ B rows, V vocabulary
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
 
 from ..files.values import to_mlx
-
-if TYPE_CHECKING:
-    from .sampling import SamplingParams
+from .sampling import SamplingParams
 
 
-def has_penalty(params: "SamplingParams") -> bool:
+def has_penalty(params: SamplingParams) -> bool:
     penalties = params.repetition_penalty, params.presence_penalty, params.frequency_penalty
     return penalties != (1, 0, 0) or bool(params.logit_bias)
 
@@ -31,7 +28,7 @@ class Penalties:
 
     def __init__(
         self,
-        params: "Sequence[SamplingParams]",
+        params: Sequence[SamplingParams],
         prompts: Sequence[Sequence[int]],
         vocabulary: int,
         replies: Sequence[Sequence[int]] | None = None,
@@ -88,7 +85,7 @@ def _column(values: list[float], off: float) -> mx.array | None:
     return None if all(value == off for value in values) else mx.array(values, mx.float32)[:, None]
 
 
-def _bias(params: "Sequence[SamplingParams]", vocabulary: int) -> mx.array | None:
+def _bias(params: Sequence[SamplingParams], vocabulary: int) -> mx.array | None:
     """What is added to each logit, (B, V) or (1, V); None if it is nothing."""
     if not any(row.logit_bias for row in params):
         return None

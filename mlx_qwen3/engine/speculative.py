@@ -19,7 +19,7 @@ from ..files.config import Qwen3Config
 from ..model import kernels
 from ..model.qwen3 import Qwen3
 from .runner import decode_step, prefill
-from .sampling import Sampler
+from .sampler import Sampler
 
 LONGEST = 7  # drafts in one pass; Metal's attention for few queries takes up to 8 tokens
 NGRAMS = (4, 3, 2)  # lengths that lookup compares, the longest and surest first

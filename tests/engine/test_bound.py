@@ -16,7 +16,8 @@ from mlx_qwen3.engine.grammar import compiled
 from mlx_qwen3.engine.reply import run
 from mlx_qwen3.engine.request import ReplyOptions, prepare
 from mlx_qwen3.engine.rows import Row
-from mlx_qwen3.engine.sampling import Sampler, SamplingParams
+from mlx_qwen3.engine.sampler import Sampler
+from mlx_qwen3.engine.sampling import SamplingParams
 from mlx_qwen3.engine.scheduler import Scheduler
 from mlx_qwen3.engine.speculative import Lookup, Pace
 from mlx_qwen3.errors import EngineError, UsageError

@@ -8,7 +8,8 @@ import pytest
 
 from mlx_qwen3.engine import filters
 from mlx_qwen3.engine.filters import BROKEN, CANDIDATES, Chooser, Filters, candidates
-from mlx_qwen3.engine.sampling import SamplingParams, random_keys
+from mlx_qwen3.engine.sampler import random_keys
+from mlx_qwen3.engine.sampling import SamplingParams
 from mlx_qwen3.model import kernels
 
 REAL = 151_936  # Qwen3's vocabulary

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from mlx_qwen3.engine.penalties import Penalties
-from mlx_qwen3.engine.sampling import Sampler, SamplingParams
+from mlx_qwen3.engine.sampler import Sampler
+from mlx_qwen3.engine.sampling import SamplingParams
 from mlx_qwen3.errors import UsageError
 
 V = 500

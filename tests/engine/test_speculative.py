@@ -13,7 +13,8 @@ from checkpoints import AFFINE_4, TINY, YARN, write_checkpoint, write_packed
 from mlx_qwen3.engine import batch, speculative
 from mlx_qwen3.engine.decode import decode, generate_batch
 from mlx_qwen3.engine.runner import DecodeStep
-from mlx_qwen3.engine.sampling import Sampler, SamplingParams
+from mlx_qwen3.engine.sampler import Sampler
+from mlx_qwen3.engine.sampling import SamplingParams
 from mlx_qwen3.engine.speculative import (
     COST_CPU,
     COST_GPU,

@@ -8,7 +8,8 @@ from mlx_qwen3 import load
 from mlx_qwen3.engine.engine import Engine
 from mlx_qwen3.engine.reply import generate
 from mlx_qwen3.engine.request import ReplyOptions, prepare
-from mlx_qwen3.engine.sampling import Sampler, SamplingParams
+from mlx_qwen3.engine.sampler import Sampler
+from mlx_qwen3.engine.sampling import SamplingParams
 from mlx_qwen3.engine.thinking import CLOSING, ThinkingBudget
 from mlx_qwen3.errors import UsageError
 from mlx_qwen3.text.tokenizer import Tokenizer

@@ -16,7 +16,8 @@ from mlx_qwen3.engine.decode import decode
 from mlx_qwen3.engine.memory import default_budget
 from mlx_qwen3.engine.rows import Row
 from mlx_qwen3.engine.runner import prefill
-from mlx_qwen3.engine.sampling import Sampler, SamplingParams
+from mlx_qwen3.engine.sampler import Sampler
+from mlx_qwen3.engine.sampling import SamplingParams
 from mlx_qwen3.engine.scheduler import Scheduler
 from mlx_qwen3.engine.weights import check, choose
 from mlx_qwen3.files.adapters import open_adapter
