@@ -10,6 +10,7 @@ __all__ = [
     "request",
     "rows",
     "runner",
+    "sampler",
     "sampling",
     "scheduler",
     "specs",
