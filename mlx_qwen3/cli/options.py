@@ -78,7 +78,7 @@ THINKING = (
 )
 REPLY = (
     click.option("--max-tokens", type=int, metavar="N", help="Of a reply. Default: to the end of the context."),
-    click.option("--stop", multiple=True, metavar="S", help="End before this text; may be given several times."),
+    click.option("--stop", multiple=True, metavar="S", help="End before this text. May be repeated."),
 )
 GRAMMAR = (
     click.option(
@@ -99,7 +99,7 @@ TEMPLATE = (
         "template_args",
         multiple=True,
         metavar="KEY=JSON",
-        help="Set a variable of the chat template; may be given several times.",
+        help="Set a variable of the chat template. May be repeated.",
     ),
     click.option(
         "--literal", "literal_content", is_flag=True, help="Control tokens in messages, such as <|im_end|>, stay text."

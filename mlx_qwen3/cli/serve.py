@@ -33,7 +33,7 @@ UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
     "adapters",
     multiple=True,
     metavar="NAME=FOLDER|HUBID[=SCALE]",
-    help="Serve SOURCE with this adapter of PEFT or mlx-lm too, as the model NAME; several times.",
+    help="Serve SOURCE with this adapter of PEFT or mlx-lm too, as the model NAME. May be repeated.",
 )
 @click.option(
     "--idle",
@@ -52,7 +52,9 @@ UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
     help="Refuse requests without it. Better: the variable MLX_QWEN3_API_KEY, which other users cannot see.",
 )
 @click.option("--insecure", is_flag=True, help="Allow another --host than this machine without an API key.")
-@click.option("--cors", multiple=True, metavar="ORIGIN", help="Let pages of this origin in, * for all; several times.")
+@click.option(
+    "--cors", multiple=True, metavar="ORIGIN", help="Let web pages of this origin in; * for all. May be repeated."
+)
 @click.option(
     "--rows", type=click.IntRange(1), default=8, metavar="N", show_default=True, help="Replies that run together."
 )
