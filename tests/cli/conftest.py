@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import VOCABULARY, write_checkpoint, write_tokenizer
+from screens import Screen
 
 from mlx_qwen3 import blas
 
@@ -10,6 +11,15 @@ from mlx_qwen3 import blas
 def no_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     """No command in this process prints the advice to install a BLAS, which appears on some machines only."""
     monkeypatch.setattr(blas, "advice", lambda _=None: None)
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
+    """A terminal of 80 columns with colours, to be given as the stream."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "80")
+    return Screen()
 
 
 @pytest.fixture(scope="session")

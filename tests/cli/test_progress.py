@@ -1,11 +1,11 @@
 """The progress bar, by the width of the terminal."""
 
-import io
 import os
 from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
+from screens import Screen
 
 from mlx_qwen3.cli import progress
 from mlx_qwen3.cli.progress import Bar, bar_line
@@ -14,10 +14,7 @@ from mlx_qwen3.progress import BYTES, Stage
 BYTE_STAGE = Stage("measuring", 12_345_678_901, BYTES)
 
 
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
+class Terminal(Screen):
     def fileno(self):
         return 2
 

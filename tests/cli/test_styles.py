@@ -15,19 +15,6 @@ from mlx_qwen3.table import DIM, GOOD, STYLES, Line, Table
 TABLE = Table("T", ("name", "n"), [["a", "5"]], "ll")
 
 
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-@pytest.fixture
-def screen(monkeypatch):
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setenv("COLUMNS", "80")
-    return Terminal()
-
-
 def test_every_style_has_a_look():
     assert set(LOOKS) == set(STYLES)
 

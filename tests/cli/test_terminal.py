@@ -116,19 +116,11 @@ def test_input_that_is_not_text(chat):
     assert b"standard input is not UTF-8 text" in result.stderr
 
 
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
 @pytest.fixture
-def screen(monkeypatch):
+def screen(screen, monkeypatch):
     """A terminal in place of stdout."""
-    found = Terminal()
-    monkeypatch.setattr(terminal, "sys", SimpleNamespace(stdout=found, stderr=found))
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setenv("TERM", "xterm-256color")
-    return found
+    monkeypatch.setattr(terminal, "sys", SimpleNamespace(stdout=screen, stderr=screen))
+    return screen
 
 
 def control(text):
