@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from ..errors import HealthError, PromptError, UsageError
 from ..files.config import Qwen3Config
+from ..files.settings import is_int
 from ..model.qwen3 import Qwen3
 from .batch import SIZES
 from .bound import BoundAnswer
@@ -115,7 +116,7 @@ def check_ids(ids: Sequence[int], config: Qwen3Config) -> None:
         )
 
 
-def check_limit(max_tokens: int) -> None:
+def check_limit(max_tokens: object) -> None:
     """Raises UsageError if it is not a limit."""
-    if max_tokens < 1:
-        raise UsageError(f"max_tokens is {max_tokens}; expected 1 or more")
+    if not is_int(max_tokens) or max_tokens < 1:
+        raise UsageError(f"max_tokens is {max_tokens!r}; expected 1 or more")

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import ConfigError, PromptError, warn
 from ..files.reading import short
-from ..files.settings import shown
+from ..files.settings import is_int, shown
 
 FILE = "generation_config.json"
 READ = frozenset(
@@ -105,7 +105,7 @@ def token_limit(raw: Mapping[str, Any], prompt: int, context: int) -> int:
     """
     for name in ("max_new_tokens", "max_length"):
         value = raw.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        if value is not None and (not is_int(value) or value < 1):
             raise ConfigError(
                 f"{name} is {shown(value)} in {FILE}; expected a positive integer, correct or remove it there"
             )

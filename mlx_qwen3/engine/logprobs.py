@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from ..errors import UsageError
+from ..files.settings import is_int
 from .filters import candidates
 
 MOST = 20  # alternatives, as in OpenAI's API
@@ -56,5 +57,5 @@ class Scores:
 
 def check_count(count: object) -> None:
     """Raises UsageError if `count` is not a number of alternatives."""
-    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= MOST):
+    if count is not None and (not is_int(count) or not 0 <= count <= MOST):
         raise UsageError(f"logprobs is {count!r}; expected how many alternatives to list, 0 to {MOST}")

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from ..errors import PromptError, UsageError
 from ..files.checkpoint import Checkpoint
 from ..files.config import Qwen3Config
 from ..files.reading import short
+from ..files.settings import is_int
 from ..text.chat_template import Tool
 from ..text.tokenizer import Tokenizer
 from .bound import check_thinking
@@ -50,8 +50,6 @@ class ReplyOptions:
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None:
-            if isinstance(self.max_tokens, bool) or not isinstance(self.max_tokens, Integral):
-                raise UsageError(f"max_tokens is {self.max_tokens!r}; expected 1 or more")
             check_limit(self.max_tokens)
         if self.sampling is not None and not isinstance(self.sampling, SamplingParams):
             raise UsageError(f"sampling is {short(repr(self.sampling))}; expected SamplingParams")
@@ -88,7 +86,7 @@ class ReplyOptions:
     def _check_budget(self) -> None:
         if (budget := self.thinking_budget) is None:
             return
-        if isinstance(budget, bool) or not isinstance(budget, Integral) or budget < 0:
+        if not is_int(budget) or budget < 0:
             raise UsageError(f"thinking_budget is {budget!r}; expected a number of tokens, 0 or more")
         if self.thinks is False:
             raise UsageError("thinking_budget limits the thinking, which is switched off; drop one of them")
@@ -198,7 +196,7 @@ def _encode(
             raise UsageError("continue_final_message needs a list of messages; text is one user message, not a reply")
         return _render(tokenizer, [{"role": "user", "content": prompt}], options)
     items = _items(prompt)
-    if all(isinstance(item, Integral) and not isinstance(item, bool) for item in items):  # also an empty prompt
+    if all(is_int(item) for item in items):  # also an empty prompt
         if names := options.of_template():
             raise UsageError(f"{names[0]} is a setting of the chat template, which a raw prompt does not pass")
         ids = [int(item) for item in items]
@@ -218,7 +216,7 @@ def _items(prompt: Any) -> list[Any]:
     items: list[Any] = convert()
     shape = tuple(getattr(prompt, "shape", ()))
     items = items[0] if len(shape) == 2 and shape[0] == 1 else items
-    if not all(isinstance(item, int) and not isinstance(item, bool) for item in items):
+    if not all(is_int(item) for item in items):
         shown = f"shape {shape} and dtype {getattr(prompt, 'dtype', 'unknown')}"
         raise PromptError(f"the prompt is an array of {shown}; expected the token ids of one prompt, (L,) integers")
     return items

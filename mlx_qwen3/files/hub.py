@@ -17,7 +17,7 @@ DEFAULT = "Qwen/Qwen3-0.6B"
 SOURCE = f"a folder, a Hub id such as {DEFAULT}, 'demo' or 'demo-moe'"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # A checkpoint has at least one file of each group
-REQUIRED = (("config.json",), ("model*.safetensors",), ("tokenizer.json", "vocab.json"))
+REQUIRED = ((CONFIG,), ("model*.safetensors",), ("tokenizer.json", "vocab.json"))
 REQUIRED_OF_ADAPTER = ((adapter_config.FILE,), (adapter_config.PEFT_WEIGHTS, adapter_config.MLX_LM_WEIGHTS))
 
 

@@ -1,7 +1,8 @@
 """Values of a JSON file, checked: a setting of another type or range is an error that names it."""
 
 from collections.abc import Mapping
-from typing import Any
+from numbers import Integral
+from typing import Any, TypeGuard
 
 from ..errors import ConfigError
 from .reading import short
@@ -14,8 +15,9 @@ def shown(value: Any) -> str:
     return short(repr(value))
 
 
-def is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def is_int(value: Any) -> TypeGuard[int]:
+    """Also NumPy's integers; True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def required(raw: Mapping[str, Any], key: str) -> Any:

@@ -2,10 +2,10 @@
 
 import re
 from decimal import Decimal
-from numbers import Integral
 
 from ..errors import UsageError
 from .reading import short
+from .settings import is_int
 
 # B, K, KB, KIB, M, ...: powers of 1000, or of 1024 if there is an I
 UNITS = {"B": 1} | {
@@ -28,7 +28,7 @@ def bytes_of(size: int | str, name: str) -> int:
     """Bytes of a size, which is a number of bytes or a text. Raises UsageError; its message begins with `name`."""
     if isinstance(size, str):
         return parse_size(size, name)
-    if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
+    if not is_int(size) or size < 1:
         raise UsageError(f"{name} is {short(repr(size))}; expected bytes, 1 or more, or a text such as 5GB")
     return int(size)
 

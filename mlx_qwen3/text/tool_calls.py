@@ -184,7 +184,7 @@ class ToolCallParser:
 
 def style_of(template_source: str) -> Style:
     """The style in which a chat template writes the calls of earlier replies, and so the model its own."""
-    return "xml" if "<function=" in template_source else "json"
+    return "xml" if BEGIN_FUNCTION in template_source else "json"
 
 
 def tool_name(tool: Mapping[str, Any]) -> str:
