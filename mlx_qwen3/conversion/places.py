@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ..errors import OutputError, UsageError
+from ..files.hub import PACKAGED
 
 CHECKPOINT = ("config.json", "certificate.json")  # --overwrite replaces only a folder that has one of these
 
@@ -11,6 +12,10 @@ def check_free(out: Path, overwrite: bool) -> None:
     """Raises OutputError unless `out` is free, or a checkpoint folder that may be overwritten."""
     if out.name in ("", ".."):
         raise OutputError(f"OUT {str(out)!r} has no name of its own; give the name of the new folder")
+    if str(out) in PACKAGED:
+        raise OutputError(
+            f"OUT {out} is the name of a model of the package, which SOURCE would mean; give another name"
+        )
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise OutputError(f"{out} exists and is not a folder; remove it or give another place")
     if not out.exists():

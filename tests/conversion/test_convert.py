@@ -157,10 +157,10 @@ def test_an_existing_folder_is_refused_before_a_download(tmp_path):
         convert("Qwen/Nonexistent", tmp_path)
 
 
-@pytest.mark.parametrize("name", ["..", ".", ""])
-def test_out_needs_a_name(tiny, name, monkeypatch, tmp_path):
+@pytest.mark.parametrize("name", ["..", ".", "", "demo", "./demo-moe"])
+def test_out_needs_a_name_of_its_own(tiny, name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(OutputError, match="has no name of its own"):
+    with pytest.raises(OutputError, match="is the name of a model of the package" if "demo" in name else "has no name"):
         convert(tiny, Path(name) if name else "")
 
 
