@@ -17,7 +17,8 @@ from .terminal import show, show_json
 @click.option(
     "--quantize",
     metavar="MODE",
-    help="affine{2,3,4,5,6,8}, optionally followed by g32, g64 or g128; mxfp4, mxfp8, nvfp4; mixed; none unpacks.",
+    help="affine{2,3,4,5,6,8} such as affine4, or with g{32,64,128} such as affine4g32; mxfp4, mxfp8, nvfp4; mixed; "
+    "none unpacks.",
 )
 @adapter_option("Merge this adapter of PEFT or mlx-lm into the weights first, in float32. May be repeated.")
 @click.option("--bits", type=float, metavar="X", help="The budget of mixed, in bits per weight.  [default: 5]")

@@ -50,9 +50,9 @@ def parse(spec: str | None) -> Quantization | str | None:
         packing = Quantization("affine", int(match[1]), int(match[2] or 64))
         if packing.bits in known["bits"] and packing.group_size in known["group_size"]:
             return packing
-    bits, groups = ("|".join(map(str, known[key])) for key in ("bits", "group_size"))
+    bits, groups = (",".join(map(str, known[key])) for key in ("bits", "group_size"))
     raise UsageError(
-        f"quantize is {spec!r}; expected affine{{{bits}}}, optionally followed by g{{{groups}}}, "
+        f"quantize is {spec!r}; expected affine{{{bits}}} such as affine4, or with g{{{groups}}} such as affine4g32; "
         f"mxfp4, mxfp8, nvfp4, {MIXED}, or {NONE} to unpack"
     )
 
