@@ -106,7 +106,7 @@ def server_report(folder, factor):
 
 @pytest.fixture
 def nothing_runs(monkeypatch):
-    def refuse(*arguments):
+    def refuse(*arguments, **keywords):
         raise AssertionError("a process was started")
 
     monkeypatch.setattr(process.subprocess, "Popen", refuse)

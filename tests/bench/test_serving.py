@@ -8,7 +8,7 @@ from benching import main
 from stub_server import Stub, chunk, echo, usage
 
 from mlx_qwen3 import blas
-from mlx_qwen3.bench import servers, serving, serving_tables
+from mlx_qwen3.bench import serving, serving_tables
 from mlx_qwen3.bench.mixes import Mix
 
 SMALL = (Mix("chat", turns=2), Mix("agents", turns=2, prefix=60, remembers=True))
@@ -120,8 +120,7 @@ def test_a_failure_names_the_server(monkeypatch, capsys, small):
         (("--clients", "1,2"), "--clients needs --serve"),
     ],
 )
-def test_options_that_cannot_be_honoured(monkeypatch, capsys, options, message):
-    monkeypatch.setattr(servers.subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
+def test_options_that_cannot_be_honoured(nothing_runs, capsys, options, message):
     assert main("demo", *options) == 2
     assert message in capsys.readouterr().err
 
