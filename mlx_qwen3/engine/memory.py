@@ -4,6 +4,7 @@ B slots of a batch, L tokens of one pass, S keys, H query heads, K key/value hea
 """
 
 import os
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -248,11 +249,7 @@ class Memory:
 
     def _most(self, prompt: int, max_tokens: int, budget: int) -> int:
         """The most tokens of a reply that fit a budget, 0 if none does."""
-        low, high = 0, max_tokens
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.row(prompt, middle) <= budget else (low, middle - 1)
-        return low
+        return bisect_right(range(1, max_tokens + 1), budget, key=lambda tokens: self.row(prompt, tokens))
 
 
 def _left(batch: Batch, soon: int) -> int:
