@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..errors import MemoryBudgetError, UsageError
 from ..files.adapters import Adapter, open_adapter
+from ..files.reading import short
 from ..files.sizes import gigabytes
 from ..model.adapted import adapted
 from ..model.qwen3 import Qwen3
@@ -19,13 +20,18 @@ def adapted_models(model: Qwen3, adapters: Named, budget: int) -> Models:
     Raises MemoryBudgetError, before anything is loaded, if they do not fit beside the model in `budget` bytes, and what
     `open_adapter` raises.
     """
+    if not isinstance(adapters, Mapping):
+        raise UsageError(f"adapters is {short(repr(adapters))}; expected adapters by name, as in {{NAME: FOLDER}}")
     opened = {name: open_adapter(adapter, model.config) for name, adapter in adapters.items()}
     dtype = model.norm.weight.dtype
     more = sum(adapter.nbytes(model.config, dtype) for adapter in opened.values())
     if (need := model.nbytes + more) > budget:
+        parts, remedy = "the weights", "use fewer bits (convert --quantize affine4)"
+        if opened:
+            parts, remedy = f"the weights and {len(opened)} adapters", "give fewer adapters"
         raise MemoryBudgetError(
-            f"the weights and {len(opened)} adapters take {gigabytes(need)} and the memory budget is "
-            f"{gigabytes(budget)}; give fewer adapters or a larger memory budget"
+            f"{parts} take {gigabytes(need)} and the memory budget is {gigabytes(budget)}; {remedy} or a larger memory "
+            "budget"
         )
     return {None: model, **{name: adapted(model, [adapter]) for name, adapter in opened.items()}}
 

@@ -20,7 +20,7 @@ from .memory import Memory, budget_bytes, set_limits
 from .prefix import PREFIX_BYTES, PrefixStore, model_key
 from .prefix_folder import FOLDER_BYTES, PrefixFolder
 from .reply import Chunk, Speaker
-from .request import Prompt, ReplyOptions, Request, prepare
+from .request import Prompt, ReplyOptions, Request, check_loaded, prepare
 from .rows import Row
 from .scheduler import MAX_GAP, Scheduler
 from .speculative import check_vocabulary, make_drafter
@@ -128,13 +128,13 @@ class Engine:
         _check_number("max_gap", max_gap, 0, "seconds", Real)
         _check_number("prefix_bytes", prefix_bytes, 0, "bytes", Integral)
         _check_number("cache_dir_bytes", cache_dir_bytes, 0, "bytes", Integral)
+        check_loaded(model, tokenizer, draft)
         kv_format(kv_bits, model.config.head_dim)
-        if draft:
+        if draft is not None:
             check_vocabulary(draft.config, tokenizer.size)
         self._draft, self._lookup = draft, lookup
-        self._model, self._tokenizer = model, tokenizer
+        self._model, self._tokenizer, self._kv_bits = model, tokenizer, kv_bits
         self._max_rows, self._max_gap, self._prefix_bytes = max_rows, max_gap, prefix_bytes
-        self._kv_bits = kv_bits
         self._models = adapted_models(model, adapters or {}, budget_bytes(memory))
         self._memory = Memory(model, memory, max_rows, kv_bits, draft, self._models.values())
         set_limits(self._memory.budget)

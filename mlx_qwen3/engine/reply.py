@@ -19,7 +19,7 @@ from .grammar import Grammar
 from .logprobs import Logprobs
 from .memory import Memory
 from .prefix import PrefixStore
-from .request import Prompt, ReplyOptions, Request, prepare
+from .request import Prompt, ReplyOptions, Request, check_loaded, prepare
 from .rows import Row, Steering
 from .sampling import SamplingParams
 from .scheduler import Scheduler
@@ -229,6 +229,7 @@ def stream(
         logprobs,
         grammar,
     )
+    check_loaded(model, tokenizer, draft)
     yield from run(model, tokenizer, prepare(model.config, tokenizer, prompt, options), draft, lookup, kv_bits=kv_bits)
 
 
@@ -291,6 +292,7 @@ def generate(
         logprobs,
         grammar,
     )
+    check_loaded(model, tokenizer, draft)
     request = prepare(model.config, tokenizer, prompt, options)
     collector = Collector(model, request)
     for step in run(model, tokenizer, request, draft, lookup, kv_bits=kv_bits):

@@ -11,6 +11,7 @@ from ..files.checkpoint import Checkpoint
 from ..files.config import Qwen3Config
 from ..files.reading import short
 from ..files.settings import is_int
+from ..model.qwen3 import Qwen3
 from ..text.chat_template import Tool
 from ..text.tokenizer import Tokenizer
 from .bound import check_thinking
@@ -26,6 +27,14 @@ from .thinking import check_budget
 # A user's message | a conversation | token ids: a list, or an array of NumPy or MLX
 Prompt = Any
 KINDS = "a prompt is a string, a list of messages, each with a role and a content, or a list of token ids"
+
+# The types of options that are not checked by their values.
+OPTION_TYPES: dict[str, tuple[Any, str]] = {
+    "thinking": (bool | None, "True, False or None"),
+    "chat_template": (str | Path | None, "a name, a file or the text of a template"),
+    "continue_final_message": (bool | str, "True, False or the name of a field"),
+    "literal_content": (bool, "True or False"),
+}
 
 
 @dataclass(frozen=True)
@@ -49,8 +58,12 @@ class ReplyOptions:
     grammar: Grammar | Spec | None = None
 
     def __post_init__(self) -> None:
+        for name, (kind, expected) in OPTION_TYPES.items():
+            if not isinstance(value := getattr(self, name), kind):
+                raise UsageError(f"{name} is {short(repr(value))}; expected {expected}")
         if self.max_tokens is not None:
             check_limit(self.max_tokens)
+            object.__setattr__(self, "max_tokens", int(self.max_tokens))  # of NumPy, say
         if self.sampling is not None and not isinstance(self.sampling, SamplingParams):
             raise UsageError(f"sampling is {short(repr(self.sampling))}; expected SamplingParams")
         check_count(self.logprobs)
@@ -135,7 +148,9 @@ def prepare(config: Qwen3Config, tokenizer: Tokenizer, prompt: Prompt, options: 
     as the template decides.
     Raises PromptError, or UsageError for a setting that this checkpoint cannot honour.
     """
-    options = options or ReplyOptions()
+    options = ReplyOptions() if options is None else options
+    if not isinstance(options, ReplyOptions):
+        raise UsageError(f"options is of type {type(options).__name__}; expected ReplyOptions")
     if tokenizer.size > config.vocab_size:
         raise PromptError(
             f"the tokenizer has {tokenizer.size} ids, but the embedding {config.vocab_size} rows; one is of another "
@@ -170,6 +185,14 @@ def prepare(config: Qwen3Config, tokenizer: Tokenizer, prompt: Prompt, options: 
         grammar=None if options.grammar is None else compiled(tokenizer, options.grammar),
         may_think=thinks is not False,
     )
+
+
+def check_loaded(model: Any, tokenizer: Any, draft: Any = None) -> None:
+    """Raises UsageError for a model or a tokenizer that is something else, such as the name of one."""
+    kinds = {"model": (model, Qwen3), "tokenizer": (tokenizer, Tokenizer), "draft": (draft, Qwen3 | None)}
+    for name, (value, kind) in kinds.items():
+        if not isinstance(value, kind):
+            raise UsageError(f"{name} is of type {type(value).__name__}; `load` returns a model and a tokenizer")
 
 
 def check_draft(draft: Checkpoint, tokenizer: Tokenizer) -> None:

@@ -139,6 +139,12 @@ def test_what_does_not_fit_the_memory_is_refused_with_both_numbers(small):
         Engine(model, tokenizer, adapters=adapters, memory=model.nbytes + 1000)
 
 
+def test_adapters_without_names_are_refused(small):
+    model, tokenizer, adapters = small
+    with pytest.raises(UsageError, match=r"adapters is \[.*; expected adapters by name"):
+        Engine(model, tokenizer, adapters=list(adapters.values()))
+
+
 def test_unknown_names_and_adapters_that_do_not_fit(small, tmp_path):
     model, tokenizer, adapters = small
     named = pytest.raises(UsageError, match="adapter is 'other'; this engine has peft, mlx")

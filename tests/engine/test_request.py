@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from checkpoints import VOCABULARY, write_checkpoint, write_tokenizer
 
-from mlx_qwen3.engine.request import ReplyOptions, prepare
+from mlx_qwen3 import generate
+from mlx_qwen3.engine.request import ReplyOptions, check_loaded, prepare
 from mlx_qwen3.engine.sampling import SamplingParams
 from mlx_qwen3.errors import PromptError, UsageError
 from mlx_qwen3.files.checkpoint import Checkpoint
+from mlx_qwen3.model.load import load_model
 from mlx_qwen3.text.tokenizer import Tokenizer
 
 HI = [{"role": "user", "content": "hi"}]
@@ -114,6 +116,15 @@ BAD_PROMPTS = {
         "literal_content is a setting of the chat template",
     ),
     "continued raw prompt": ([1], {"continue_final_message": True}, UsageError, "continue_final_message is a setting"),
+    "thinking is a word": ("hi", {"thinking": "no"}, UsageError, "thinking is 'no'; expected True, False or None"),
+    "literal is a word": (
+        "hi",
+        {"literal_content": "no"},
+        UsageError,
+        "literal_content is 'no'; expected True",
+    ),
+    "template is a number": ("hi", {"chat_template": 5}, UsageError, "chat_template is 5; expected a name, a file or"),
+    "continued number": ("hi", {"continue_final_message": 5}, UsageError, "continue_final_message is 5; expected True"),
     "stop is a number": ("hi", {"stop": 5}, UsageError, r"stop is 5; expected one string or several"),
     "stop of None": ("hi", {"stop": ["a", None]}, UsageError, r"stop is \['a', None\]; expected one string"),
     "stop of bytes": ("hi", {"stop": b"ab"}, UsageError, r"stop is b'ab'; expected one string or several"),
@@ -232,7 +243,28 @@ def test_a_prefilled_think_block_is_open(chat):
 
 def test_settings_of_numpy_are_numbers(chat):
     options = ReplyOptions(max_tokens=np.int64(5), sampling=SamplingParams(temperature=0))
-    assert prepare(*chat, "hi", options).max_tokens == 5
+    limit = prepare(*chat, "hi", options).max_tokens
+    assert limit == 5
+    assert type(limit) is int  # which has methods that NumPy's lacks
+
+
+def test_options_that_are_a_dictionary_are_refused(chat):
+    with pytest.raises(UsageError, match="options is of type dict; expected ReplyOptions"):
+        prepare(*chat, "hi", {"max_tokens": 5})
+
+
+def test_what_load_does_not_return_is_refused(chat, tiny):
+    model, tokenizer = load_model(tiny), chat[1]
+    check_loaded(model, tokenizer)
+    for given, name in (
+        ((tokenizer, model), "model"),
+        ((model, None), "tokenizer"),
+        ((model, tokenizer, "x"), "draft"),
+    ):
+        with pytest.raises(UsageError, match=f"^{name} is of type .*; `load` returns"):
+            check_loaded(*given)
+    with pytest.raises(UsageError, match="model is of type Tokenizer"):
+        generate(tokenizer, model, "hi")
 
 
 def test_no_stop_strings_may_be_said_as_none():
