@@ -95,6 +95,10 @@ def check_chat(asked: ChatRequest) -> None:
             if getattr(message, name) is not None and message.role != role:
                 what = f"messages[{index}] ({message.role}) has {name}, which belongs to the role {role}"
                 raise ApiError(400, what, f"messages[{index}].{name}", "invalid_value")
+    if asked.continue_final_message and (role := asked.messages[-1].role) != "assistant":
+        raise refused(
+            "continue_final_message", f"continues an assistant's message, and the last one is of the role {role}"
+        )
     if asked.tool_choice not in (None, "none", "auto") and not asked.tools:
         raise refused("tool_choice", "needs tools")
 

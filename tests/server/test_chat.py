@@ -273,6 +273,11 @@ REFUSED = {
         "messages[0].tool_calls",
         "messages[0] (user) has tool_calls",
     ),
+    "a user's last message": (
+        {"continue_final_message": True},
+        "continue_final_message",
+        "continues an assistant's message, and the last one is of the role user",
+    ),
     "thinking of a user": (
         {"messages": [{"role": "user", "content": "x", "reasoning": "y"}]},
         "messages[0].reasoning",
