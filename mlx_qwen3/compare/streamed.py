@@ -103,11 +103,11 @@ class _ReadExperts(nn.Module):
         super().__init__()
         self._prefix, self._product = prefix, product
 
-    def __call__(self, x: mx.array, chosen: mx.array, traced: bool) -> tuple[Steps, mx.array]:
+    def __call__(self, x: mx.array, chosen: mx.array, traced: bool) -> tuple[Steps, None]:
         def of(expert: int, *names: str) -> _Product:
             return self._product(*(f"{self._prefix}.{expert}.{name}" for name in names))
 
-        return expert_by_expert(x, chosen, lambda e: of(e, "gate_proj", "up_proj"), lambda e: of(e, "down_proj"))
+        return expert_by_expert(x, chosen, lambda e: of(e, "gate_proj", "up_proj"), lambda e: of(e, "down_proj")), None
 
 
 class Sequences(View):

@@ -3,7 +3,7 @@
 T tokens, E experts, k of them for each token, P = T * k pairs of a token and one of its experts
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import mlx.core as mx
@@ -46,7 +46,7 @@ class Experts(nn.Module):
             inner = kernels.swiglu(gate_up)
             return (gate_up, inner, self["down_proj"](inner, pairs, every)), None
         if not kernels.on_gpu():
-            return expert_by_expert(x, chosen, self["gate_up_proj"].of, self["down_proj"].of)
+            return expert_by_expert(x, chosen, self["gate_up_proj"].of, self["down_proj"].of), None
         order = mx.argsort(pairs)
         ascending = pairs[order]
         gate_up = self["gate_up_proj"](x[order // k], ascending)
@@ -56,20 +56,29 @@ class Experts(nn.Module):
 
 def expert_by_expert(
     x: mx.array, chosen: mx.array, gate_up_of: Callable[[int], Projection], down_of: Callable[[int], Projection]
-) -> tuple[Steps, mx.array]:
-    """As a call of `Experts`, with one product for all tokens of an expert: a CPU's gather_mm has one for each pair."""
+) -> Steps:
+    """The steps of all pairs in their order, with one product for all tokens of an expert.
+
+    A CPU's gather_mm has one for each pair.
+    """
     pairs, k = np.array(chosen).reshape(-1), chosen.shape[1]
     order = np.argsort(pairs, kind="stable")
-    rows = x[to_mlx(order // k)]
     experts, counts = np.unique(pairs, return_counts=True)
-    found, first = [], 0
-    for expert, count in zip(experts.tolist(), counts.tolist(), strict=True):
-        gate_up = gate_up_of(expert)(rows[first : first + count])
+    places, found = np.split(order, np.cumsum(counts)[:-1]), []
+    for expert, own in zip(experts.tolist(), places, strict=True):
+        gate_up = gate_up_of(expert)(x[to_mlx(own // k)])
         inner = kernels.swiglu(gate_up)
         found.append((gate_up, inner, down_of(expert)(inner)))
-        first += count
-    gate_up, inner, y = (mx.concatenate(list(step)) for step in zip(*found, strict=True))
-    return (gate_up, inner, y), to_mlx(np.argsort(order))
+    gate_up, inner, y = (_whole(parts, places) for parts in zip(*found, strict=True))
+    return gate_up, inner, y
+
+
+def _whole(parts: Sequence[mx.array], places: Sequence[np.ndarray]) -> mx.array:
+    """One array with the rows of `parts` in these places. Joined first and then sorted, they would be there thrice."""
+    whole = mx.zeros((sum(map(len, places)), parts[0].shape[1]), parts[0].dtype)
+    for part, own in zip(parts, places, strict=True):
+        whole[to_mlx(own)] = part
+    return whole
 
 
 class MoE(nn.Module):

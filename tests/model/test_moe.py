@@ -183,6 +183,19 @@ def test_a_step_of_one_token_sorts_nothing(tiny_moe):
     assert places is None
 
 
+def test_expert_by_expert_the_results_are_in_memory_once():
+    """Measured: 1.2 times the results; 3.0 if they are joined first and sorted then."""
+    chosen = mx.array(np.arange(256 * 8).reshape(256, 8) % 64)
+    x, weights = mx.zeros((256, 2048)), mx.zeros((64, 2, 2048))
+    mx.eval(x, weights, chosen)
+    up, down = (lambda e: lambda rows: rows @ weights[e].T), (lambda e: lambda rows: rows @ weights[e][:1])
+    held = mx.get_active_memory()
+    mx.reset_peak_memory()
+    y = moe.expert_by_expert(x, chosen, up, down)[-1]
+    mx.eval(y)
+    assert mx.get_peak_memory() - held < 2 * y.nbytes
+
+
 def swap_gate_and_up(model, patch):
     weight = model.layers[0].mlp.experts.gate_up_proj.weight
     model.layers[0].mlp.experts.gate_up_proj.weight = mx.concatenate(mx.split(weight, 2, axis=1)[::-1], axis=1)
