@@ -18,6 +18,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..errors import CheckpointError
+from .blank import populate
 from .dtypes import NAMES, STORED
 from .jobs import Job
 from .reading import open_file, short
@@ -154,9 +155,13 @@ class StoredTensor:
     def jobs(self, target: memoryview) -> list[Job]:
         """What to run for all of its bytes to be in `target`, by any threads. Raises CheckpointError as `read` does."""
         return [
-            partial(self.file.read_into, target[first : first + CHUNK], self.start + first, self.name)
+            partial(self._fill, target[first : first + CHUNK], self.start + first)
             for first in range(0, self.nbytes, CHUNK)
         ]
+
+    def _fill(self, target: memoryview, start: int) -> None:
+        populate(target)
+        self.file.read_into(target, start, self.name)
 
 
 def join(runs: Sequence[StoredTensor]) -> tuple[StoredTensor, ...]:
