@@ -167,18 +167,20 @@ class Table:
         """(the columns to show, their widths)."""
         shown = list(range(len(cells_of)))
         widths = [max(map(columns_of, cells)) for cells in cells_of]
+        least = [
+            min(width, NARROWEST) if side == "l" else width for width, side in zip(widths, self.align, strict=True)
+        ]
 
-        def excess() -> int:
+        def excess(widths: Sequence[int]) -> int:
             return sum(widths[index] for index in shown) + len(GAP) * (len(shown) - 1) - room
 
         for name in self.drop:
-            if excess() > 0:
+            if excess(widths) > 0:
                 shown.remove(self.columns.index(name))
-        texts = [index for index in shown if self.align[index] == "l"]
-        while excess() > 0 and (foldable := [index for index in texts if widths[index] > NARROWEST]):
-            widths[max(foldable, key=widths.__getitem__)] -= 1
-        while excess() > 0 and len(shown) > 1:
+        while excess(least) > 0 and len(shown) > 1:
             shown.pop()
+        while excess(widths) > 0 and (foldable := [index for index in shown if widths[index] > least[index]]):
+            widths[max(foldable, key=widths.__getitem__)] -= 1
         return shown, [min(widths[index], max(room, 1)) for index in shown]
 
 

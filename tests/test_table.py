@@ -60,6 +60,11 @@ def test_a_narrower_table_folds_its_texts():
     ]
 
 
+def test_without_its_last_column_a_table_has_room_for_the_others():
+    lines = [line.text for line in WIDE.lines(34)]
+    assert lines[2:4] == ["  layers.0.self_attn.q_proj  12.25", "  norm                        3.5"]
+
+
 @pytest.mark.parametrize("width", [12, 20, 30, 44, 60, 80, 200])
 def test_no_line_is_wider_than_the_terminal(width):
     for table in (WIDE, TABLE):

@@ -49,11 +49,12 @@ def report(verification: Verification) -> list[Part]:
     done = f"{verification.folder}: {verification.files} files with {verification.tensors} tensors are as certified"
     parts: list[Part] = [Line(done, GOOD)]
     if verification.errors:
-        parts.append(f"the errors of {verification.errors} tensors, measured again, are as certified")
+        parts.append(Line(f"the errors of {verification.errors} tensors, measured again, are as certified"))
     if verification.divergence:
         parts += ["", divergence_table(verification.divergence)]
     for state in verification.transformers:
-        parts.append(f"{state.place}: {state.relative:.3g} from transformers (relative norm, bound {state.bound:g})")
+        told = f"{state.place}: {state.relative:.3g} from transformers (relative norm, bound {state.bound:g})"
+        parts.append(Line(told))
     return parts
 
 
