@@ -139,7 +139,7 @@ def divergence_table(divergence: Divergence) -> Table:
         ]
     text = f"fixed ids and the {divergence.text} text" if divergence.text else "fixed ids; no tokenizer, so no text"
     note = f"computed in float32 on {tokens} tokens: {text}"
-    return Table("Difference from the source", ("figure", "value"), rows, "ll", notes=(note,))
+    return Table("Difference from the source", ("figure", "value"), rows, "l.", notes=(note,))
 
 
 def _key(tensor: TensorRecord | OutputTensor) -> Hashable:

@@ -12,7 +12,6 @@ from .report import Report, describe, place
 from .router_tables import other_choices, router_tables
 from .rules import ABNORMAL, NORMAL, UNUSUAL, Verdict
 from .statistics import Statistics
-from .summary import number
 from .tensors import TensorRow, collapsed
 
 COLUMNS = ("mean", "std", "rms", "min", "max", "NaN", "Inf")
@@ -167,8 +166,7 @@ def _statistic(report: Report, layer: int, step: str, statistic: str) -> float |
 def quantized_cache(cost: CacheCost) -> Table:
     """Relative differences, with a row for each layer, and the difference of the logits."""
     rows = [
-        [str(layer), *(f"{value:.1e}" for value in (own.keys, own.values, own.residual))]
-        for layer, own in enumerate(cost.layers)
+        [str(layer), *map(_scientific, (own.keys, own.values, own.residual))] for layer, own in enumerate(cost.layers)
     ]
     notes = (
         f"logits: KL {cost.kl_mean:.2g} nats in the mean, {cost.kl_max:.2g} at most; the best token is the same at "
@@ -189,7 +187,7 @@ def comparison(report: Report, full: bool) -> Table:
     notes = (*other_choices(report.comparison), verdict)
     title = f"Relative difference from {against}: ||a - b|| / ||b||"
     if full:
-        rows = [[place(d.layer), d.step, relative(d), number(d.bound)] for d in differences]
+        rows = [[place(d.layer), d.step, relative(d), _scientific(d.bound)] for d in differences]
         outsiders = frozenset(index for index, difference in enumerate(differences) if difference.outside)
         return Table(title, ("layer", "step", "difference", "bound"), rows, "llrr", outsiders, notes)
     rows, marked = [], set()
@@ -197,7 +195,7 @@ def comparison(report: Report, full: bool) -> Table:
         own = {difference.step: difference for difference in differences if difference.layer == layer}
         if any(difference.outside for difference in own.values()):
             marked.add(layer)
-        bound = number(next(iter(own.values())).bound)
+        bound = _scientific(next(iter(own.values())).bound)
         rows.append([str(layer), *(relative(own[step]) if step in own else "-" for step in steps), bound])
     after = [f"{difference.step} {relative(difference)}" for difference in differences if difference.layer is None]
     columns = ("layer", *steps, "bound")
@@ -216,10 +214,12 @@ def sharing(heads: int, kv_heads: int) -> str:
 
 
 def relative(difference: Difference) -> str:
-    mark = "!" if difference.outside else ""
-    return mark + (
-        "nan" if difference.relative is None else f"{difference.relative:.1e}" if difference.relative else "0"
-    )
+    return ("!" if difference.outside else "") + _scientific(difference.relative)
+
+
+def _scientific(value: float | None) -> str:
+    """A relative difference: those of one table may lie between 1e-8 and 1. None is NaN."""
+    return "nan" if value is None else f"{value:.1e}" if value else "0"
 
 
 def _statistics_table(report: Report, title: str, keys: Sequence[Key], notes: tuple[str, ...]) -> Table:
