@@ -25,7 +25,6 @@ Codes = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 COMPARED_BYTES = 1 << 22  # at a time
 CAST_BYTES = 1 << 22  # at a time, by MLX
 WIDENED_BYTES = 1 << 19  # at a time, by NumPy: a block and its float32 values stay in the second-level cache
-UNPACKED_BYTES = 1 << 19  # of values at a time, which stay there through all the steps of unpacking
 # Unsigned integers of the size of a dtype, for its bits: NumPy has no bfloat16.
 CARRIERS: dict[int, tuple[mx.Dtype, type[np.unsignedinteger[Any]]]] = {
     1: (mx.uint8, np.uint8),
@@ -213,25 +212,16 @@ def dequantize(
     """
     bits = packing.bits
     result = np.empty((len(weight), weight.shape[1] * 8 // bits), np.float32) if out is None else out
-    step = max(1, UNPACKED_BYTES // max(1, result[:1].nbytes))
-    for part in (slice(first, first + step) for first in range(0, len(result), step)):
-        _dequantize(packing, weight[part], scales[part], None if biases is None else biases[part], result[part])
-    return result
-
-
-def _dequantize(
-    packing: Quantization, weight: Codes, scales: Codes | Floats, biases: Floats | None, out: Floats
-) -> None:
-    bits = packing.bits
     if 8 % bits:
-        np.take(code_values(packing.mode, bits), unpack(weight, bits), out=out, mode="clip")
+        np.take(code_values(packing.mode, bits), unpack(weight, bits), out=result, mode="clip")
     else:  # a byte holds whole codes
         table = _values_of_bytes(packing.mode, bits)
-        np.take(table, weight, out=out.view(table.dtype), mode="clip")  # to clip needs no copy of `out`
-    groups = out.reshape(len(out), -1, packing.group_size)
+        np.take(table, weight, out=result.view(table.dtype), mode="clip")  # to clip needs no copy of `out`
+    groups = result.reshape(len(result), -1, packing.group_size)
     groups *= (scales if packing.mode == "affine" else TABLES[packing.mode][1][scales])[..., None]
     if biases is not None:
         groups += biases[..., None]
+    return result
 
 
 def code_values(mode: str, bits: int) -> Floats:
