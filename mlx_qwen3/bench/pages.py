@@ -43,3 +43,7 @@ class Page:
 def stopped(complete: bool, rounds: int, repeat: int | None) -> str:
     """The warning of a page of a run that did not come to its end."""
     return "" if complete else f"stopped: {rounds} of {repeat} rounds are complete"
+
+
+def repeats(count: int) -> str:
+    return "1 repeat" if count == 1 else f"{count} repeats"

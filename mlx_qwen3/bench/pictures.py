@@ -55,7 +55,7 @@ def draw(report: Report) -> "Figure":
     _names(panels[0], report, places)
     machine = heading(f"{report.options.source}: {report.machine['chip']}, {report.machine['backend']}")
     figure.suptitle(machine, fontsize=13)
-    _legend(figure, report)
+    _legend(figure)
     figure.draw_without_rendering()  # settles the widths in which labels must find room
     for axes, name in zip(panels, PANELS, strict=True):
         for length in report.options.prompt_tokens:
@@ -89,7 +89,7 @@ def _name(row: Row) -> str:
     return lines[0] if len(lines) == 1 else f"{lines[0]}\n{lines[1]}{'...' * (len(lines) > 2)}"
 
 
-def _legend(figure: "Figure", report: Report) -> None:
+def _legend(figure: "Figure") -> None:
     from matplotlib.lines import Line2D
 
     handles = [
@@ -97,11 +97,10 @@ def _legend(figure: "Figure", report: Report) -> None:
         Line2D([], [], color=INK, marker=">", markersize=6, linestyle="none"),
         Line2D([], [], color=INK, linewidth=1.2),
     ]
-    o = report.options
     labels = (
         "limit of this machine: copying speed for decode, arithmetic for the rest",
         "the limit lies further right",
-        f"lowest and highest of {o.repeat} repeats; bars of one prompt have one scale",
+        "lowest and highest of the repeats; bars of one prompt have one scale",
     )
     figure.legend(handles, labels, loc="outside lower center", ncols=3, labelcolor=QUIET)
 

@@ -9,7 +9,7 @@ from ..report import write_file
 from ..table import Table
 from .files import document, encoded
 from .mixes import ARRIVAL, MIXES, Mix
-from .pages import Page, stopped
+from .pages import Page, repeats, stopped
 from .report import significant
 from .serving_report import Report, Row, arrival_figures, compare, figures
 
@@ -86,7 +86,7 @@ def _heading(report: Report) -> list[str]:
     servers = "; ".join(f"{row.name} in {row.dtype}, BLAS {row.blas}" for row in report.rows)
     return [
         f"{c.num_hidden_layers} layers, hidden {c.hidden_size}, vocabulary {c.vocab_size}. Replies of up to "
-        f"{o.generate} tokens, greedy, streamed; {report.rounds} repeats.",
+        f"{o.generate} tokens, greedy, streamed; {repeats(report.rounds)}.",
         f"{m['chip']}; {m['backend']}; {m['os']}; {libraries}.",
         f"{servers}.",
         *([WORDS_ONLY] if report.words_only else []),

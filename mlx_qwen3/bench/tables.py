@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ..table import Table
 from .outputs import sentence
-from .pages import Page, stopped
+from .pages import Page, repeats, stopped
 from .report import (
     PER_LENGTH,
     PER_PROCESS,
@@ -86,7 +86,7 @@ def _heading(report: Report) -> list[str]:
     return [
         f"{c.num_hidden_layers} layers, hidden {c.hidden_size}, {c.num_attention_heads} query heads on "
         f"{c.num_key_value_heads} of {c.head_dim}, {c.mlp_in_words}, vocabulary {c.vocab_size}. "
-        f"{o.generate} tokens generated, {report.rounds} repeats.",
+        f"{o.generate} tokens generated, {repeats(report.rounds)}.",
         f"{m['chip']}; {m['backend']}; {m['os']}; {libraries}. Copies at "
         f"{report.limits['copy_bytes_per_s'] / 1e9:.1f} GB/s.",
         f"{contestants}.",

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from mlx_qwen3.bench.pages import Page, stopped
+from mlx_qwen3.bench.pages import Page, repeats, stopped
 from mlx_qwen3.table import Line, Table
 
 PAGE = Page("demo", ["5 layers."], [Table("Speed", ["", "x"], [["a", "1"]], "lr")], {"Notes": ["slow"], "None": []})
@@ -37,3 +37,7 @@ def test_the_command_that_made_it_comes_before_what_ran():
     page = replace(PAGE, command="mlx-qwen3 bench demo")
     assert page.markdown().startswith("## demo\n\n```\nmlx-qwen3 bench demo\n```\n\n5 layers.")
     assert page.shown()[:3] == [Line("demo", "emphasis"), Line("$ mlx-qwen3 bench demo"), Line("5 layers.")]
+
+
+def test_one_repeat_is_not_several():
+    assert [repeats(count) for count in (1, 5)] == ["1 repeat", "5 repeats"]
