@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from ..errors import EngineError, UsageError
+from ..errors import UsageError
 from ..files.reading import short
 from ..text.tokenizer import Tokenizer
 from .json_schema import rewritten
@@ -54,7 +54,7 @@ class Match:
     def allowed(self) -> np.ndarray:
         """The ids that may come next, (V,) bool. End tokens are allowed only if the text is complete.
 
-        Raises EngineError if the grammar fails.
+        Raises UsageError if the grammar fails, at a limit of llguidance.
         """
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         self._check()
@@ -67,7 +67,7 @@ class Match:
         return mask
 
     def take(self, token: int) -> None:
-        """Add a token. Raises EngineError if the grammar does not allow it."""
+        """Add a token. Raises UsageError if the grammar does not allow it."""
         self._matcher.consume_token(token)
         self._check()
 
@@ -85,7 +85,7 @@ class Match:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise EngineError(f"the grammar of the reply has failed: {_summary(self._matcher.get_error())}")
+            raise UsageError(f"the grammar of the reply has failed: {_summary(self._matcher.get_error())}")
 
 
 class GrammarCompiler:

@@ -20,7 +20,7 @@ from mlx_qwen3.engine.sampler import Sampler
 from mlx_qwen3.engine.sampling import SamplingParams
 from mlx_qwen3.engine.scheduler import Scheduler
 from mlx_qwen3.engine.speculative import Lookup, Pace
-from mlx_qwen3.errors import EngineError, UsageError
+from mlx_qwen3.errors import UsageError
 
 PERSON = {
     "type": "object",
@@ -168,7 +168,7 @@ class Fails:
     def allowed(self):
         self.after -= 1
         if self.after < 0:
-            raise EngineError("the grammar of the reply has failed: broken")
+            raise UsageError("the grammar of the reply has failed: broken")
         return np.ones(self.size, bool)
 
     def take(self, token):
@@ -186,12 +186,12 @@ def test_a_grammar_that_fails_ends_its_own_reply_only(demo, after):
         object.__setattr__(requests[1], "grammar", broken)
         replies = [engine.submit(request) for request in requests]
         found = []
-        with pytest.raises(EngineError, match="the grammar of the reply has failed: broken"):
+        with pytest.raises(UsageError, match="the grammar of the reply has failed: broken"):
             found.extend(replies[1])
         assert [[chunk.token for chunk in replies[index]] for index in (0, 2)] == [alone, alone]
         again = engine.submit(engine.prepare(TEXT, ReplyOptions(GREEDY, thinking=False)))
         assert [chunk.token for chunk in again] == alone
-    with pytest.raises(EngineError, match="has failed: broken"):
+    with pytest.raises(UsageError, match="has failed: broken"):
         list(run(model, tokenizer, requests[1]))
 
 

@@ -20,7 +20,7 @@ from mlx_qwen3.engine.engine import Engine
 from mlx_qwen3.engine.grammar import GrammarCompiler, compiled, explained
 from mlx_qwen3.engine.request import ReplyOptions
 from mlx_qwen3.engine.sampling import SamplingParams
-from mlx_qwen3.errors import EngineError, UsageError
+from mlx_qwen3.errors import UsageError
 from mlx_qwen3.files.hub import resolve
 from mlx_qwen3.text.tokenizer import Tokenizer
 
@@ -254,9 +254,9 @@ def test_the_end_is_allowed_only_where_the_text_is_complete(demo):
     assert np.flatnonzero(match.allowed()).tolist() == sorted([b, *ends])
     match.take(b)
     assert np.flatnonzero(match.allowed()).tolist() == ends
-    with pytest.raises(EngineError, match="the grammar of the reply has failed"):
+    with pytest.raises(UsageError, match="the grammar of the reply has failed"):
         match.take(b)
-    with pytest.raises(EngineError, match="the grammar of the reply has failed"):
+    with pytest.raises(UsageError, match="the grammar of the reply has failed"):
         match.allowed()
 
 
