@@ -112,7 +112,7 @@ class Costs:
         mlp = 4 * max(config.active_widths)
         if config.moe:  # scores of all experts, and the input and output of the chosen, sorted and not
             mlp += 4 * config.moe.num_experts + 4 * config.moe.num_experts_per_tok * config.hidden_size
-        values = 4 * config.hidden_size + max((10 if powers else 7) * heads, mlp)
+        values = 4 * config.hidden_size + max((12 if powers else 7) * heads, mlp)
         # A GPU's fused attention keeps no scores. Prompts of several rows have a mask, and so no blocks of queries.
         group = config.num_attention_heads // config.num_key_value_heads
         queries = min(tokens, cpu.block_size(group, keys)) if rows == 1 else tokens
