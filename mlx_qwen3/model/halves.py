@@ -15,7 +15,7 @@ from .view import EagerView
 if TYPE_CHECKING:
     from .qwen3 import Qwen3
 
-LEAST_TOKENS = 256  # of a pass; with fewer, reading weights for both halves takes as long as is gained
+LEAST_TOKENS = 224  # of a pass; with fewer, reading weights for both halves takes as long as is gained
 
 
 def pay(model: "Qwen3", view: EagerView) -> bool:
