@@ -109,7 +109,7 @@ class Batch:
     def copy_of(self, row: Row, length: int, room: int) -> KVCache:
         """A cache with the first `length` tokens of a row, and room for more."""
         self._settle()
-        self._next.renew()  # it may count tokens of a step that was dropped
+        self._seat(self.slots)
         return self._cache.extract(self.slots.index(row), length, room)
 
     def _resize(self, size: int) -> None:
@@ -126,10 +126,16 @@ class Batch:
         self._next = NextTokens(self.slots, self._vocabulary)
 
     def _settle(self) -> None:
-        """Bring the cache to the last known tokens: drop a step that was only built, wait for one that is running."""
+        """Bring the cache to the last known tokens: drop a step that was only built, wait for one that is running.
+
+        `_seat` must follow.
+        """
         if self._before is not None:
             self._cache.buffers, self._cache.end = self._before
             self._before = None
+            # Penalties have counted the tokens of the dropped step. They would hold it, and with it the buffers, which
+            # could not be written in place.
+            del self._next
         elif self._coming is not None:
             self._ready += self._next.receive(self._coming)
         self._coming = None

@@ -5,7 +5,7 @@ B slots of a batch, L tokens of one pass, S keys, H query heads, K key/value hea
 
 import os
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import mlx.core as mx
@@ -21,12 +21,23 @@ from ..model.qwen3 import Qwen3, weight_bytes
 from .batch import SIZES, Batch
 from .rows import Row
 from .runner import prefill_chunk
+from .sampling import SamplingParams
 from .speculative import LONGEST
 
 MARGIN = 0.1  # share of the machine's memory that is left to other programs if there is no GPU
 LEAST_MARGIN = 10**9
 LEAST_ANSWER = 1024  # tokens that a reply without max_tokens may have, even if other rows must then wait
 NEVER = 1 << 60  # more tokens than any row has left
+# Bytes that a setting takes for each id of the vocabulary and each row while a token is chosen, beyond those of logits.
+# Measured at the peak, with Qwen3's vocabulary (dev/LOG.md).
+CHOICE: tuple[tuple[int, Callable[[SamplingParams], bool]], ...] = (
+    (3, lambda sampling: sampling.top_k == 0 and not sampling.greedy),
+    (23, lambda sampling: sampling.top_k == 0 and not sampling.greedy and (sampling.top_p, sampling.min_p) != (1, 0)),
+    (11, lambda sampling: sampling.repetition_penalty != 1),
+    (6, lambda sampling: sampling.presence_penalty != 0),
+    (5, lambda sampling: sampling.frequency_penalty != 0),
+    (9, lambda sampling: bool(sampling.logit_bias)),
+)
 CACHE_SHARE = 0.1  # of the budget, for buffers that MLX keeps to use them again
 
 
@@ -86,6 +97,7 @@ class Costs:
         self._config, self._dtype, self._packed = config, dtype, kv_bits is not None
         self.weights = weights
         self._slot = _slot_bytes(config, dtype, kv_bits)
+        self.vocabulary = config.vocab_size
 
     @classmethod
     def of(cls, model: Qwen3, kv_bits: int | None = None) -> "Costs":
@@ -151,7 +163,7 @@ class Memory:
 
     def row(self, prompt: int, tokens: int) -> int:
         """The bytes of everything while one row runs alone: a prompt, and a reply of this many tokens."""
-        return self._with_row([], prompt, tokens, LONGEST + 1, NEVER)
+        return self._with_rows([], prompt, tokens, NEVER, ())
 
     def beside(self, prompt: int) -> int:
         """The part of the budget that is free while the prompt of one row is computed."""
@@ -162,14 +174,14 @@ class Memory:
 
         `soon` counts only so many of the next tokens of each row.
         """
-        return self._with_row(batches, len(row.prompt), min(row.left, soon), _queries([row]), soon, row.adapter)
+        return self._with_rows(batches, len(row.prompt), min(row.left, soon), soon, [row])
 
     def with_rows(self, batches: Sequence[Batch], rows: Sequence[Row]) -> int:
         """`with_row` for rows whose prompts are computed together; more than they take."""
         longest, *others = sorted(rows, key=lambda row: row.length + row.left, reverse=True)
         # Each of the others has a place in the cache of the prompts, and one or two in that of the batch.
         more = sum(3 * self._model.cache(2, row.length + row.left) // 2 for row in others)
-        return self.with_row(batches, longest) + more
+        return self._with_rows(batches, len(longest.prompt), longest.left, NEVER, rows) + more
 
     def running(self, batches: Sequence[Batch], soon: int = NEVER) -> int:
         """The bytes of everything until the rows of the batches have ended, or for their next tokens."""
@@ -179,22 +191,15 @@ class Memory:
         """The bytes of a copy of a row's keys and values."""
         return self._model.cache(1, row.length)
 
-    def _with_row(
-        self,
-        batches: Sequence[Batch],
-        prompt: int,
-        tokens: int,
-        queries: int,
-        soon: int,
-        adapter: str | None = None,
-    ) -> int:
+    def _with_rows(self, batches: Sequence[Batch], prompt: int, tokens: int, soon: int, rows: Sequence[Row]) -> int:
+        """With a row of this prompt and reply. `rows` are it and those beside it, if they are known already."""
         model, length = self._model, prompt + tokens
         # Room for the reply is made with the prompt. Only a long reply on a GPU has less, and then its buffers grow.
         reading = model.cache(1, length) + model.activations(min(prompt, prefill_chunk()), prompt)
         # It joins a batch that takes it, if there is one: whichever needs most.
-        near = [batch for batch in batches if batch.adapter == adapter and batch.near(prompt)]
-        joined = [self._joined(batch, prompt, tokens, soon) for batch in near]
-        alone = model.grown(model.cache(1, length)) + self._step(1, length, queries)
+        near = [batch for batch in batches if batch.adapter == rows[0].adapter and batch.near(prompt)]
+        joined = [self._joined(batch, prompt, tokens, soon, rows) for batch in near]
+        alone = model.grown(model.cache(1, length)) + self._step(1, length, rows)
         drafting = 0
         if self._draft:
             drafting = self._draft.grown(self._draft.cache(1, length))
@@ -209,21 +214,24 @@ class Memory:
         drafts = sum(draft.cache(1, row.length + min(row.left, soon)) for row in batch.rows) if draft else 0
         return self._model.cache(len(batch.slots), batch.end + _left(batch, soon)) + drafts
 
-    def _joined(self, batch: Batch, prompt: int, tokens: int, soon: int) -> int:
-        """What a batch takes beyond what it would without the row, whose own cache is there until it is copied."""
+    def _joined(self, batch: Batch, prompt: int, tokens: int, soon: int, rows: Sequence[Row]) -> int:
+        """What a batch takes beyond what it would without the rows, whose own cache is there until it is copied."""
         slots, model = len(batch.slots), self._model
         if None not in batch.slots:
             slots = next((size for size in SIZES if size > slots), slots)
         length = max(batch.end, prompt) + max(tokens, _left(batch, soon))
         before = model.cache(len(batch.slots), batch.end + _left(batch, soon))
-        return model.moved(model.cache(slots, length)) - before + model.cache(1, prompt) + self._step(slots, length, 1)
+        step = self._step(slots, length, [*batch.rows, *rows])
+        return model.moved(model.cache(slots, length)) - before + model.cache(1, prompt) + step
 
     def _steps(self, batches: Sequence[Batch]) -> int:
         """The activations of one step of the batches, which run one after the other."""
-        return max((self._step(len(batch.slots), batch.end, _queries(batch.rows)) for batch in batches), default=0)
+        return max((self._step(len(batch.slots), batch.end, batch.rows) for batch in batches), default=0)
 
-    def _step(self, slots: int, length: int, queries: int) -> int:
-        return self._model.activations(queries if slots == 1 else 1, rounded(length, slots), slots)
+    def _step(self, slots: int, length: int, rows: Sequence[Row]) -> int:
+        tokens = _queries(rows) if slots == 1 else 1
+        choice = slots * tokens * self._model.vocabulary * _choice(rows)
+        return self._model.activations(tokens, rounded(length, slots), slots) + choice
 
     def limit(self, prompt: int, max_tokens: int, open_ended: bool) -> int:
         """The tokens that a reply may have. If `max_tokens` is a default (`open_ended`), it may be cut, with a warning.
@@ -258,8 +266,13 @@ def _left(batch: Batch, soon: int) -> int:
 
 
 def _queries(rows: Sequence[Row]) -> int:
-    """The tokens that one pass of a single row checks at most."""
-    return LONGEST + 1 if any(row.drafter for row in rows) else 1
+    """The tokens that one pass of a single row checks at most, also of one that is not known yet."""
+    return LONGEST + 1 if not rows or any(row.drafter for row in rows) else 1
+
+
+def _choice(rows: Sequence[Row]) -> int:
+    """The bytes for each id and row while the tokens of these rows are chosen: their arrays are shared."""
+    return sum(size for size, takes in CHOICE if any(takes(row.sampling) for row in rows))
 
 
 def _slot_bytes(config: Qwen3Config, dtype: mx.Dtype, kv_bits: int | None) -> int:

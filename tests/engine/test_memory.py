@@ -10,6 +10,7 @@ from mlx_qwen3 import load
 from mlx_qwen3.engine import memory
 from mlx_qwen3.engine.memory import Costs, Memory, default_budget
 from mlx_qwen3.engine.prefix import PrefixStore
+from mlx_qwen3.engine.sampling import SamplingParams
 from mlx_qwen3.engine.scheduler import Scheduler
 from mlx_qwen3.errors import MemoryBudgetError, Qwen3Warning, UsageError
 from mlx_qwen3.files.config import Qwen3Config
@@ -150,6 +151,8 @@ CASES = {
     "a prompt in chunks": {"prompt": 150},
     "8 bits": {"prompt": 150, "kv_bits": 8},
     "4 bits, four rows": {"rows": 4, "prompt": 30, "tokens": 8, "kv_bits": 4},
+    # Penalties count the tokens of a step that a row that joins drops. They must not hold it, and with it the cache.
+    "penalties": {"rows": 4, "prompt": 30, "sampling": SamplingParams(presence_penalty=0.5, repetition_penalty=1.1)},
 }
 LONG = {
     "a prompt": {"prompt": 300},
@@ -173,12 +176,15 @@ def test_so_is_that_of_a_larger_model(case):
     assert 0.88 < peak_share(made_of(BIG), before, **case) <= 1.0
 
 
-def peak_share(model, before, *, rows=1, prompt=60, tokens=4, kv_bits=None):
+def peak_share(model, before, *, rows=1, prompt=60, tokens=4, kv_bits=None, sampling=None):
     """The peak that was measured, as a share of the estimate."""
     limits = Memory(model, None, rows, kv_bits)
     made = [row(np.arange(prompt) % 1000 + first, tokens + rows) for first in range(rows)]
     # The gap: rows are to run together, so none may end while the next prompt is read.
-    scheduler = Scheduler(model, 1009, max_rows=rows, memory=limits, kv_bits=kv_bits, max_gap=100)
+    vocabulary = model.config.vocab_size if sampling else 1009
+    for one in made:
+        one.sampling = sampling or one.sampling
+    scheduler = Scheduler(model, vocabulary, max_rows=rows, memory=limits, kv_bits=kv_bits, max_gap=100)
     estimate = 0
     mx.reset_peak_memory()
     for one in made:  # one after the other, or their prompts would be computed together

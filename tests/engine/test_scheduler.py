@@ -70,9 +70,9 @@ class Tight(Memory):
 
     waits = 0
 
-    def with_row(self, batches, row, *soon):
-        need = super().with_row(batches, row, *soon)
-        self.waits += not soon and need > self.budget
+    def with_rows(self, batches, rows):
+        need = super().with_rows(batches, rows)
+        self.waits += need > self.budget
         return need
 
 
