@@ -92,7 +92,7 @@ class PeftConfig(AdapterConfig):
         if not _named(wanted, module):
             return False
         only = raw.get("layers_to_transform")
-        if isinstance(wanted, str) or only is None or only == []:
+        if isinstance(wanted, str) or module in wanted or only is None or only == []:  # a whole name needs no number
             return True
         layer = _layer_of(module, raw.get("layers_pattern"))
         return layer in (only if isinstance(only, list) else [only])

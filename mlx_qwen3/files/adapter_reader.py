@@ -93,6 +93,11 @@ class Reader:
             low_rank |= self._stack(module, fusion)
         if self._left:
             raise CheckpointError(self._unexpected(min(self._left)))
+        if not low_rank and not whole:
+            raise CheckpointError(
+                f"{short(self._source)} changes nothing: its {adapter_config.FILE} names no module of this model; "
+                f"{self._bases()}"
+            )
         tied = self._config.tie_word_embeddings
         for changes in (low_rank, whole):
             shared = self._settings.ties or (changes is whole and self._is_base(whole.get(EMBEDDING)))

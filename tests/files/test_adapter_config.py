@@ -44,6 +44,7 @@ def test_patterns_are_for_the_ends_of_names_and_the_first_that_fits_counts(tmp_p
         ({"target_modules": ["q_proj", "k_proj"], "layers_to_transform": 1}, {K1}),
         ({"target_modules": ["q_proj", "k_proj"], "layers_to_transform": [0], "layers_pattern": "layers"}, {Q0}),
         ({"target_modules": ["q_proj", "k_proj"], "layers_to_transform": [0], "layers_pattern": ["h"]}, set()),
+        ({"target_modules": ["q_proj", K1], "layers_to_transform": [5]}, {K1}),  # a whole name is not compared with it
         ({"target_modules": ["q_proj", "k_proj"], "modules_to_save": ["q_proj"]}, {K1}),
     ],
 )

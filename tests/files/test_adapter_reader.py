@@ -87,6 +87,13 @@ def test_what_its_config_names_must_be_there(tmp_path):
     )
 
 
+def test_an_adapter_that_changes_nothing_is_refused(tmp_path):
+    """PEFT refuses it too. It is of another kind of model, or the training saved nothing."""
+    message = "changes nothing: its adapter_config.json names no module of this model; the adapter was trained on Qwen"
+    refused(write_peft(tmp_path / "a", ("w_pack",)), message)
+    refused(write_mlx_lm(tmp_path / "b", keys=["mixer.in_proj"]), message)
+
+
 def test_dora_of_experts_and_of_an_embedding_is_refused(tmp_path):
     def experts(tensors):
         for name in [n for n in tensors if n.endswith("lora_B.weight")]:

@@ -67,7 +67,10 @@ PEFT: dict[str, dict[str, Any]] = {
         "alpha_pattern": {"v_proj": 3},
     },
     "rsLoRA with patterns": {"target_modules": ["q_proj", "k_proj"], "use_rslora": True, "rank_pattern": {"k_proj": 9}},
-    "one layer": {"target_modules": ["q_proj"], "layers_to_transform": [1]},
+    "one layer, and a whole name": {
+        "target_modules": ["q_proj", "model.layers.0.self_attn.k_proj"],
+        "layers_to_transform": [1],
+    },
     "an exclusion": {"target_modules": "all-linear", "exclude_modules": ["k_proj"]},
     "modules to save": {"target_modules": ["q_proj"], "modules_to_save": ["k_proj", "norm"]},
     "an MLP to save": {"target_modules": ["q_proj"], "modules_to_save": ["mlp"]},
