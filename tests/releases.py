@@ -21,6 +21,7 @@ SIZES = {
     "num_key_value_heads": 2,
     "intermediate_size": 96,
 }
+BLOCKS: dict[Any, tuple[int, int]] = {"scalar": (0, 0), "tensor": (0, 0), "channel": (1, 0)}  # 0 is all
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # column of each nibble of a word, from the lowest
 
 
@@ -124,32 +125,46 @@ def write_compressed(
 
 def write_fp8(
     folder: Path,
-    block: tuple[int, int] = (128, 128),
+    block: tuple[int, int] | str = (128, 128),
     scale_dtype: mx.Dtype = mx.bfloat16,
     skip: tuple[str, ...] = (),
     scheme: str = "dynamic",
+    compressed: bool = False,
     **config: Any,
 ) -> Release:
-    """skip: parts of names of modules that stay in bf16."""
-    rng = np.random.default_rng(block[0])
+    """block: rows and columns, "scalar", "tensor" or "channel"; skip: parts of names of modules that stay in bf16.
+
+    compressed: as compressed-tensors writes it.
+    """
+    rng = np.random.default_rng(0 if isinstance(block, str) else block[0])
     settings = {
         "quant_method": "fp8",
         "fmt": "e4m3",
         "activation_scheme": scheme,
-        "weight_block_size": list(block),
+        "weight_block_size": None if isinstance(block, str) else list(block),
         "modules_to_not_convert": ["lm_head", *skip],
     }
+    if compressed:
+        weights = {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": False, "strategy": block}
+        inputs = {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": True, "strategy": "token"}
+        group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs, "output_activations": None}
+        settings = {"quant_method": "compressed-tensors", "format": "float-quantized", "ignore": ["lm_head", *skip]}
+        settings |= {"quantization_status": "compressed", "config_groups": {"group_0": group}}
     table = e4m3()
     numbers = np.flatnonzero(~np.isnan(table))
 
     def module(rows: int, columns: int) -> tuple[dict[str, Any], np.ndarray]:
         codes = numbers[rng.integers(0, len(numbers), (rows, columns))]
-        blocks = (-(-rows // block[0]), -(-columns // block[1]))
+        high, wide = BLOCKS.get(block, block)
+        high, wide = high or rows, wide or columns
+        blocks = (-(-rows // high), -(-columns // wide))
         scales = mx.array(rng.uniform(0.005, 0.02, blocks) / columns**0.5).astype(scale_dtype)
         exact = np.array(scales.astype(mx.float32))
-        of_each = np.kron(exact, np.ones(block, np.float32))[:rows, :columns]  # the scale of each value
+        of_each = np.kron(exact, np.ones((high, wide), np.float32))[:rows, :columns]  # the scale of each value
         weight = table[codes] * of_each
-        tensors: dict[str, Any] = {"weight": mx.array(codes.astype(np.uint8)), "weight_scale_inv": scales}
+        scales = scales.reshape({"scalar": (), "tensor": (1,)}.get(block, blocks))
+        leaf = "weight_scale" if compressed else "weight_scale_inv"
+        tensors: dict[str, Any] = {"weight": mx.array(codes.astype(np.uint8)), leaf: scales}
         if scheme == "static":
             tensors["activation_scale"] = mx.array(rng.uniform(0.5, 1.5, ()).astype(np.float32))
         return tensors, weight

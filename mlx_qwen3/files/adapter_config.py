@@ -82,7 +82,7 @@ class PeftConfig(AdapterConfig):
     alpha: float = 1.0
 
     def targets(self, module: str, layers: int) -> bool:
-        raw, wanted = self.raw, self.raw.get("target_modules")
+        raw, wanted = self.raw, self.raw.get("target_modules") or ()
         if self.targets_parameter(f"{module}.weight"):
             return True
         if _named(raw.get("exclude_modules"), module) or self.saves(module, layers):

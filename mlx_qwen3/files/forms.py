@@ -41,26 +41,34 @@ SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {
         "rotation": ("",),
     },
     COMPRESSED: {
-        "format": ("pack-quantized",),
+        "format": ("pack-quantized", "float-quantized"),
         "quantization_status": ("compressed",),
         "kv_cache_scheme": ({},),
         "sparsity_config": ({}, {"format": "dense"}),
         "transform_config": ({},),
     },
 }
-# The same for the parts of a group of compressed-tensors
-GROUP: dict[str, tuple[Any, ...]] = {
-    "input_activations": ({},),
-    "output_activations": ({},),
-    "format": ("pack-quantized",),
+# The same for the parts of a group of compressed-tensors, by its format
+GROUP: dict[str, dict[str, tuple[Any, ...]]] = {
+    "pack-quantized": {"input_activations": ({},), "output_activations": ({},), "format": ("pack-quantized",)},
+    "float-quantized": {"output_activations": ({},), "format": ("float-quantized",)},  # inputs are not rounded here
 }
-WEIGHTS: dict[str, tuple[Any, ...]] = {
-    "num_bits": (8, 4),
-    "type": ("int",),
-    "strategy": ("tensor", "group", "channel"),
-    "symmetric": (True, False),
-    "dynamic": (False,),
-    "block_structure": ("",),
+WEIGHTS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "pack-quantized": {
+        "num_bits": (8, 4),
+        "type": ("int",),
+        "strategy": ("tensor", "group", "channel"),
+        "symmetric": (True, False),
+        "dynamic": (False,),
+        "block_structure": ("",),
+    },
+    "float-quantized": {
+        "num_bits": (8,),
+        "type": ("float",),
+        "strategy": ("tensor", "channel", "block"),
+        "symmetric": (True,),
+        "dynamic": (False,),
+    },
 }
 # Settings that were used while packing or choose a kernel, and lists of modules, which the tensors show
 SILENT = frozenset(
@@ -82,7 +90,7 @@ class Form:
     method: str
     bits: int | None = None
     group_size: int | None = None  # columns; -1 is a whole row
-    block: tuple[int, int] = (128, 128)  # rows and columns that share a scale in FP8
+    block: tuple[int, int] = (128, 128)  # rows and columns that share a scale in FP8, if there is not one for each row
     zero_offset: int = 0  # what is added to a stored zero point
     ordered: bool = False  # groups are not runs of columns, so every matrix needs its list of groups
     symmetric: bool | None = None  # whether there are no zero points
@@ -104,10 +112,15 @@ def read_form(raw: Mapping[str, Any]) -> Form | None:
 
 
 def _fp8(settings: Mapping[str, Any], checked: Mapping[str, Any]) -> Form:
-    block = settings.get("weight_block_size", [128, 128])
+    return Form(FP8, bits=8, block=_block(settings, "weight_block_size", FP8))
+
+
+def _block(settings: Mapping[str, Any], key: str, method: str) -> tuple[int, int]:
+    """Rows and columns. Without them a matrix has one scale, or one for each row; its tensors tell."""
+    block = [128, 128] if settings.get(key) is None else settings[key]
     if not (isinstance(block, list) and len(block) == 2 and all(is_int(size) and size > 0 for size in block)):
-        raise _refused(FP8, "weight_block_size", block, "two positive integers, rows and columns")
-    return Form(FP8, bits=8, block=(block[0], block[1]))
+        raise _refused(method, key, block, "two positive integers, rows and columns")
+    return block[0], block[1]
 
 
 def _awq(settings: Mapping[str, Any], checked: Mapping[str, Any]) -> Form:
@@ -131,25 +144,28 @@ def _compressed(settings: Mapping[str, Any], checked: Mapping[str, Any]) -> Form
     groups = mapping(settings, "config_groups")
     if not groups:
         raise _refused(COMPRESSED, "config_groups", settings.get("config_groups"), "an object of groups")
-    found = [_weights(name, group) for name, group in groups.items()]
-    if len(set(found)) > 1:
-        return Form(COMPRESSED)
-    bits, group_size, symmetric = found[0]
-    return Form(COMPRESSED, bits, group_size, symmetric=symmetric)
+    found = [_weights(name, group, checked["format"]) for name, group in groups.items()]
+    if len(set(found)) == 1:
+        return found[0]
+    if found[0].method == FP8:
+        raise ConfigError(f"config_groups of {COMPRESSED} differ in {KEY}, which FP8 cannot be read with; {REMEDY}")
+    return Form(COMPRESSED)
 
 
-def _weights(name: str, group: Any) -> tuple[int, int | None, bool]:
-    """(bits, group size, symmetric) of one group of modules."""
+def _weights(name: str, group: Any, stored: str) -> Form:
+    """The form of one group of modules."""
     place = f"config_groups.{short(name)}"
     if not isinstance(group, dict):
         raise _refused(COMPRESSED, place, group, "an object with targets and weights")
-    _checked(group, GROUP, COMPRESSED, f"{place}.")
+    _checked(group, GROUP[stored], COMPRESSED, f"{place}.")
     weights = mapping(group, "weights")
-    checked = _checked(weights, WEIGHTS, COMPRESSED, f"{place}.weights.")
+    checked = _checked(weights, WEIGHTS[stored], COMPRESSED, f"{place}.weights.")
+    if checked["type"] == "float":
+        return Form(FP8, bits=8, block=_block(weights, "block_structure", COMPRESSED))
     if checked["strategy"] == "tensor":
         raise _refused(COMPRESSED, f"{place}.weights.strategy", weights.get("strategy"), "'group' or 'channel'")
     size = -1 if checked["strategy"] == "channel" else _group_size(weights, COMPRESSED)
-    return checked["num_bits"], size, checked["symmetric"]
+    return Form(COMPRESSED, checked["num_bits"], size, symmetric=checked["symmetric"])
 
 
 def _group_size(settings: Mapping[str, Any], method: str, key: str = "group_size") -> int | None:

@@ -5,7 +5,7 @@ values that are computed when they are read. transformers is the authority for F
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import mlx.core as mx
@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import CheckpointError, ConfigError, warn
 from .derived import Derivation, DerivedTensor, Latest, Rows
 from .dtypes import FLOATS, NAMES, prevailing
-from .forms import AWQ, COMPRESSED, FP8, GPTQ, KEY, REMEDY, Form
+from .forms import AWQ, COMPRESSED, FP8, GPTQ, KEY, Form
 from .headers import StoredTensor
 from .integers import WORD, Columns, Integers, awq, compressed, gptq, integers_of
 from .quantization import Quantization
@@ -132,7 +132,7 @@ def _take(tensors: Tensors, name: str, shape: tuple[int, ...], form: Form) -> Ma
     """Removes the tensors of a module. A bias of zeros is removed too: GPTQ programs write one for every module."""
     method = form.method
     if method == FP8:
-        _check_by_block(tensors, name)
+        _rename_scale(tensors, name)
     if missing := [leaf for leaf in NEEDED[method] if f"{name}.{leaf}" not in tensors]:
         raise CheckpointError(f"{name} is packed, but {name}.{missing[0]} is missing; the checkpoint is incomplete")
     names = (*NEEDED[method], *OPTIONAL[method])
@@ -147,14 +147,12 @@ def _take(tensors: Tensors, name: str, shape: tuple[int, ...], form: Form) -> Ma
     return matrix
 
 
-def _check_by_block(tensors: Tensors, name: str) -> None:
-    """Raises CheckpointError if an FP8 matrix has one scale, or one for each row, which other programs make."""
-    scale = tensors.get(f"{name}.weight_scale_inv") or tensors.get(f"{name}.weight_scale")
-    if scale and (scale.name.endswith("weight_scale") or len(scale.shape) < 2):
-        raise CheckpointError(
-            f"{short(scale.name)} has shape {list(scale.shape)}: FP8 is read with a scale for each block "
-            f"(weight_scale_inv, as in Qwen's releases), not with one for a matrix or a row; {REMEDY}"
-        )
+def _rename_scale(tensors: Tensors, name: str) -> None:
+    """Gives the scale of an FP8 matrix Qwen's name; compressed-tensors has another. A scalar becomes a vector."""
+    for leaf in ("weight_scale_inv", "weight_scale"):
+        if scale := tensors.pop(f"{name}.{leaf}", None):
+            tensors[f"{name}.weight_scale_inv"] = replace(scale, shape=scale.shape or (1,))
+            return
 
 
 def _float_dtype(tensors: Mapping[str, StoredTensor]) -> mx.Dtype:
@@ -166,12 +164,16 @@ def _float_dtype(tensors: Mapping[str, StoredTensor]) -> mx.Dtype:
 
 
 def _fp8(matrix: Matrix, form: Form, kept: mx.Dtype) -> Tensors:
-    high, wide = form.block
     weight = matrix.check("weight", matrix.shape, mx.uint8, code=FP8_CODE)
-    blocks = (-(-matrix.shape[0] // high), -(-matrix.shape[1] // wide))
-    scales = matrix.check("weight_scale_inv", blocks, *FLOATS)
-    rows = partial(fp8_rows, weight, scales, form.block)
-    return {"weight": matrix.derive("weight", mx.float32, matrix.shape, rows, kept, "unpacked from fp8")}
+    rows, columns = matrix.shape
+    whole, row = (rows, columns), (1, columns)
+    alone = {(1,): whole, (1, 1): whole, (rows,): row, (rows, 1): row}  # what a scale is for, if there are no blocks
+    shape = matrix.leaves["weight_scale_inv"].shape
+    block = alone.get(shape, form.block)
+    grid = (-(-rows // block[0]), -(-columns // block[1]))
+    scales = matrix.check("weight_scale_inv", shape if shape in alone else grid, *FLOATS)
+    read = partial(fp8_rows, weight, replace(scales, shape=grid), block)
+    return {"weight": matrix.derive("weight", mx.float32, matrix.shape, read, kept, "unpacked from fp8")}
 
 
 def fp8_rows(weight: StoredTensor, scales: StoredTensor, block: tuple[int, int], first: int, count: int) -> Floats:
@@ -181,8 +183,10 @@ def fp8_rows(weight: StoredTensor, scales: StoredTensor, block: tuple[int, int],
     values = FP8_VALUES.take(np.frombuffer(run.read(), np.uint8)).reshape(run.shape)  # faster than an index
     top, bottom = first // high, -(-(first + count) // high)
     wider = np.repeat(floats_of(scales.rows(top, bottom - top)), wide, axis=1)[:, : run.shape[1]]
-    for index, factors in enumerate(wider, top):
-        values[max(index * high - first, 0) : (index + 1) * high - first] *= factors
+    if high == 1:
+        return values * wider
+    for index, row in enumerate(wider, top):
+        values[max(index * high - first, 0) : (index + 1) * high - first] *= row
     return values
 
 

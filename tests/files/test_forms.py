@@ -74,11 +74,19 @@ def compressed(**weights: Any) -> dict[str, Any]:
     return {**COMPRESSED, "config_groups": {"group_0": {**GROUP, "weights": {**WEIGHTS, **weights}}}}
 
 
+def floats(**weights: Any) -> dict[str, Any]:
+    """As llm-compressor writes FP8_DYNAMIC."""
+    fp8 = {**WEIGHTS, "num_bits": 8, "type": "float", "strategy": "channel", "group_size": None, **weights}
+    group = {**GROUP, "input_activations": {"num_bits": 8, "type": "float", "dynamic": True}, "weights": fp8}
+    return {**COMPRESSED, "format": "float-quantized", "config_groups": {"group_0": group}}
+
+
 READ: dict[str, tuple[dict[str, Any], Form]] = {
     "fp8": (FP8, Form("fp8", 8)),
     "fp8 without a block": ({"quant_method": "fp8"}, Form("fp8", 8)),
     "fp8 static": ({**FP8, "activation_scheme": "static"}, Form("fp8", 8)),
     "fp8 of other blocks": ({**FP8, "weight_block_size": [64, 32]}, Form("fp8", 8, block=(64, 32))),
+    "fp8 with one scale": ({**FP8, "weight_block_size": None}, Form("fp8", 8)),
     "awq": (AWQ, Form("awq", 4, 128, symmetric=False)),
     "awq in capitals": ({**AWQ, "version": "GEMM"}, Form("awq", 4, 128, symmetric=False)),
     "awq as AutoAWQ's own file": (
@@ -102,6 +110,9 @@ READ: dict[str, tuple[dict[str, Any], Form]] = {
         compressed(strategy="channel", group_size=None, num_bits=8, symmetric=False),
         Form("compressed-tensors", 8, -1, symmetric=False),
     ),
+    "compressed fp8 by rows": (floats(), Form("fp8", 8)),
+    "compressed fp8 by matrices": (floats(strategy="tensor"), Form("fp8", 8)),
+    "compressed fp8 by blocks": (floats(strategy="block", block_structure=[64, 32]), Form("fp8", 8, block=(64, 32))),
     "compressed in two ways": (
         {
             **COMPRESSED,
@@ -125,7 +136,6 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "a list": ({"quant_method": ["awq"]}, r"quant_method is \['awq'\]"),
     "e5m2": ({**FP8, "fmt": "e5m2"}, "fmt of fp8 is 'e5m2'"),
     "scales of ue8m0": ({**FP8, "scale_fmt": "ue8m0"}, "scale_fmt of fp8 is 'ue8m0'"),
-    "one scale": ({**FP8, "weight_block_size": None}, "weight_block_size of fp8 is None"),
     "block of 0": ({**FP8, "weight_block_size": [0, 128]}, r"weight_block_size of fp8 is \[0, 128\]"),
     "block of true": ({**FP8, "weight_block_size": [True, 128]}, "weight_block_size of fp8"),
     "other activations": ({**FP8, "activation_scheme": "block"}, "activation_scheme of fp8 is 'block'"),
@@ -154,6 +164,25 @@ REFUSED: dict[str, tuple[Any, str]] = {
         "config_groups.g.input_activations",
     ),
     "floats": (compressed(type="float"), "config_groups.group_0.weights.type of compressed-tensors is 'float'"),
+    "ints of fp8": (floats(type="int"), "weights.type of compressed-tensors is 'int'"),
+    "fp4": (floats(num_bits=4), "weights.num_bits of compressed-tensors is 4"),
+    "fp8 with zero points": (floats(symmetric=False), "weights.symmetric of compressed-tensors is False"),
+    "fp8 in groups": (floats(strategy="group"), "weights.strategy of compressed-tensors is 'group'"),
+    "fp8 of blocks of text": (floats(block_structure="128x128"), "block_structure of compressed-tensors is '128x128'"),
+    "fp8 in two ways": (
+        {**floats(), "config_groups": {**floats()["config_groups"], "b": {"weights": WEIGHTS}}},
+        "config_groups.b.weights.num_bits of compressed-tensors is 4",
+    ),
+    "fp8 of two kinds of block": (
+        {
+            **floats(),
+            "config_groups": {
+                "a": floats(strategy="block", block_structure=[64, 32])["config_groups"]["group_0"],
+                **floats()["config_groups"],
+            },
+        },
+        "config_groups of compressed-tensors differ",
+    ),
     "3 bits": (compressed(num_bits=3), "weights.num_bits of compressed-tensors is 3"),
     "tensor": (compressed(strategy="tensor"), "weights.strategy of compressed-tensors is 'tensor'"),
     "block": (compressed(strategy="block"), "weights.strategy of compressed-tensors is 'block'"),

@@ -51,6 +51,9 @@ FP8: dict[str, dict[str, Any]] = {
     "fp8 with ragged edges": {"block": (48, 80)},
     "fp8 with scales in float32": {"block": (32, 32), "scale_dtype": mx.float32},
     "fp8 with modules in bf16": {"block": (64, 64), "skip": ("layers.0.self_attn.k_proj", "layers.1.mlp.down_proj")},
+    "fp8 with one scale": {"block": "scalar", "scale_dtype": mx.float32},
+    "compressed fp8 by rows": {"block": "channel", "compressed": True},
+    "compressed fp8 by matrices": {"block": "tensor", "compressed": True, "scheme": "static"},
 }
 
 
@@ -204,16 +207,22 @@ def test_modules_may_differ_if_config_json_says_so(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("leaf", "shape"), [("weight_scale_inv", ()), ("weight_scale_inv", (1,)), ("weight_scale", (192, 1))]
+    ("leaf", "shape", "message"),
+    [
+        ("weight_scale_inv", (192, 2), r"q_proj.weight_scale_inv has shape \[192, 2\], but config.json gives \[2, 1\]"),
+        ("weight_scale", (2,), r"q_proj.weight_scale has shape \[2\], but config.json gives \[2, 1\]"),
+        ("weight_scale", (), r"holds .*q_proj.weight_scale, which"),
+    ],
 )
-def test_fp8_without_blocks_is_refused_by_name(tmp_path, leaf, shape):
+def test_scales_of_fp8_that_do_not_fit_are_named(tmp_path, leaf, shape, message):
     path = write_fp8(tmp_path / "release").folder / "model.safetensors"
     rename_dtype(path, {"weight": "U8"}, "F8_E4M3")
     tensors = mx.load(str(path))
-    del tensors[f"{Q}.weight_scale_inv"]
+    if shape:  # in place of the other
+        del tensors[f"{Q}.weight_scale_inv"]
     mx.save_safetensors(str(path), {**tensors, f"{Q}.{leaf}": mx.ones(shape)}, {"format": "pt"})
     rename_dtype(path, {"weight": "F8_E4M3"})
-    with pytest.raises(CheckpointError, match=rf"q_proj.{leaf} has shape .*: FP8 is read with a scale for each block"):
+    with pytest.raises(CheckpointError, match=message):
         _ = Checkpoint(path.parent).parts
 
 
