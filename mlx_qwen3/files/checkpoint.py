@@ -63,7 +63,7 @@ class Checkpoint:
         if CONFIG not in self:
             if adapter_config.has_adapter(self.folder):
                 raise CheckpointError(adapter_config.what_it_is(self.folder, str(self.folder)))
-            _refuse_gguf(self.folder)
+            _refuse_other_content(self.folder)
             raise CheckpointError(f"{self.folder / CONFIG} does not exist; a checkpoint folder needs {CONFIG}")
         return self.settings(CONFIG)
 
@@ -175,20 +175,23 @@ def _weight_files(folder: Path, index: Mapping[str, str]) -> list[Path]:
         return present
     if adapter_config.has_adapter(folder):
         raise CheckpointError(adapter_config.what_it_is(folder, str(folder)))
+    _refuse_other_content(folder)
     pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
     if pickles:
         raise CheckpointError(
             f"{folder} has its weights in {short(pickles[0])}, a pickle file, which can run code when it is opened; "
             "save it with transformers' save_pretrained, which writes safetensors"
         )
-    _refuse_gguf(folder)
     raise CheckpointError(f"{folder} has no model*.safetensors; expected a Hugging Face or mlx-lm checkpoint folder")
 
 
-def _refuse_gguf(folder: Path) -> None:
-    """For a folder that lacks what a checkpoint needs: its weights may be in another form."""
+def _refuse_other_content(folder: Path) -> None:
+    """For a folder that lacks what a checkpoint needs: its weights may be in another form, or in folders inside it."""
     if packed := sorted(path.name for path in folder.glob("*.gguf")):
         raise CheckpointError(f"{folder} has its weights in {short(packed[0])}, a GGUF file; {NO_GGUF}")
+    if steps := [path.parent for path in folder.glob("checkpoint-*/*config.json")]:
+        last = max(steps, key=lambda step: (len(step.name), step.name))
+        raise CheckpointError(f"{folder} has checkpoints of a training, and no model; give one of them, as in {last}")
 
 
 def _check_index(index: Mapping[str, str], tensors: Mapping[str, StoredTensor]) -> None:

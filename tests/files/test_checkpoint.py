@@ -12,6 +12,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from adapting import write_peft
 from checkpoints import TINY, VOCABULARY, random_weights, write_checkpoint, write_shards, write_tokenizer
 from safetensors.numpy import save_file
 
@@ -236,6 +237,17 @@ def test_gguf_is_refused_with_what_to_take_instead(tmp_path):
         load_model(tmp_path)
     (tmp_path / "config.json").unlink()  # as most folders of GGUF files are
     with pytest.raises(CheckpointError, match=r"qwen3-q8_0.gguf, a GGUF file"):
+        load_model(tmp_path)
+
+
+def test_of_the_folder_of_a_training_the_last_checkpoint_is_named(tmp_path):
+    for step in ("checkpoint-90", "checkpoint-100"):
+        write_peft(tmp_path / step)
+    (tmp_path / "training_args.bin").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"has checkpoints of a training, and no model; .*/checkpoint-100$"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(TINY))
+    with pytest.raises(CheckpointError, match="has checkpoints of a training"):
         load_model(tmp_path)
 
 
