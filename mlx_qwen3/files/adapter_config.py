@@ -52,6 +52,11 @@ class AdapterConfig:
         return PEFT_WEIGHTS if self.form == "PEFT" else MLX_LM_WEIGHTS
 
     @property
+    def remedy(self) -> str:
+        """What to do with one that cannot be used beside the weights."""
+        return MERGE if self.form == "PEFT" else "merge it into the model with mlx_lm.fuse, and use the merged model"
+
+    @property
     def in_words(self) -> str:
         """Such as: a PEFT LoRA adapter of rank 8 for Qwen/Qwen3-0.6B."""
         rank = "" if self.method == "full" else f" of rank {self.rank}"

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import CheckpointError
 from . import adapter_config
-from .adapter_config import MERGE, AdapterConfig
+from .adapter_config import AdapterConfig
 from .adapter_experts import split, stacks
 from .config import Qwen3Config
 from .derived import Latest
@@ -145,7 +145,7 @@ class Reader:
         if magnitude is None:
             return {part: LowRank(*each, leaves.transposed, scale) for part, each in self._apart(parts, a, b)}
         if leaves in (PEFT_EMBEDDING, MLX_EXPERTS) or "experts" in module:
-            raise CheckpointError(f"{self._name(magnitude)}: DoRA of {module} is not supported; {MERGE}")
+            raise self._unsupported(magnitude, f"DoRA of {module} is")
         self._check(magnitude, (outputs,), module)
         return {parts[0]: LowRank(a, b, leaves.transposed, scale, magnitude)}
 
@@ -174,7 +174,7 @@ class Reader:
         if not wanted and parts[0] not in (EMBEDDING, HEAD):
             raise CheckpointError(f"{self._name(tensor)} is outside the modules that {adapter_config.FILE} names")
         if "experts" in module or "switch_mlp" in module:
-            raise CheckpointError(f"{self._name(tensor)}: whole weights of experts are not supported; {MERGE}")
+            raise self._unsupported(tensor, "whole weights of experts are")
         self._check(tensor, self._shapes[parts[0]], module)
         return {parts[0]: tensor}
 
@@ -205,6 +205,9 @@ class Reader:
                 f"{self._name(tensor)} has shape {list(tensor.shape)}, but this model and {adapter_config.FILE} give "
                 f"{list(expected)}; {self._bases()}"
             )
+
+    def _unsupported(self, tensor: StoredTensor, what: str) -> CheckpointError:
+        return CheckpointError(f"{self._name(tensor)}: {what} not supported; {self._settings.remedy}")
 
     def _unexpected(self, name: str) -> str:
         return f"{self._name(self._left[name])} does not belong to any module of this model; {self._bases()}"

@@ -3,8 +3,8 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-from adapting import ATTENTION, refused, write_mlx_lm, write_peft
-from checkpoints import TINY, TINY_MOE
+from adapting import ATTENTION, mlx_matrices, refused, write_mlx_lm, write_peft
+from checkpoints import TINY, TINY_MOE, shapes
 
 from mlx_qwen3.files.adapters import open_adapter
 from mlx_qwen3.files.config import Qwen3Config
@@ -92,6 +92,14 @@ def test_an_adapter_that_changes_nothing_is_refused(tmp_path):
     message = "changes nothing: its adapter_config.json names no module of this model; the adapter was trained on Qwen"
     refused(write_peft(tmp_path / "a", ("w_pack",)), message)
     refused(write_mlx_lm(tmp_path / "b", keys=["mixer.in_proj"]), message)
+
+
+def test_whole_weights_of_experts_are_refused_with_what_merges_them(tmp_path):
+    found = {f"{name}.weight": shape for name, shape in mlx_matrices(TINY_MOE).items()}
+    found |= {name: shape for name, shape in shapes(TINY_MOE).items() if len(shape) == 1 and "layers" in name}
+    weights = {name: np.ones(shape, np.float32) for name, shape in found.items()}
+    folder = write_mlx_lm(tmp_path, "full", TINY_MOE, change=lambda t: (t.clear(), t.update(weights)))
+    refused(folder, r"gate_proj\.weight .*: whole weights of experts are not supported; merge .* mlx_lm\.fuse", MOE)
 
 
 def test_dora_of_experts_and_of_an_embedding_is_refused(tmp_path):
