@@ -14,6 +14,7 @@ from mlx_qwen3.conversion.verify import report, verify
 from mlx_qwen3.errors import VerificationError
 from mlx_qwen3.files.checkpoint import Checkpoint
 from mlx_qwen3.progress import silent
+from mlx_qwen3.table import Line
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def test_verify_says_how_many(source, tmp_path):
     convert(source, tmp_path / "out", quantize="affine4", divergence=False)
     verification = verify(tmp_path / "out", source)
     assert verification.errors == 24
-    assert "the errors of 24 tensors, measured again, are as certified" in report(verification)
+    assert Line("the errors of 24 tensors, measured again, are as certified") in report(verification)
     assert verify(tmp_path / "out").errors == 0
 
 
