@@ -17,7 +17,7 @@ QUIET = {**os.environ, "MLX_QWEN3_BLAS": "none"}  # or a line of advice joins st
 
 def run(*command: Any, **options: Any) -> subprocess.CompletedProcess[bytes]:
     """Any command, in a process."""
-    options = {"capture_output": True, "timeout": 60, "env": QUIET, **options}
+    options = {"capture_output": True, "timeout": 300, "env": QUIET, **options}
     return subprocess.run([str(part) for part in command], **options)
 
 

@@ -134,7 +134,7 @@ class Page:
     def js(self, code: str, *values: Any) -> Any:
         return self.driver.execute_script(code, *values)
 
-    def wait(self, condition: Any, seconds: float = 20) -> Any:
+    def wait(self, condition: Any, seconds: float = 60) -> Any:
         from selenium.webdriver.support.ui import WebDriverWait
 
         return WebDriverWait(self.driver, seconds, 0.05).until(lambda _driver: condition())

@@ -104,6 +104,7 @@ def serving(sources: dict[str, str] | None = None, **options: Any) -> Iterator[S
 
 
 def wait_until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
+        time.sleep(0.001)  # the server's threads need the interpreter

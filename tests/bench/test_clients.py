@@ -83,7 +83,7 @@ def test_a_crowd_asks_at_once():
 
     def reply(request):
         if len(request["messages"]) == 2:
-            together.wait(10)
+            together.wait(60)
         yield from echo(request)
 
     agents = MIXES[1]
@@ -105,7 +105,7 @@ def test_gaps_of_a_running_reply():
 
     def running(request):
         yield from map(chunk, "abcd")
-        arrived.wait(10)
+        arrived.wait(60)
         yield from map(chunk, "ef")
         answered.set()
         while not left.is_set():
@@ -116,7 +116,7 @@ def test_gaps_of_a_running_reply():
             yield from running(request)
         else:
             arrived.set()
-            answered.wait(10)
+            answered.wait(60)
             yield from echo(request)
 
     with stub(reply) as server:
@@ -136,7 +136,7 @@ def test_a_running_reply_that_ends_too_early(monkeypatch):
             yield from map(chunk, "abc")
             yield "[DONE]"
         else:
-            over.wait(10)
+            over.wait(60)
             yield from echo(request)
 
     def asked(port, request, *arguments):  # the times are those of the client, who may read late what was sent

@@ -42,5 +42,5 @@ def test_a_worker_that_fails_or_is_killed_is_reported(chat):
 def test_a_worker_ends_with_its_parent():
     worker = Worker(Contestant("mlx-qwen3", KINDS["mlx-qwen3"], None))
     worker._process.stdin.close()  # as the system does it
-    assert worker._process.wait(timeout=30) == 1
+    assert worker._process.wait(timeout=60) == 1
     worker.close()

@@ -158,7 +158,7 @@ def test_ctrl_c_ends_with_what_was_written(chat):
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0) as process:
         begun = process.stdout.read(5)
         process.send_signal(signal.SIGINT)
-        rest, stderr = process.communicate(timeout=30)
+        rest, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert len(begun) > 0
     assert (begun + rest).endswith(b"\n")

@@ -70,12 +70,12 @@ def test_a_folder_is_called_by_its_last_part(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_it_serves_until_a_signal(sent, code):
-    words = [sys.executable, "-m", "mlx_qwen3", "serve", "demo", "--port", "0", "--drain", "5s"]
+    words = [sys.executable, "-m", "mlx_qwen3", "serve", "demo", "--port", "0", "--drain", "60s"]
     process = subprocess.Popen(words, cwd=ROOT, env=QUIET, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         while not (match := re.search(r"listening on http://127.0.0.1:(\d+)", process.stderr.readline())):
             assert process.poll() is None
-        connection = http.client.HTTPConnection("127.0.0.1", int(match[1]), timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", int(match[1]), timeout=60)
         asked = {"messages": [{"role": "user", "content": "What is 17 + 25?"}], "stream": True}
         connection.request("POST", "/v1/chat/completions", json.dumps(asked))
         response = connection.getresponse()
@@ -83,7 +83,7 @@ def test_it_serves_until_a_signal(sent, code):
         process.send_signal(sent)
         assert response.read().endswith(b"data: [DONE]\n\n")  # the reply is complete
         connection.close()
-        assert process.wait(30) == code
+        assert process.wait(60) == code
         log = process.stderr.read()
         assert re.search(r"POST /v1/chat/completions 200 model=demo .* finish=stop", log)
         assert "Traceback" not in log

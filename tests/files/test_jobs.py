@@ -20,7 +20,7 @@ def test_every_job_runs_once(count):
 
 
 def test_jobs_run_at_the_same_time():
-    everybody = threading.Barrier(THREADS, timeout=30)
+    everybody = threading.Barrier(THREADS, timeout=60)
     run([everybody.wait] * THREADS)  # each waits for all others
 
 
@@ -34,7 +34,7 @@ def test_an_error_is_raised_and_no_job_begins_after_it():
 
     def work() -> None:
         begun.append(1)
-        assert failed.wait(30)
+        assert failed.wait(60)
 
     with pytest.raises(ValueError, match="no such block"):
         run([fail, *[work] * 100_000])
@@ -68,7 +68,7 @@ def test_ctrl_c_ends_the_work(monkeypatch):
 
     def work() -> None:
         begun.append(1)
-        assert released.wait(30)
+        assert released.wait(60)
 
     monkeypatch.setattr(jobs, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -77,7 +77,7 @@ def test_a_body_that_is_too_large(guarded):
 
 
 def test_a_large_body_that_does_not_say_so(guarded):
-    with socket.create_connection(("127.0.0.1", guarded.port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", guarded.port), timeout=60) as client:
         head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\nTransfer-Encoding: chunked\r\n\r\n"
         client.sendall(head.encode() + b"".join(b"3e8\r\n" + b"x" * 1000 + b"\r\n" for _ in range(3)))
         assert client.recv(100).startswith(b"HTTP/1.1 413")
@@ -90,7 +90,7 @@ def test_a_compressed_body(demo):
 
 
 def test_a_body_that_does_not_come(guarded):
-    with socket.create_connection(("127.0.0.1", guarded.port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", guarded.port), timeout=60) as client:
         head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\nContent-Length: 100\r\n\r\n{{"
         client.sendall(head.encode())
         assert client.recv(100).startswith(b"HTTP/1.1 408")

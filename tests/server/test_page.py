@@ -50,7 +50,7 @@ def test_stop(page, way):
         page.find("#send").click()
     else:
         page.press(ESCAPE)
-    assert page.script.left.wait(10)
+    assert page.script.left.wait(60)
     page.wait(lambda: page.idle)
     assert page.text(".content") == "One"
     assert page.text(".stats").endswith("stopped")
@@ -98,7 +98,7 @@ def test_a_reload_keeps_the_conversation(page):
     page.send("more")
     page.wait(lambda: page.texts(".content")[-1:] == ["Half"])
     page.driver.refresh()
-    assert page.script.left.wait(10)
+    assert page.script.left.wait(60)
     assert page.texts(".content")[-1] == "Half"
     assert page.texts(".stats")[-1].endswith("stopped")
 

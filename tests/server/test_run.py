@@ -25,14 +25,14 @@ def impatient():
 
 @pytest.mark.parametrize("begun", [b"", b"GET /health HTTP/1.1\r\nHost: x"])
 def test_a_connection_without_a_request_is_closed(impatient, begun):
-    with socket.create_connection(("127.0.0.1", impatient.port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", impatient.port), timeout=60) as client:
         client.sendall(begun)
         with suppress(ConnectionResetError):
             assert client.recv(100) == b""
 
 
-def test_a_connection_is_kept_for_the_next_request(impatient):
-    connection = http.client.HTTPConnection("127.0.0.1", impatient.port, timeout=10)
+def test_a_connection_is_kept_for_the_next_request(demo):
+    connection = http.client.HTTPConnection("127.0.0.1", demo.port, timeout=60)
     connection.connect()
     first = connection.sock
     for _ in range(3):

@@ -37,7 +37,7 @@ class Crowd:
 
     async def run(self, requests, clients=CLIENTS):
         self._left, start = requests, time.perf_counter()
-        async with asyncio.timeout(200):
+        async with asyncio.timeout(600):
             await asyncio.gather(*[self._client() for _ in range(clients)])
         print(f"{requests} requests in {time.perf_counter() - start:.1f} s")
 
@@ -122,7 +122,7 @@ async def metric(port, name):
 
 async def quiet(port):
     """Wait until no reply runs or waits."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while await metric(port, "running_replies") or await metric(port, "queue_replies"):
             await asyncio.sleep(0.05)
 
@@ -173,5 +173,5 @@ def test_nobody_waits_for_ever_and_nothing_is_kept(served):
     descriptors = len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
     assert descriptors < 60
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     assert "Traceback" not in log.read_text()

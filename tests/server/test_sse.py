@@ -2,13 +2,35 @@
 
 import asyncio
 from contextlib import AsyncExitStack
+from types import SimpleNamespace
 
+import pytest
+
+from mlx_qwen3.server import sse
 from mlx_qwen3.server.answers import Text
 from mlx_qwen3.server.sse import EventStream, event
 
 
+class Loop(asyncio.SelectorEventLoop):
+    """Its clock stands still while something runs, and jumps over waits: no test hangs on a speed."""
+
+    def __init__(self):
+        super().__init__()
+        self._now, select = 0.0, self._selector.select
+
+        def jump(timeout):
+            assert timeout is not None, "nobody would ever go on"
+            self._now += timeout
+            return select(0)
+
+        self._selector.select = jump
+
+    def time(self):
+        return self._now
+
+
 def run(events, receive, send, stall=5.0, scope=None):
-    """Returns what was sent and whether the clean-up ran."""
+    """Returns whether the clean-up ran."""
     closed = []
 
     async def go():
@@ -16,7 +38,9 @@ def run(events, receive, send, stall=5.0, scope=None):
         stack.callback(closed.append, True)
         await EventStream(events, stack, stall)(scope or {"type": "http"}, receive, send)
 
-    asyncio.run(go())
+    with asyncio.Runner(loop_factory=Loop) as runner, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sse, "time", SimpleNamespace(monotonic=runner.get_loop().time))
+        runner.run(go())
     return closed
 
 
@@ -101,7 +125,7 @@ def test_a_client_that_reads_slowly_is_not_dropped():
             yield b"x"
 
     async def send(message):
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.9)
         sent.append(message.get("body", b""))
 
     scope = {"type": "http", "abort": lambda: sent.append(b"aborted")}
