@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -30,10 +31,16 @@ ONLY_IN = {
 }
 
 
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    """The parts of a file. It is read once for all tests."""
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
 def imports(path: Path) -> Iterator[tuple[str, ...]]:
     """What a file imports anywhere, as parts: ("mlx_qwen3", "files", "config"), ("numpy",)."""
     here = ("mlx_qwen3", *path.relative_to(PACKAGE).parts[:-1])
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.ImportFrom):
             base = here[: len(here) + 1 - node.level] if node.level else ()
             module = tuple(node.module.split(".")) if node.module else ()
@@ -74,7 +81,7 @@ def test_bench_and_server_use_public_names_only(folder):
             if parts[0] == "mlx_qwen3" and len(parts) > 2 and parts[1] in set(FOLDERS) - {folder}:
                 found = ".".join(parts)
                 assert parts[2] in exported(parts[1]), f"{path.name} imports {found}, which {parts[1]}/ does not export"
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes(path):
             if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
                 owner = ast.unparse(node.value)
                 assert owner in ("self", "cls", "os"), f"{path.name} uses {owner}.{node.attr}"  # os._exit is documented
@@ -118,14 +125,14 @@ def writes(call: ast.Call) -> bool:
 def test_one_place_writes_output_files():
     for path in PACKAGE.rglob("*.py"):
         place = path.relative_to(PACKAGE).as_posix()
-        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call) and writes(node)]
+        calls = [node for node in nodes(path) if isinstance(node, ast.Call) and writes(node)]
         assert not calls or place in WRITERS, f"{place}:{calls[0].lineno} writes a file; use report.py"
 
 
 def test_arrays_of_numpy_are_handed_over_in_one_way():
     """`mx.array(ndarray)` loses a Ctrl-C; files.values.to_mlx does not. It can be told only if NumPy is in the call."""
     for path in set(PACKAGE.rglob("*.py")) - {PACKAGE / "files" / "values.py"}:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes(path):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "mx.array" and node.args:
                 assert not ast.unparse(node.args[0]).startswith("np."), f"{path.name}, line {node.lineno}"
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import pytest
 from checkpoints import TEMPLATE, VOCABULARY, write_checkpoint, write_tokenizer
@@ -112,9 +113,11 @@ def test_errors_end_nothing(tmp_path, monkeypatch):
     assert "1 turn," in stderr  # what failed is not in the history
 
 
-def test_the_end_of_the_context_is_announced():
-    _, _, stderr = run("x y " * 1700, options=["--no-think", "--max-tokens", "2"])
-    assert "warning: the conversation takes 3," in stderr
+def test_the_end_of_the_context_is_announced(tmp_path):
+    shape = {"vocab_size": VOCABULARY, "eos_token_id": 258, "max_position_embeddings": 400}
+    source = str(write_tokenizer(write_checkpoint(tmp_path, **shape)))
+    _, _, stderr = run("x y " * 80, options=["--no-think", "--max-tokens", "2"], source=source)
+    assert re.search(r"warning: the conversation takes 3\d\d of 400 tokens", stderr)
 
 
 @pytest.mark.parametrize(

@@ -3,18 +3,16 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from checkpoints import random_weights, write_checkpoint, write_tokenizer
+from commands import QUIET, ROOT, here
 from inspecting import FOUR
 
-ROOT = Path(__file__).parents[2]
 
-
-def run(*arguments, **options):
-    command = [sys.executable, "-m", "mlx_qwen3", "inspect", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, timeout=120, cwd=ROOT, text=True, **options)
+def run(*arguments, input=None):
+    result = here("inspect", *arguments, input=input)
+    return subprocess.CompletedProcess(result.args, result.returncode, result.stdout.decode(), result.stderr.decode())
 
 
 @pytest.fixture
@@ -23,7 +21,8 @@ def chat(four_layers):
 
 
 def test_everything_is_on_stdout(chat):
-    result = run(chat, "--prompt", "hello", "--layer", "3")
+    command = [sys.executable, "-m", "mlx_qwen3", "inspect", chat, "--prompt", "hello", "--layer", "3"]
+    result = subprocess.run(command, capture_output=True, cwd=ROOT, text=True, env=QUIET)
     assert (result.returncode, result.stderr) == (0, "")
     for text in (
         "the prompt in the chat template, [1, 24] tokens, in float32",
@@ -117,8 +116,7 @@ def test_a_checkpoint_without_tokenizer_or_template(chat, tmp_path):
 
 def test_the_decode_step_of_a_reply_that_generate_prints(chat):
     report = json.loads(run(chat, "--prompt", "hello", "--decode", "3", "--seed", "5", "--json").stdout)
-    generate = [sys.executable, "-m", "mlx_qwen3", "generate", "--model", chat, "--prompt", "hello", "--json"]
-    printed = subprocess.run([*generate, "--seed", "5", "--max-tokens", "4"], capture_output=True, cwd=ROOT)
+    printed = here("generate", "--model", chat, *"--prompt hello --json --seed 5 --max-tokens 4".split())
     tokens = json.loads(printed.stdout)["tokens"]
     assert report["decode"] == {"tokens": [tokens[:3]], "next": tokens[3:]}
     assert (report["batch"], report["length"]) == (1, 1)
@@ -128,7 +126,7 @@ def test_the_decode_step_of_a_reply_that_generate_prints(chat):
 
 
 def test_a_prompt_from_standard_input(chat):
-    assert "[1, 24] tokens" in run(chat, "--prompt", "-", input="hello").stdout
+    assert "[1, 24] tokens" in run(chat, "--prompt", "-", input=b"hello").stdout
 
 
 ERRORS = {

@@ -234,7 +234,7 @@ def eager(monkeypatch):
     ids=["greedy", "sampled", "penalties"],
 )
 def test_guesses_change_no_token(demo, eager, sampling, thinking):
-    options = {"sampling": sampling, "thinking": thinking, "grammar": PEOPLE, "max_tokens": 80, "logprobs": 1}
+    options = {"sampling": sampling, "thinking": thinking, "grammar": PEOPLE, "max_tokens": 48, "logprobs": 1}
     plain = generate(*demo, TEXT, lookup=False, **options)
     for guesser in ({"lookup": True}, {"draft": demo[0]}):
         guessed = generate(*demo, TEXT, **guesser, **options)

@@ -57,7 +57,7 @@ def test_greedy_continuation_equals_transformers(lengths, lively, transformers_m
 def test_mistakes_in_decode_change_the_continuation(lengths, mistake, lively, monkeypatch):
     """That the comparison above can fail."""
     rows = prompts(*lengths)
-    right = generate_batch(load_model(lively, "fp32"), rows, max_tokens=64)
+    right = generate_batch(load_model(lively, "fp32"), rows, max_tokens=32)
     turn, attend, prompt = RoPE.__call__, kernels.attend, max(lengths)
     if mistake == "shifted positions":
         monkeypatch.setattr(RoPE, "__call__", lambda r, p: turn(r, p + (7 if p.shape[1] == 1 else 0)))
@@ -65,7 +65,7 @@ def test_mistakes_in_decode_change_the_continuation(lengths, mistake, lively, mo
         monkeypatch.setattr(RoPE, "__call__", lambda r, p: turn(r, mx.minimum(p, prompt)))
     else:
         monkeypatch.setattr(kernels, "attend", lambda q, kv, *rest: attend(q, mx.stack([kv[0], 0 * kv[1]]), *rest))
-    assert generate_batch(load_model(lively, "fp32"), rows, max_tokens=64) != right
+    assert generate_batch(load_model(lively, "fp32"), rows, max_tokens=32) != right
 
 
 def test_greedy_with_a_repetition_penalty_equals_transformers(lively, transformers_model):
@@ -191,7 +191,7 @@ def attend(tokens, cache):
 def test_decode_holds_the_cache_once(make_step, kv_bits, size, replay_after, tmp_path, monkeypatch):
     """A step that is handed over while the one before it is unfinished copies the cache."""
     wide = {"num_hidden_layers": 1, "num_key_value_heads": 8, "num_attention_heads": 8, "head_dim": 128}
-    tokens = 131_072 - 16  # of `size` bytes: a cache of 1 GB, or of 0.3 GB
+    tokens = 32_768 - 16  # of `size` bytes: a cache of 268 MB, or of 75 MB
     model = load_model(write_checkpoint(tmp_path, **wide, max_position_embeddings=2 * tokens), "fp32")
     empty = mx.get_active_memory()
     cache = model.make_cache(kv_bits=kv_bits)
@@ -205,5 +205,5 @@ def test_decode_holds_the_cache_once(make_step, kv_bits, size, replay_after, tmp
     mx.clear_cache()
     mx.reset_peak_memory()
     assert len(list(steps)) == 5
-    assert cache.nbytes == pytest.approx(131_072 * size, rel=0.01)
+    assert cache.nbytes == pytest.approx(32_768 * size, rel=0.01)
     assert mx.get_peak_memory() - empty < 1.05 * cache.nbytes  # measured 0.004, and 0.04 of 8 bits: the scores

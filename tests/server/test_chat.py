@@ -71,7 +71,7 @@ def test_without_stream_options_no_chunk_has_usage(demo):
 
 
 def test_answers_are_those_of_generate_alone_and_under_16_clients(demo, model):
-    settings = [{"temperature": 2.5, "top_k": 0, "top_p": 1.0, "seed": seed, "max_tokens": 40} for seed in range(16)]
+    settings = [{"temperature": 2.5, "top_k": 0, "top_p": 1.0, "seed": seed, "max_tokens": 24} for seed in range(16)]
     jobs = [(TEXTS[index % len(TEXTS)], setting) for index, setting in enumerate(settings)]
 
     def expected(text, setting):
