@@ -269,7 +269,7 @@ def test_a_reply_needs_no_place_to_compile(tmp_path):
     (tmp_path / "taken" / "mlx").touch()
     for place, reason in (("file", "Not a directory"), ("missing", "No such file"), ("taken", "cannot create")):
         result = reply(tmp_path / place)
-        assert (result.returncode, result.stdout) == (0, expected.stdout)
+        assert (result.returncode, result.stdout) == (0, expected.stdout), result.stderr
         assert result.stderr.count("Qwen3Warning") == 1
         assert "set TMPDIR to a folder" in result.stderr
         assert reason in result.stderr
