@@ -143,13 +143,14 @@ def made_of(shape):
     return model
 
 
+# Measured 0.93 to 0.98. A share near the bound would hang on how early a pass frees its arrays.
 CASES = {
     "one row": {},
-    "a full buffer": {"prompt": 250, "tokens": 8},
+    "a full buffer": {"prompt": 240, "tokens": 17},
     "three rows": {"rows": 3, "prompt": 5},
     "four rows": {"rows": 4, "prompt": 30, "tokens": 8},
     "a prompt in chunks": {"prompt": 150},
-    "8 bits": {"prompt": 150, "kv_bits": 8},
+    "8 bits": {"kv_bits": 8},
     "4 bits, four rows": {"rows": 4, "prompt": 30, "tokens": 8, "kv_bits": 4},
     # Penalties count the tokens of a step that a row that joins drops. They must not hold it, and with it the cache.
     "penalties": {"rows": 4, "prompt": 30, "sampling": SamplingParams(presence_penalty=0.5, repetition_penalty=1.1)},
