@@ -339,6 +339,14 @@ def test_the_base_does_not_change_and_shares_its_arrays(tiny, attention, every, 
     assert adapted(base, []) is base
 
 
+def test_the_first_matrix_lies_by_ranks(tiny, every):
+    """One row times few columns is many times slower in MKL if the columns do not lie one after another."""
+    model = load_model(tiny, adapters=[every])
+    found = [module["a"] for module in model.modules() if isinstance(module, AdaptedLinear)]
+    assert found
+    assert {np.array(a, copy=False).strides[0] for a in found} == {4}
+
+
 def test_the_bytes_of_experts_and_gains_are_known_before(tiny, tiny_moe, tmp_path):
     for kind, base, config in (("dora", tiny, TINY), ("lora", tiny_moe, TINY_MOE)):
         model, folder = load_model(base), write_mlx_lm(tmp_path / kind, kind, model=config)
