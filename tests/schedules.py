@@ -15,6 +15,7 @@ from mlx_qwen3.engine.sampling import SamplingParams
 from mlx_qwen3.engine.scheduler import Scheduler
 from mlx_qwen3.engine.speculative import Lookup, Pace
 from mlx_qwen3.engine.thinking import ThinkingBudget
+from mlx_qwen3.text.tokenizer import THINK
 
 QUESTIONS = (
     "What is 17 + 25?",
@@ -49,7 +50,9 @@ class Job:
     def row(self, stop_ids: Any, tokenizer: Any = None) -> Row:
         sampling = SamplingParams(**SETTINGS[self.setting], seed=self.seed)
         drafter = Lookup(self.prompt, Pace((1.0,) * 8)) if self.drafts else None
-        steering = [] if self.budget is None else [ThinkingBudget(tokenizer, self.budget)]
+        steering = []
+        if self.budget is not None:
+            steering.append(ThinkingBudget(tokenizer, self.budget, [self.prompt[-1]] == tokenizer.encode(THINK)))
         return Row(
             self.prompt, sampling, self.max_tokens, stop_ids, steering=steering, drafter=drafter, adapter=self.adapter
         )
