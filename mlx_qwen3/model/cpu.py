@@ -26,7 +26,7 @@ BLOCK, SMALLEST_QUERIES, HEAD_SCORES = 64, 16, 1 << 19
 # Scores that are computed together. MLX's CPU holds the results of some 50 operations before it frees the first. So a
 # tile of each stream is evaluated alone, and its results stay in the cache of the processor.
 TILE = 1 << 18
-WORTH_WAITING = 1 << 17  # scores; to wait for fewer takes longer than they do
+WORTH_WAITING = 1 << 18  # scores; to wait for fewer takes longer than they do
 MASKED = -1e30  # is added to a score that does not count; -inf would make -inf - (-inf), which is NaN
 
 # 2^f for f from -0.5 to 0.5, off by 1e-7: a polynomial through Chebyshev's points.
@@ -129,7 +129,7 @@ class Waiting:
             return result
         self._results.append(result)
         self._scores += scores
-        if self._scores >= len(self._streams) * WORTH_WAITING and self._count % len(self._streams) == 0:
+        if self._scores >= WORTH_WAITING and self._count % len(self._streams) == 0:
             mx.eval(self._results)  # frees what they were computed from
             self._results, self._scores = [], 0
         return result
