@@ -12,6 +12,7 @@ from mlx_qwen3.conversion.verify import report, verify
 from mlx_qwen3.errors import UsageError, VerificationError
 from mlx_qwen3.files.checkpoint import Checkpoint
 from mlx_qwen3.model import qwen3 as model_module
+from mlx_qwen3.table import Line
 
 PACKABLE = {"hidden_size": 128, "head_dim": 32, "intermediate_size": 256, "vocab_size": VOCABULARY}
 
@@ -28,7 +29,7 @@ def test_every_layer_agrees_with_transformers(options, tied, tmp_path):
     assert all(state.relative < 2e-6 for state in found.transformers)  # the weights are the same; measured 5e-7
     found = verify(tmp_path / "out", source, transformers=True)
     assert all(state.relative < state.bound for state in found.transformers)
-    assert any(str(line).startswith("layer 1: ") for line in report(found))
+    assert any(isinstance(part, Line) and part.text.startswith("layer 1: ") for part in report(found))
     assert found.summary()["transformers"][1] == vars(found.transformers[1])
     assert found.summary()["transformers"][1].keys() == {"place", "relative", "bound"}
 
