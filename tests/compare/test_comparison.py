@@ -178,7 +178,9 @@ PACKINGS = {
 }
 
 
-@pytest.mark.parametrize(("packing", "peer"), zip(PACKINGS.values(), cycle(PEERS), strict=False), ids=PACKINGS.keys())
+@pytest.mark.parametrize(
+    ("packing", "peer"), list(zip(PACKINGS.values(), cycle(PEERS), strict=False)), ids=PACKINGS.keys()
+)
 def test_packed_weights_stay_within_their_bound(packing, peer, tmp_path):
     """Against the float model by the bits; against a peer, which unpacks the same weights, by the dtype alone."""
     shape = {**NINE, **PACKABLE}
