@@ -4,6 +4,8 @@ import signal
 # MLX, torch and transformers read these variables when they are imported. One thread each: tests run in a process for
 # each core, and more threads than cores are much slower. No test reaches the network.
 os.environ |= {"MKL_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+import mlx_qwen3  # noqa: F401 - before MLX, so that a fast BLAS serves the tests too, if there is one
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # pytest was started in the background, by a shell
     signal.signal(signal.SIGINT, signal.default_int_handler)  # or all that the tests start would ignore Ctrl-C
 
