@@ -23,7 +23,7 @@ ENVIRONMENT = {**os.environ, "MLX_QWEN3_BLAS": "none", "PYTHONPATH": str(ROOT)}
 ALLOWED = 3.0  # seconds: one is promised, and the machine that runs the tests may be busy
 LIMIT = 60.0  # seconds after which something hangs
 AFTERWARDS = 0.5  # of the time of a whole command: in this a command that has done its work may end with 0
-MOMENTS = 2  # of each command; the slow test has 20
+MOMENTS = 4  # of each command; the slow test has 20
 # Sends SIGINT at one of the imports after that of ctypes, which the package loads next after its handler.
 AT_IMPORT = """
 import os, runpy, signal, sys

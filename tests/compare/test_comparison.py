@@ -1,7 +1,6 @@
 """Two models step by step: correct ones stay within their bounds, mistakes are named by layer and step."""
 
 import sys
-from itertools import cycle
 
 import mlx.core as mx
 import numpy as np
@@ -178,10 +177,8 @@ PACKINGS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("packing", "peer"), list(zip(PACKINGS.values(), cycle(PEERS), strict=False)), ids=PACKINGS.keys()
-)
-def test_packed_weights_stay_within_their_bound(packing, peer, tmp_path):
+@pytest.mark.parametrize("packing", PACKINGS.values(), ids=PACKINGS.keys())
+def test_packed_weights_stay_within_their_bound(packing, tmp_path):
     """Against the float model by the bits; against a peer, which unpacks the same weights, by the dtype alone."""
     shape = {**NINE, **PACKABLE}
     plain = write_checkpoint(tmp_path / "plain", shape)
@@ -190,9 +187,10 @@ def test_packed_weights_stay_within_their_bound(packing, peer, tmp_path):
     assert comparison.first_outside is None
     assert comparison.differences[-1].relative > 1e-3
     pytest.importorskip("torch")
-    comparison = inspect(packed, Options(against=peer, dtype="fp32")).comparison
-    assert comparison.first_outside is None
-    assert comparison.differences[-1].relative < 1e-4
+    for peer in PEERS:
+        comparison = inspect(packed, Options(against=peer, dtype="fp32")).comparison
+        assert comparison.first_outside is None
+        assert comparison.differences[-1].relative < 1e-4
 
 
 def test_a_swapped_norm_is_found_with_four_bits_too(tmp_path):

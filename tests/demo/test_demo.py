@@ -147,7 +147,7 @@ def test_it_is_greedy_unless_asked_and_samples_when_asked(demo):
 
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory):
-    return answered(DEMO, tmp_path_factory.mktemp("demo"), 1)
+    return answered(DEMO, tmp_path_factory.mktemp("demo"), 2)
 
 
 def test_a_sample_of_every_task_is_right(sample):
@@ -155,4 +155,4 @@ def test_a_sample_of_every_task_is_right(sample):
 
 
 def test_pytorch_chooses_the_same_tokens(sample):
-    check_against_pytorch(DEMO, sample, 17)
+    check_against_pytorch(DEMO, sample, 20)

@@ -57,7 +57,7 @@ def test_greedy_continuation_equals_transformers(lengths, lively, transformers_m
 def test_mistakes_in_decode_change_the_continuation(lengths, mistake, lively, monkeypatch):
     """That the comparison above can fail."""
     rows = prompts(*lengths)
-    right = generate_batch(load_model(lively, "fp32"), rows, max_tokens=32)
+    right = generate_batch(load_model(lively, "fp32"), rows, max_tokens=64)
     turn, attend, prompt = RoPE.__call__, kernels.attend, max(lengths)
     if mistake == "shifted positions":
         monkeypatch.setattr(RoPE, "__call__", lambda r, p: turn(r, p + (7 if p.shape[1] == 1 else 0)))
@@ -65,7 +65,7 @@ def test_mistakes_in_decode_change_the_continuation(lengths, mistake, lively, mo
         monkeypatch.setattr(RoPE, "__call__", lambda r, p: turn(r, mx.minimum(p, prompt)))
     else:
         monkeypatch.setattr(kernels, "attend", lambda q, kv, *rest: attend(q, mx.stack([kv[0], 0 * kv[1]]), *rest))
-    assert generate_batch(load_model(lively, "fp32"), rows, max_tokens=32) != right
+    assert generate_batch(load_model(lively, "fp32"), rows, max_tokens=64) != right
 
 
 def test_greedy_with_a_repetition_penalty_equals_transformers(lively, transformers_model):

@@ -167,14 +167,14 @@ LONG = {
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_the_peak_is_what_was_estimated(large, case):
     model, before = large
-    assert 0.88 < peak_share(model, before, **case) <= 1.0
+    assert 0.9 < peak_share(model, before, **case) <= 1.0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", LONG.values(), ids=LONG)
 def test_so_is_that_of_a_larger_model(case):
     before = mx.get_active_memory()
-    assert 0.88 < peak_share(made_of(BIG), before, **case) <= 1.0
+    assert 0.9 < peak_share(made_of(BIG), before, **case) <= 1.0
 
 
 def peak_share(model, before, *, rows=1, prompt=60, tokens=4, kv_bits=None, sampling=None):
