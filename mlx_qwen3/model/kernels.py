@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .. import blas
+from .. import blas, compiler
 from ..errors import warn
 from . import cpu
 from .rope import rotate
@@ -24,7 +24,6 @@ PROMPT = 16  # tokens of a pass from which attention goes block by block on a CP
 MANY = 1 << 17  # exponentials of one operation
 BLOCK = 128  # rows of the matrix
 LARGE = 1 << 20  # numbers; a smaller matrix is near enough to the cores as it is
-TEMPORARY = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")  # the order in which C++ looks for the folder
 KERNEL_BYTES = 4_000_000  # that must be free to compile; a step's kernels take 0.3 MB, g++ more while it runs
 REASON = 200  # characters of an error that a warning quotes
 
@@ -226,7 +225,7 @@ def can_compile() -> bool:
     # On a CPU MLX runs g++ in a folder in TMPDIR, and keeps the results there. The folder may be another user's,
     # missing, full, or forbid programs. The trial are the kernels that long prompts need.
     reason = ""
-    folder = next((os.environ[name] for name in TEMPORARY if name in os.environ), "/tmp")
+    folder = compiler.temporary()
     try:
         free = os.statvfs(folder)
         if free.f_bavail * free.f_frsize < KERNEL_BYTES:
