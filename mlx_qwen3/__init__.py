@@ -107,7 +107,7 @@ def load(
     from .files.checkpoint import Checkpoint
     from .files.hub import resolve
     from .model import kernels
-    from .model.load import load_model
+    from .model.load import Loading
     from .text.tokenizer import Tokenizer
 
     blas.check()
@@ -116,11 +116,17 @@ def load(
     budget = budget_bytes(memory)
     chosen = forms.choose([checkpoint], dtype, weights, budget, adapters=opened)
     forms.check(chosen, budget)
-    model = load_model(checkpoint, dtype, opened, chosen[0].unpack)
+    with Loading(checkpoint, dtype, opened, chosen[0].unpack) as loading:  # meanwhile the tokenizer is parsed
+        try:
+            tokenizer = Tokenizer(checkpoint)
+        except Exception:
+            loading.finish()  # its errors come first
+            raise
+        model = loading.finish()
     slow = blas.late and not kernels.on_gpu() and chosen[0].dtype == mx.float32
     if slow and (advice := blas.advice(model.nbytes)):
         warn(advice)
-    return model, Tokenizer(checkpoint)
+    return model, tokenizer
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,10 @@
 """Opens the model of a command in two steps: first the checks that need no weights, then the weights."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from ..errors import Qwen3Error
 from .options import ModelOptions
 from .source import default_source
 from .terminal import say
@@ -10,6 +12,7 @@ from .terminal import say
 if TYPE_CHECKING:
     from ..engine.engine import Engine
     from ..engine.request import Request
+    from ..model.load import Loading
     from ..model.qwen3 import Qwen3
 
 
@@ -28,12 +31,33 @@ class Opened:
         self.options = options
         self.source = default_source(option) if options.source is None else options.source
         self.checkpoint = Checkpoint(hub.resolve(self.source))
-        self.config, self.tokenizer = self.checkpoint.config, Tokenizer(self.checkpoint)
+        self.config, self._loading = self.checkpoint.config, self._begin()
+        self.tokenizer = Tokenizer(self.checkpoint)
         self._adapters = [open_adapter(adapter, self.config) for adapter in options.adapters]
         self._draft = None if options.draft is None else Checkpoint(hub.resolve(options.draft))
         kv_format(options.kv_bits, self.config.head_dim)
         if self._draft:
             check_draft(self._draft, self.tokenizer)
+
+    def _begin(self) -> "Loading | None":
+        """Begin to read the weights, so that the tokenizer is parsed meanwhile. What is wrong is left to `load`.
+
+        None if that needs more than the checkpoint.
+        """
+        from ..engine import weights
+        from ..engine.memory import budget_bytes, set_limits
+        from ..model.load import Loading
+
+        options = self.options
+        if options.draft is not None or options.adapters:
+            return None
+        with suppress(Qwen3Error):
+            budget = budget_bytes(options.memory)
+            chosen = weights.choose([self.checkpoint], options.dtype, options.weights, budget)
+            weights.check(chosen, budget)
+            set_limits(budget)
+            return Loading(self.checkpoint, options.dtype, unpack=chosen[0].unpack)
+        return None
 
     def load(self, requests: "Sequence[Request]" = ()) -> "tuple[Qwen3, Qwen3 | None]":
         """The model and the draft model, as they serve these requests.
@@ -42,7 +66,7 @@ class Opened:
         """
         from ..engine import weights
         from ..engine.memory import budget_bytes, set_limits
-        from ..model.load import load_model
+        from ..model.load import Loading, load_model
 
         options, budget = self.options, budget_bytes(self.options.memory)
         checkpoints = [self.checkpoint, *([self._draft] if self._draft else [])]
@@ -52,7 +76,11 @@ class Opened:
         for note in dict.fromkeys(one.note for one in chosen if one.note):
             say(f"note: {note}")
         set_limits(budget)
-        model = load_model(self.checkpoint, options.dtype, self._adapters, chosen[0].unpack)
+        loading, self._loading = self._loading, None
+        if loading is None or loading.unpack != chosen[0].unpack:
+            loading = None  # frees its memory first
+            loading = Loading(self.checkpoint, options.dtype, self._adapters, chosen[0].unpack)
+        model = loading.finish()
         draft = load_model(self._draft, options.dtype, unpack=chosen[1].unpack) if self._draft else None
         _advise(model, draft)
         return model, draft

@@ -4,20 +4,14 @@
 cost time, and they cost the memory of places that are never used.
 """
 
-import ctypes
-import mmap
-import sys
 import threading
 import time
 import weakref
-from functools import cache
 from typing import Any
 
 import mlx.core as mx
 
 MAGIC = b"\x93NUMPY\x01\x00"  # of a .npy file of version 1
-POPULATE_WRITE = 23  # the advice of madvise(2), since Linux 5.14
-LEAST_POPULATED = 1 << 16  # bytes; for fewer the call takes as long as it saves
 _one_at_a_time = threading.Lock()  # MLX's thread needs Python's lock to read, and `mx.clear_cache` holds it and waits
 
 
@@ -58,23 +52,6 @@ def blank(nbytes: int) -> mx.array:
         while alive():
             time.sleep(0)
     return made
-
-
-def populate(memory: memoryview) -> None:
-    """Have the system give the pages of this memory at once. That takes less time than one by one, at the first writes.
-
-    Only a hint: elsewhere than on Linux, or if the system refuses, nothing happens.
-    """
-    if sys.platform != "linux" or len(memory) < LEAST_POPULATED:
-        return
-    first, page = ctypes.addressof(ctypes.c_char.from_buffer(memory)), mmap.PAGESIZE
-    begin, end = -(-first // page) * page, (first + len(memory)) // page * page
-    _libc().madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), POPULATE_WRITE)
-
-
-@cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None)
 
 
 def clear_cache() -> None:

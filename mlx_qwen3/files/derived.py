@@ -5,7 +5,7 @@ row. Only as much is computed as is read.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from .dtypes import NAMES
+from .filling import PLAIN, Filling, Packed, Range
 from .headers import CHUNK, Buffer, StoredTensor
 from .jobs import Job, run
 
@@ -28,6 +29,7 @@ class Derivation:
     """How a tensor is computed. `made` and `note` are for the certificate of a conversion.
 
     fill: as `rows`, but it writes the values to memory that it is given, and several threads may call it at once.
+    ranges: what those rows are made of, and `packed`: how, as `Filling` has them.
     """
 
     rows: Rows  # gives values of the tensor's dtype
@@ -36,6 +38,8 @@ class Derivation:
     made: str
     note: str = ""
     fill: Fill | None = None
+    ranges: Callable[[int, int], Sequence[Range]] | None = None
+    packed: Packed = PLAIN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +94,15 @@ class DerivedTensor(StoredTensor):
             else:
                 part[:] = rows(first, block.shape[0]).reshape(-1).view(np.uint8).data
         return jobs
+
+    def filling(self, target: memoryview) -> Filling:
+        """As for a stored tensor, and as `jobs` does it."""
+        if self.derivation.ranges is None:
+            jobs = self.jobs(target)
+            return Filling(target, lambda: jobs)
+        rows, width = self.shape[0], self.nbytes // self.shape[0]
+        ranges = self.derivation.ranges(self.start // width, rows)
+        return Filling(target, partial(self.jobs, target), rows, ranges, self.derivation.packed)
 
 
 class Latest:

@@ -18,8 +18,8 @@ from typing import Any
 import mlx.core as mx
 
 from ..errors import CheckpointError
-from .blank import populate
 from .dtypes import NAMES, STORED
+from .filling import BYTES, Filling, Range
 from .jobs import Job
 from .reading import open_file, short
 
@@ -33,9 +33,9 @@ class TensorFile:
     def __init__(self, path: Path):
         """Opens the file and reads its header. Raises CheckpointError."""
         self.path = path
-        self._descriptor = open_file(path)
-        weakref.finalize(self, os.close, self._descriptor)
-        self.status = os.fstat(self._descriptor)
+        self.descriptor = open_file(path)
+        weakref.finalize(self, os.close, self.descriptor)
+        self.status = os.fstat(self.descriptor)
         self.size = self.status.st_size
         self.header = self._read_header()  # the bytes of the JSON
 
@@ -52,7 +52,7 @@ class TensorFile:
         done = 0
         while done < len(target):
             try:
-                count = os.preadv(self._descriptor, [target[done : done + CHUNK]], start + done)
+                count = os.preadv(self.descriptor, [target[done : done + CHUNK]], start + done)
             except OSError as error:
                 raise CheckpointError(f"{short(self.path)} cannot be read ({error.strerror})") from None
             if not count:
@@ -63,7 +63,7 @@ class TensorFile:
         """`count` bytes from byte `start` of the file. Raises CheckpointError as `read_into` does."""
         if count <= CHUNK:  # one call, which needs no zeroed buffer
             with suppress(OSError):  # read_into raises the error that names the file
-                if len(content := os.pread(self._descriptor, count, start)) == count:
+                if len(content := os.pread(self.descriptor, count, start)) == count:
                     return content
         buffer = bytearray(count)
         self.read_into(memoryview(buffer), start, name)
@@ -155,13 +155,14 @@ class StoredTensor:
     def jobs(self, target: memoryview) -> list[Job]:
         """What to run for all of its bytes to be in `target`, by any threads. Raises CheckpointError as `read` does."""
         return [
-            partial(self._fill, target[first : first + CHUNK], self.start + first)
+            partial(self.file.read_into, target[first : first + CHUNK], self.start + first, self.name)
             for first in range(0, self.nbytes, CHUNK)
         ]
 
-    def _fill(self, target: memoryview, start: int) -> None:
-        populate(target)
-        self.file.read_into(target, start, self.name)
+    def filling(self, target: memoryview) -> Filling:
+        """The same as `jobs`, for `fill`."""
+        whole = Range(self.start, 1, self.file.descriptor, BYTES)
+        return Filling(target, partial(self.jobs, target), self.nbytes, (whole,))
 
 
 def join(runs: Sequence[StoredTensor]) -> tuple[StoredTensor, ...]:

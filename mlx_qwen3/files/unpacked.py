@@ -8,10 +8,11 @@ import mlx.core as mx
 import numpy as np
 
 from .derived import Derivation, DerivedTensor
+from .filling import BYTES, KINDS, Packed, Range
 from .headers import StoredTensor
 from .layout import Part
 from .quantization import Quantization
-from .values import bits_of, cast, read_rows, stored
+from .values import TABLES, bits_of, cast, read_rows, stored
 
 
 def is_packed(parts: Mapping[str, Part]) -> bool:
@@ -32,9 +33,11 @@ def _unpacked(part: Part, packing: Quantization | None, dtype: mx.Dtype) -> Part
         return part
     weight, sources = part.leaves["weight"], tuple(leaf.name for leaf in part.leaves.values())
     if dtype == mx.float32:
+        how = Derivation(partial(read_rows, part.leaves, packing), sources, dtype, "unpacked")
         # Leaves that are computed themselves may share what they have read last, so one thread reads them.
-        fill = None if any(leaf.made for leaf in part.leaves.values()) else partial(_fill, part.leaves, packing)
-        how = Derivation(partial(read_rows, part.leaves, packing), sources, dtype, "unpacked", fill=fill)
+        if not any(leaf.made for leaf in part.leaves.values()):
+            fill, ranges = partial(_fill, part.leaves, packing), partial(_ranges, part.leaves)
+            how = replace(how, fill=fill, ranges=ranges, packed=_packed(packing))
     else:
         how = Derivation(partial(_rows_by_mlx, part.leaves, packing, dtype), sources, dtype, "unpacked")
     shape = (weight.shape[0], weight.shape[1] * 32 // packing.bits)
@@ -47,6 +50,16 @@ def _unpacked(part: Part, packing: Quantization | None, dtype: mx.Dtype) -> Part
 
 def _fill(leaves: Mapping[str, StoredTensor], packing: Quantization, first: int, count: int, out: memoryview) -> None:
     read_rows(leaves, packing, first, count, np.frombuffer(out, np.float32).reshape(count, -1))
+
+
+def _ranges(leaves: Mapping[str, StoredTensor], first: int, count: int) -> list[Range]:
+    rows = ((leaf.rows(first, count), leaf.nbytes // leaf.shape[0]) for leaf in leaves.values())
+    return [Range(leaf.start, width, leaf.file.descriptor, KINDS.get(leaf.dtype, BYTES)) for leaf, width in rows]
+
+
+def _packed(packing: Quantization) -> Packed:
+    codes, scales = (table.ctypes.data for table in TABLES[packing.mode]) if packing.mode in TABLES else (0, 0)
+    return Packed(packing.bits, packing.group_size, codes, scales)
 
 
 def _rows_by_mlx(

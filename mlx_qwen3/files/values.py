@@ -15,8 +15,9 @@ import numpy as np
 from ..errors import CheckpointError
 from .blank import blank
 from .dtypes import FLOATS
+from .filling import KINDS, Filling, Range, fill
 from .headers import Buffer, StoredTensor, stacked_shape
-from .jobs import Job, run
+from .jobs import Job
 from .quantization import Quantization
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
@@ -50,54 +51,60 @@ WORDS: dict[int, type[np.unsignedinteger[Any]]] = {2: np.uint16, 4: np.uint32}  
 # --- MLX
 
 
-def placed(runs: Sequence[StoredTensor], dtype: mx.Dtype) -> tuple[mx.array, list[Job]]:
-    """Memory for the rows of several tensors, stacked, floats in `dtype`; and the jobs that fill it, for any threads.
+def placed(runs: Sequence[StoredTensor], dtype: mx.Dtype) -> tuple[mx.array, list[Filling]]:
+    """Memory for the rows of several tensors, stacked, floats in `dtype`; and what fills it.
 
     Bytes are read directly into that memory, and floats of another dtype are cast block by block: they are never all in
     memory twice. What only this thread may do is done at once.
-    Here or in a job, raises CheckpointError if a file has become shorter, or float16 cannot hold a value.
+    Here or while it is filled, raises CheckpointError if a file has become shorter, or float16 cannot hold a value.
     """
     kept = dtype if runs[0].dtype in FLOATS else runs[0].dtype
     raw = blank(sum(math.prod(run.shape) for run in runs) * kept.size)
     target, done = np.array(raw, copy=False).data, 0
-    jobs: list[Job] = []
+    fillings: list[Filling] = []
     for tensor in runs:
         size = math.prod(tensor.shape) * kept.size
         part = target[done : done + size]
-        jobs += tensor.jobs(part) if tensor.dtype == kept else _casts(tensor, kept, part)
+        if tensor.dtype == kept:
+            fillings.append(tensor.filling(part))
+        elif kept == mx.float32 and not tensor.made:  # from files
+            values = Range(tensor.start, tensor.dtype.size, tensor.file.descriptor, KINDS[tensor.dtype])
+            fillings.append(Filling(part, partial(_widen, tensor, part), math.prod(tensor.shape), (values,)))
+        else:
+            _cast_into(tensor, kept, part)
         done += size
-    return raw.view(kept).reshape(stacked_shape(runs)), jobs
+    return raw.view(kept).reshape(stacked_shape(runs)), fillings
 
 
 def stacked(runs: Sequence[StoredTensor]) -> mx.array:
     """Rows of one dtype from several tensors, stacked. Raises CheckpointError if a file has become shorter."""
-    array, jobs = placed(runs, runs[0].dtype)
-    run(jobs)
+    array, fillings = placed(runs, runs[0].dtype)
+    fill(fillings)
     return array
 
 
-def _casts(tensor: StoredTensor, dtype: mx.Dtype, target: memoryview) -> list[Job]:
-    """The jobs that fill `target` with the values of a tensor in `dtype`; none if only this thread may cast them."""
-    by_numpy = dtype == mx.float32 and not tensor.made  # from files
+def _widen(tensor: StoredTensor, target: memoryview) -> list[Job]:
+    """The jobs that fill `target` with the float32 values of a tensor."""
+
+    def convert(block: StoredTensor, part: Floats) -> None:
+        to_float32(block.read(), block.dtype, part)
+
+    values, done = np.frombuffer(target, np.float32), 0
     jobs: list[Job] = []
-    done = 0
-    for block in tensor.row_blocks(WIDENED_BYTES if by_numpy else CAST_BYTES):
-        size = math.prod(block.shape) * dtype.size
-        job = partial(_convert, block, dtype, np.frombuffer(target[done : done + size], np.uint8))
-        if by_numpy:
-            jobs.append(job)
-        else:
-            job()
+    for block in tensor.row_blocks(WIDENED_BYTES):
+        size = math.prod(block.shape)
+        jobs.append(partial(convert, block, values[done : done + size]))
         done += size
     return jobs
 
 
-def _convert(block: StoredTensor, dtype: mx.Dtype, target: np.ndarray) -> None:
-    """Fill the bytes `target` with the values of a block in `dtype`."""
-    if dtype == mx.float32:
-        to_float32(block.read(), block.dtype, target.view(np.float32))
-    else:
-        target[:] = bits_of(cast(stored(block), dtype, block.name)).reshape(-1).view(np.uint8)
+def _cast_into(tensor: StoredTensor, dtype: mx.Dtype, target: memoryview) -> None:
+    """Fill `target` with the values of a tensor in `dtype`; only the thread that uses MLX may do it."""
+    done = 0
+    for block in tensor.row_blocks(CAST_BYTES):
+        content = bits_of(cast(stored(block), dtype, block.name)).reshape(-1).view(np.uint8)
+        target[done : done + content.size] = content.data
+        done += content.size
 
 
 def stored(tensor: StoredTensor) -> mx.array:

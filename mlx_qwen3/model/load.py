@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Self
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,8 +16,8 @@ from ..files.blank import clear_cache
 from ..files.checkpoint import Checkpoint
 from ..files.config import Qwen3Config
 from ..files.dtypes import parse_dtype
+from ..files.filling import Fill, Filling
 from ..files.fingerprint import fingerprint
-from ..files.jobs import Job, run
 from ..files.layout import Module, checkpoint_dtype, native_modules
 from ..files.names import APART, EXPERT_MAP, NAME_MAP, Fusion, fusions, part_shapes
 from ..files.unpacked import is_packed, unpacked_parts
@@ -25,6 +26,50 @@ from . import kernels
 from .adapted import adapted
 from .linear import ConcatLinear, ExpertLinear, Linear
 from .qwen3 import Qwen3
+
+
+class Loading:
+    """A model whose weights are being read. Other code can run meanwhile: `finish` waits for them.
+
+    As a context it stops at the end of the block, if it has not finished.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        dtype: str | mx.Dtype | None = None,
+        adapters: Sequence[Adapter] = (),
+        unpack: bool = False,
+    ):
+        """As `load_model`, and with the same errors."""
+        merged = checkpoint.adapters if isinstance(checkpoint, AdaptedCheckpoint) else adapters
+        check_beside(checkpoint.folder, merged)
+        config, parts = checkpoint.config, checkpoint.parts
+        checkpoint.check_repeated_head()
+        compute = compute_dtype(checkpoint, dtype)
+        self.unpack = unpack and is_packed(parts)
+        if self.unpack:
+            parts = unpacked_parts(parts, compute)
+        modules = native_modules(parts, config, compute)
+        self._model, self._adapters = Qwen3(config), adapters
+        places = _shape_modules(self._model, modules, config)
+        self._parameters, fillings = _parameters(modules, places, compute)
+        self._fill = Fill(fillings)
+        self._model.fingerprint, self._model.unpacked = fingerprint(checkpoint, compute, self.unpack), self.unpack
+
+    def finish(self) -> Qwen3:
+        """The model, with its weights evaluated. Raises CheckpointError if a file has become shorter."""
+        self._fill.finish()
+        # Here, even the shapes: another thread could not do it.
+        mx.eval([array for _, array in self._parameters])
+        self._model.load_weights(self._parameters, strict=True)
+        return adapted(self._model, self._adapters)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._fill.stop()
 
 
 def load_model(
@@ -44,19 +89,7 @@ def load_model(
     """
     checkpoint = Checkpoint.of(checkpoint)
     opened = [open_adapter(adapter, checkpoint.config) for adapter in adapters]
-    check_beside(checkpoint.folder, checkpoint.adapters if isinstance(checkpoint, AdaptedCheckpoint) else opened)
-    config, parts = checkpoint.config, checkpoint.parts
-    checkpoint.check_repeated_head()
-    compute = compute_dtype(checkpoint, dtype)
-    unpack = unpack and is_packed(parts)
-    if unpack:
-        parts = unpacked_parts(parts, compute)
-    modules = native_modules(parts, config, compute)
-    model = Qwen3(config)
-    places = _shape_modules(model, modules, config)
-    model.load_weights(_parameters(modules, places, compute), strict=True)
-    model.fingerprint, model.unpacked = fingerprint(checkpoint, compute, unpack), unpack
-    return adapted(model, opened)
+    return Loading(checkpoint, dtype, opened, unpack).finish()
 
 
 def compute_dtype(checkpoint: Checkpoint, dtype: str | mx.Dtype | None = None) -> mx.Dtype:
@@ -94,17 +127,20 @@ def _projections(fusion: Fusion, names: list[str], config: Qwen3Config) -> list[
     return [ExpertLinear(fusion.experts, columns, rows) for rows, columns in shapes]
 
 
-def _parameters(modules: Sequence[Module], places: Mapping[str, str], dtype: mx.Dtype) -> list[tuple[str, mx.array]]:
-    """Every parameter by its path in the model, floats in `dtype`. `places` are the paths that are not the names."""
+def _parameters(
+    modules: Sequence[Module], places: Mapping[str, str], dtype: mx.Dtype
+) -> tuple[list[tuple[str, mx.array]], list[Filling]]:
+    """(every parameter by its path in the model, floats in `dtype`, what is still to be read into them)
+
+    `places` are the paths that are not the names.
+    """
     parameters: list[tuple[str, mx.array]] = []
-    jobs: list[Job] = []
+    fillings: list[Filling] = []
     for module in modules:
         for name, tensors in module.tensors():
             array, waiting = placed(tensors, dtype)
             path = name.replace(module.name, places.get(module.name, module.name), 1)
             parameters.append((path, array.reshape(module.shape(array.shape))))
-            jobs += waiting
+            fillings += waiting
         clear_cache()  # or what was computed here in another dtype stays allocated
-    run(jobs)
-    mx.eval([array for _, array in parameters])  # here, even the shapes: another thread could not do it
-    return parameters
+    return parameters, fillings

@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import fields, replace
 
 import pytest
 from adapting import peft_deltas, write_peft
@@ -23,8 +25,11 @@ from commands import GENERATE, ROOT, here, run
 from terminals import Terminal
 
 from mlx_qwen3 import blas
+from mlx_qwen3.cli.models import Opened
+from mlx_qwen3.cli.options import ModelOptions
 from mlx_qwen3.engine import speculative
 from mlx_qwen3.engine.speculative import COST_CPU, ROW_BY_ROW
+from mlx_qwen3.errors import CheckpointError
 from mlx_qwen3.model import kernels
 from mlx_qwen3.text.tokenizer import Tokenizer
 
@@ -508,3 +513,31 @@ def test_the_budget_counts_an_adapter(chat, tmp_path):
     options = ("generate", "--prompt", "hi", "--model", chat, "--max-tokens", "1", "--memory", "2.5M")
     assert here(*options).returncode == 0
     assert here(*options, "--adapter", adapter).stderr.startswith(b"error: the weights take 3.")
+
+
+def opened(folder, **changes):
+    """What generate opens, before it loads the weights."""
+    options = {field.name: None for field in fields(ModelOptions)} | {"source": str(folder), "adapters": ()}
+    return Opened(ModelOptions(**options | changes))
+
+
+def test_weights_are_begun_and_their_errors_left_for_later(chat, tmp_path):
+    assert opened(chat)._loading is not None
+    broken = shutil.copytree(chat, tmp_path / "broken")
+    os.truncate(broken / "model.safetensors", 100)
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        opened(broken).load()
+    (broken / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json does not exist"):  # first, as if weights came later
+        opened(broken)
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_weights_that_were_begun_in_another_form_are_read_again(tmp_path, begun):
+    """A long request can leave no room for unpacked weights, which is known only after they were begun."""
+    folder = write_tokenizer(write_packed(tmp_path, AFFINE_4, vocab_size=VOCABULARY))
+    model = opened(folder)
+    model._loading.unpack = begun
+    model.options = replace(model.options, weights="packed" if begun else "unpacked")
+    loaded, _ = model.load()
+    assert loaded.unpacked != begun

@@ -1,7 +1,6 @@
 """Memory that nobody has written to."""
 
 import gc
-import mmap
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_qwen3.files.blank import POPULATE_WRITE, _Blank, blank, clear_cache, populate
+from mlx_qwen3.files.blank import _Blank, blank, clear_cache
 from mlx_qwen3.model import kernels
 
 
@@ -53,34 +52,6 @@ def test_it_takes_memory_when_it_is_written():
     assert resident() - before < size / 10
     np.array(made, copy=False)[: size // 2] = 1
     assert 0.4 * size < resident() - before < 0.6 * size
-
-
-def knows_populate():
-    with mmap.mmap(-1, mmap.PAGESIZE) as page:
-        try:
-            page.madvise(POPULATE_WRITE)
-        except OSError:
-            return False
-        return True
-
-
-@pytest.mark.skipif(sys.platform != "linux" or kernels.on_gpu() or not knows_populate(), reason="only newer Linux does")
-def test_it_takes_memory_when_it_is_populated():
-    clear_cache()
-    before = resident()
-    made = blank(100_000_000)
-    target = np.array(made, copy=False).data
-    target[:1], target[49_999_999:50_000_000] = b"a", b"z"
-    populate(target[:50_000_000])
-    assert 40_000_000 < resident() - before < 60_000_000
-    assert (target[0], target[49_999_999]) == (ord("a"), ord("z"))
-
-
-@pytest.mark.parametrize("size", [0, 1, 5000, 70_000])
-def test_populated_memory_keeps_its_content(size):
-    content = bytearray(b"x" * size)
-    populate(memoryview(content)[1:])
-    assert content == b"x" * size
 
 
 def resident():

@@ -1,5 +1,6 @@
 """Every layout of a checkpoint gives the same parameters, and mlx-lm's quantized folders give mlx-lm's logits."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,15 @@ from checkpoints import (
 from mlx.utils import tree_flatten
 from safetensors.numpy import load_file
 
+import mlx_qwen3
 from mlx_qwen3.conversion.convert import convert
 from mlx_qwen3.errors import CheckpointError, UsageError
 from mlx_qwen3.files.checkpoint import Checkpoint
+from mlx_qwen3.files.filling import Fill
 from mlx_qwen3.model.linear import ConcatLinear
-from mlx_qwen3.model.load import load_model
+from mlx_qwen3.model.load import Loading, load_model
 from mlx_qwen3.model.qwen3 import Qwen3
+from mlx_qwen3.text import tokenizer
 
 
 def parameters(folder: Path) -> dict[str, np.ndarray]:
@@ -208,3 +212,24 @@ def test_float16_that_overflows_is_refused(tmp_path):
 def test_an_unknown_dtype_is_refused(tiny):
     with pytest.raises(UsageError, match="dtype is 'int8'; expected bf16, fp16, fp32"):
         load_model(tiny, "int8")
+
+
+def test_an_error_of_the_weights_comes_before_one_of_the_tokenizer(tmp_path, monkeypatch):
+    """They are read while the tokenizer is parsed. Here it cannot be, and meanwhile the file becomes shorter."""
+    file = write_checkpoint(tmp_path) / "model.safetensors"
+
+    def no_tokenizer(checkpoint):
+        os.truncate(file, file.stat().st_size - 100)
+        raise CheckpointError("no tokenizer")
+
+    monkeypatch.setattr(tokenizer, "Tokenizer", no_tokenizer)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors ends inside"):
+        mlx_qwen3.load(tmp_path)
+
+
+def test_a_load_that_is_left_reads_no_further(tiny, monkeypatch):
+    stopped = []
+    monkeypatch.setattr(Fill, "stop", lambda fill: stopped.append(fill))
+    with pytest.raises(KeyboardInterrupt), Loading(Checkpoint(tiny)):
+        raise KeyboardInterrupt
+    assert len(stopped) == 1
