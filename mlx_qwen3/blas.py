@@ -90,6 +90,11 @@ def advice(float_bytes: int | None = None) -> str | None:
     )
 
 
+def gemm() -> int | None:
+    """The address of `cblas_sgemm` in the library that was loaded."""
+    return ctypes.cast(_library.cblas_sgemm, ctypes.c_void_p).value if _library is not None else None
+
+
 def threads() -> int:
     """How many threads one product takes; 1 if that is not known."""
     functions = _thread_functions()

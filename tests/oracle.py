@@ -95,3 +95,15 @@ def rotation(config: dict[str, Any], positions: np.ndarray) -> tuple[np.ndarray,
         factor = yarn.get("attention_factor", 0.1 * math.log(stretch) + 1)
     angles = positions[:, None] * frequency
     return np.cos(angles) * factor, np.sin(angles) * factor
+
+
+def attention_over(q: np.ndarray, kv: np.ndarray, scale: float, causal: bool) -> np.ndarray:
+    """Attention of q (B, H, L, D) over keys and values (2, B, K, S, D); causal: the last query sees all keys."""
+    q, (keys, values) = q.astype(np.float64), kv.astype(np.float64)
+    keys, values = (np.repeat(x, q.shape[1] // x.shape[1], axis=1) for x in (keys, values))
+    scores = scale * q @ keys.swapaxes(2, 3)
+    L, S = scores.shape[2:]
+    if causal:
+        scores = np.where(np.arange(S) <= np.arange(S - L, S)[:, None], scores, -np.inf)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return weights @ values / weights.sum(axis=-1, keepdims=True)

@@ -16,12 +16,12 @@ _one_at_a_time = threading.Lock()  # MLX's thread needs Python's lock to read, a
 
 
 class _Blank:
-    """A .npy file of bytes, as `mx.load` reads one, but the bytes stay what they are in memory."""
+    """A .npy file, as `mx.load` reads one, but the bytes stay what they are in memory."""
 
     closed, name = False, "blank"
 
-    def __init__(self, nbytes: int):
-        entries = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({nbytes},), }}\n".encode()
+    def __init__(self, shape: tuple[int, ...], kind: str):
+        entries = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
         self._header = MAGIC + len(entries).to_bytes(2, "little") + entries
         self._place = 0
 
@@ -40,9 +40,9 @@ class _Blank:
     read: Any = None  # mx.load wants the attribute
 
 
-def blank(nbytes: int) -> mx.array:
-    """An evaluated array of bytes with any values."""
-    file = _Blank(nbytes)
+def blank(*shape: int, kind: str = "|u1") -> mx.array:
+    """An evaluated array with any values; kind is their type as NumPy writes it, by default bytes."""
+    file = _Blank(shape, kind)
     alive = weakref.ref(file)
     with _one_at_a_time:
         made: mx.array = mx.load(file, format="npy")  # type: ignore[arg-type, assignment]

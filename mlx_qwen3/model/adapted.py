@@ -23,7 +23,7 @@ from ..files.names import EXPERT_MAP, LEAVES, NAME_MAP, Fusion, fusions
 from ..files.values import Floats, cast, float32_of, floats_of, to_mlx
 from .linear import ConcatLinear, Embedding, Linear
 from .low_rank import AdaptedEmbedding, AdaptedExpertLinear, AdaptedLinear, InputAndOutput, TiedOutput
-from .qwen3 import Qwen3
+from .qwen3 import Qwen3, RMSNorm
 
 BLOCK_ROWS = 1 << 12  # of a matrix whose norms are computed at a time
 Rows = Callable[[int, int], mx.array]  # (first row, number of rows) -> their weights
@@ -184,7 +184,7 @@ class _Changes:
 
     def _norm(self, part: str) -> nn.Module:
         norm = _at(self._model, part)
-        made = nn.RMSNorm(1, eps=norm.eps)
+        made = RMSNorm(1, eps=norm.eps)
         if (weight := self._whole(part)) is not None:
             made.weight = weight
         return made

@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from .. import blas, compiler
 from ..errors import warn
-from . import cpu
+from . import cpu, native
 from .rope import rotate
 
 Mask = mx.array | str | None  # which keys a query sees, see `attend`
@@ -21,7 +21,7 @@ FEW_QUERIES = 8
 # How MKL multiplies a few rows by a large matrix, see `product`.
 FEW_ROWS, SOME_ROWS, MORE_ROWS = 3, 10, 32
 PROMPT = 16  # tokens of a pass from which attention goes block by block on a CPU
-MANY = 1 << 17  # exponentials of one operation
+AT_ONCE = 64  # tokens of a pass from which a CPU computes in C++; g++ compiles it, so short prompts do without
 BLOCK = 128  # rows of the matrix
 LARGE = 1 << 20  # numbers; a smaller matrix is near enough to the cores as it is
 KERNEL_BYTES = 4_000_000  # that must be free to compile; a step's kernels take 0.3 MB, g++ more while it runs
@@ -36,6 +36,11 @@ def on_metal() -> bool:
     return on_gpu() and mx.metal.is_available()
 
 
+def norm(x: mx.array, weight: mx.array, eps: float) -> mx.array:
+    """RMSNorm of x (T, n), times weight (n,)."""
+    return native.norm(x, weight, eps) if native.computes(x, weight) else mx.fast.rms_norm(x, weight, eps)
+
+
 def norm_rope(qkv: mx.array, weight: mx.array, cos: mx.array, sin: mx.array, eps: float) -> tuple[mx.array, mx.array]:
     """QK-norm and rotation of a fused projection.
 
@@ -44,6 +49,8 @@ def norm_rope(qkv: mx.array, weight: mx.array, cos: mx.array, sin: mx.array, eps
     """
     # MLX has no call for the two together: on Metal one kernel takes the place of five, and of the copies that
     # rms_norm makes of the slices of queries and keys.
+    if native.computes(qkv):
+        return native.norm_rope(qkv, weight, cos, sin, eps)
     return metal_norm_rope(qkv, weight, cos, sin, eps) if on_metal() else plain_norm_rope(qkv, weight, cos, sin, eps)
 
 
@@ -128,7 +135,7 @@ def product(x: mx.array, weight: mx.array, columns: mx.array) -> mx.array:
     # core is read from memory once all the same. From 11 rows on MKL is faster with the weight as the left matrix, and
     # from 33 on as it is. dev/LOG.md has the times.
     if not _few_rows(x, weight):
-        return x @ columns
+        return native.product(x, weight) if native.computes(x, weight) else x @ columns
     T, (outputs, inputs) = len(x), weight.shape
     if T > SOME_ROWS or outputs % BLOCK:
         return (weight @ x.T).T
@@ -140,6 +147,8 @@ def add_product(residual: mx.array, x: mx.array, weight: mx.array, columns: mx.a
     """residual + product(x, weight, columns), in one call if the product is one."""
     if _few_rows(x, weight):
         return residual + product(x, weight, columns)
+    if native.computes(residual, x, weight):
+        return native.product(x, weight, residual)
     return mx.addmm(residual, x, columns)
 
 
@@ -154,12 +163,13 @@ def attend(q: mx.array, kv: mx.array, scale: float, mask: Mask) -> mx.array:
 
     mask: (B, 1, L, S) bool, "causal", or None if every query sees every key.
     """
-    B, H, L, _ = q.shape
+    L = q.shape[2]
+    if native.computes(q, kv) and not isinstance(mask, mx.array):
+        return native.attend(q, kv, scale, mask == "causal")
     if not on_gpu() and L == 1:
         return cpu.attend_one(q, kv, scale, mask if isinstance(mask, mx.array) else None)
     if not on_gpu() and L >= PROMPT and not isinstance(mask, mx.array):
-        compiled = many(q.dtype, B * H * L * kv.shape[3]) and can_compile()
-        return cpu.attend(q, kv, scale, mask == "causal", compiled)
+        return cpu.attend(q, kv, scale, mask == "causal")
     # slices, because kv[0] is a gather, which copies
     return mx.fast.scaled_dot_product_attention(q, kv[0, :], kv[1, :], scale=scale, mask=mask)
 
@@ -195,18 +205,13 @@ def _packed_product(x: mx.array, matrix: Sequence[mx.array], transpose: bool, gr
 
 def swiglu(gate_up: mx.array) -> mx.array:
     """silu(gate) * up of the two halves of gate_up (T, 2 * inner)."""
+    if native.computes(gate_up):
+        return native.swiglu(gate_up)
     gate, up = mx.split(gate_up, 2, axis=1)
     if on_gpu():
         return _fused_swiglu(gate, up)
-    if many(gate.dtype, gate.size) and can_compile():
-        return cpu.swiglu(gate, up)
     one = len(gate) == 1  # token, whose numbers are too few to pay for more operations
     return _swiglu(gate, up) if one or gate.dtype != mx.float32 else gate / (1 + cpu.exp(-gate)) * up
-
-
-def many(dtype: mx.Dtype, exponentials: int) -> bool:
-    """Whether a CPU computes so many exponentials by `cpu.exp2`. g++ compiles it, so short prompts do without."""
-    return exponentials >= MANY and dtype == mx.float32
 
 
 def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
@@ -217,26 +222,34 @@ def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
 _fused_swiglu = mx.compile(_swiglu, shapeless=True)
 
 
+def computes_at_once(rows: int, tokens: int, dtype: mx.Dtype) -> bool:
+    """Whether a pass over so many tokens of each row computes its operations by native.py."""
+    long = tokens >= PROMPT and rows * tokens >= AT_ONCE
+    return long and dtype == mx.float32 and not on_gpu() and blas.gemm() is not None and can_compile()
+
+
 @cache
 def can_compile() -> bool:
-    """Whether MLX can compile kernels. If not, a warning says why: a reply needs none, but is faster with them."""
+    """Whether kernels can be compiled. If not, a warning says why: a reply needs none, but is faster with them."""
     if on_gpu():
         return True
-    # On a CPU MLX runs g++ in a folder in TMPDIR, and keeps the results there. The folder may be another user's,
-    # missing, full, or forbid programs. The trial are the kernels that long prompts need.
+    # On a CPU g++ runs in a folder in TMPDIR, where its results are kept. The folder may be another user's, missing,
+    # full, or forbid programs. The trial is what prompts need, or else a kernel of MLX's.
     reason = ""
     folder = compiler.temporary()
     try:
         free = os.statvfs(folder)
         if free.f_bavail * free.f_frsize < KERNEL_BYTES:
             reason = f"no space left in {folder}"
+        elif blas.gemm() is not None:
+            native.functions()
         else:
-            mx.eval(cpu.exp2(mx.zeros((2,))))
+            mx.eval(_fused_swiglu(mx.zeros((2,)), mx.zeros((2,))))
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:REASON]
     if reason:
         warn(
-            f"MLX cannot compile its kernels ({reason}), so long prompts and replies are slower; set TMPDIR to a "
+            f"kernels cannot be compiled ({reason}), so long prompts and replies are slower; set TMPDIR to a "
             "folder that can be written and has room"
         )
     return not reason

@@ -20,7 +20,7 @@ from ..errors import PromptError
 from ..files.config import Qwen3Config
 from ..files.dtypes import dtype_name
 from ..files.values import to_mlx
-from . import halves, kernels
+from . import kernels, native
 from .cache import KVCache
 from .kv_format import kv_format
 from .linear import Embedding, Linear
@@ -30,6 +30,11 @@ from .view import Listener, NoCache, View
 
 Ids = mx.array | np.ndarray | Sequence[Sequence[int]]  # of tokens
 Turn = tuple[mx.array, mx.array]  # cos and sin of a pass, see RoPE
+
+
+class RMSNorm(nn.RMSNorm):
+    def __call__(self, x: mx.array) -> mx.array:
+        return kernels.norm(x, self["weight"], self.eps)
 
 
 class Attention(nn.Module):
@@ -42,8 +47,8 @@ class Attention(nn.Module):
         self.scale = D**-0.5 * config.attention_factor**2
         self.qkv_proj = Linear(config.hidden_size, (H + 2 * K) * D)
         self.o_proj = Linear(H * D, config.hidden_size)
-        self.q_norm = nn.RMSNorm(D, eps=config.rms_norm_eps)
-        self.k_norm = nn.RMSNorm(D, eps=config.rms_norm_eps)
+        self.q_norm = RMSNorm(D, eps=config.rms_norm_eps)
+        self.k_norm = RMSNorm(D, eps=config.rms_norm_eps)
         self._norms = None, None, None  # the weights of both norms, and the result of _norm_weight
 
     def project(self, x: mx.array, turn: Turn, view: View) -> tuple[mx.array, mx.array]:
@@ -108,9 +113,9 @@ class MLP(nn.Module):
 class Block(nn.Module):
     def __init__(self, config: Qwen3Config, layer: int):
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.self_attn = Attention(config, layer)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         moe = config.moe
         self.mlp = MoE(moe, config.hidden_size) if moe and layer in moe.layers else MLP(config)
 
@@ -161,7 +166,7 @@ class Qwen3(nn.Module):
         self.rope = RoPE(config)
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = [Block(config, layer) for layer in range(config.num_hidden_layers)]
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.hidden_size, config.vocab_size)
 
@@ -186,8 +191,7 @@ class Qwen3(nn.Module):
         """
         B, L = ids.shape
         view = cache.view(L)
-        in_halves = halves.pay(self, view)
-        states = halves.states(self, ids[0], view, keep) if in_halves else self.states(ids.reshape(-1), view, keep)
+        states = self.states(ids.reshape(-1), view, keep)
         cache.commit(view.buffers, L)
         return states.reshape(B, keep, self.config.hidden_size)
 
@@ -210,8 +214,9 @@ class Qwen3(nn.Module):
 
     def states(self, ids: mx.array, view: View, keep: int | None = None) -> mx.array:
         """The same without the axis of rows: (T, hidden) of token ids (T,), or (B * keep, hidden) as in `ends`."""
-        [x] = deque(self._residuals(ids, view, keep), maxlen=1)
-        x = self.norm(x)
+        with native.at_once(kernels.computes_at_once(*view.shape, self.norm.weight.dtype)):
+            [x] = deque(self._residuals(ids, view, keep), maxlen=1)
+            x = self.norm(x)
         view.show("final_norm", x)
         return x
 
