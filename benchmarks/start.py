@@ -29,7 +29,7 @@ checkpoint.parts
 opened = time.perf_counter()
 Tokenizer(checkpoint)
 tokens = time.perf_counter()
-load_model(checkpoint, "fp32")
+model = load_model(checkpoint, "fp32")
 loaded = time.perf_counter()
 print(imported - began, opened - imported, tokens - opened, loaded - tokens)
 """
@@ -40,7 +40,7 @@ from mlx_qwen3.model.load import load_model
 checkpoint = Checkpoint(sys.argv[1])
 checkpoint.parts
 began = time.perf_counter()
-load_model(checkpoint, sys.argv[2])
+model = load_model(checkpoint, sys.argv[2])
 print(time.perf_counter() - began)
 """
 

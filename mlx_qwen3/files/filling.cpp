@@ -20,7 +20,8 @@
 
 namespace {
 
-constexpr int64_t BLOCK = 1 << 18;  // bytes of results at a time: they stay in the second-level cache
+// Bytes at a time. What is computed stays in the second-level cache.
+constexpr int64_t READ = 1 << 22, COMPUTED = 1 << 18;
 constexpr size_t PADDING = 8;       // bytes past a buffer that `unpack` may read
 constexpr int POPULATE_WRITE = 23;  // the advice of madvise(2), since Linux 5.14
 
@@ -123,6 +124,8 @@ bool read(const Range& range, int64_t first, int64_t rows, char* target) {
     return true;
 }
 
+bool is_read(const Work& work) { return work.ranges[0].kind == BYTES && !work.bits; }
+
 struct Buffers {
     std::vector<char> stored;
     std::vector<float> scales, biases;
@@ -132,7 +135,7 @@ bool fill(const Work& work, int64_t first, int64_t rows, Buffers& buffers) {
     char* target = work.target + first * work.width;
     const Range& main = work.ranges[0];
     populate(target, rows * work.width);
-    if (main.kind == BYTES && !work.bits) return read(main, first, rows, target);
+    if (is_read(work)) return read(main, first, rows, target);
     auto out = reinterpret_cast<float*>(target);
     int64_t count = rows * work.width / 4;
     auto take = [&](const Range& range) {
@@ -163,8 +166,8 @@ class Filling {
    public:
     Filling(const Work* works, int64_t count) : works(works, works + count), left(count) {
         for (auto& work : this->works) {
-            int64_t step = std::max<int64_t>(1, BLOCK / work.width);
-            int64_t index = &work - this->works.data();
+            int64_t index = &work - this->works.data(), size = is_read(work) ? READ : COMPUTED;
+            int64_t step = std::max<int64_t>(1, size / work.width);
             left[index] = (work.rows + step - 1) / step;
             for (int64_t first = 0; first < work.rows; first += step)
                 blocks.push_back({index, first, std::min(step, work.rows - first)});
