@@ -103,7 +103,7 @@ def load(
     from .engine import weights as forms
     from .engine.memory import budget_bytes
     from .errors import warn
-    from .files.adapters import open_adapter
+    from .files.adapters import check_beside, open_adapter
     from .files.checkpoint import Checkpoint
     from .files.hub import resolve
     from .model import kernels
@@ -116,13 +116,14 @@ def load(
     budget = budget_bytes(memory)
     chosen = forms.choose([checkpoint], dtype, weights, budget, adapters=opened)
     forms.check(chosen, budget)
-    with Loading(checkpoint, dtype, opened, chosen[0].unpack) as loading:  # meanwhile the tokenizer is parsed
+    check_beside(checkpoint.folder, opened)
+    with Loading(checkpoint, dtype, chosen[0].unpack) as loading:  # meanwhile the tokenizer is parsed
         try:
             tokenizer = Tokenizer(checkpoint)
         except Exception:
-            loading.finish()  # its errors come first
+            loading.finish(opened)  # its errors come first
             raise
-        model = loading.finish()
+        model = loading.finish(opened)
     slow = blas.late and not kernels.on_gpu() and chosen[0].dtype == mx.float32
     if slow and (advice := blas.advice(model.nbytes)):
         warn(advice)

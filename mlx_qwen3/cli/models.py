@@ -42,21 +42,21 @@ class Opened:
     def _begin(self) -> "Loading | None":
         """Begin to read the weights, so that the tokenizer is parsed meanwhile. What is wrong is left to `load`.
 
-        None if that needs more than the checkpoint.
+        None if a draft model shares its memory.
         """
         from ..engine import weights
         from ..engine.memory import budget_bytes, set_limits
         from ..model.load import Loading
 
         options = self.options
-        if options.draft is not None or options.adapters:
+        if options.draft is not None:
             return None
         with suppress(Qwen3Error):
             budget = budget_bytes(options.memory)
             chosen = weights.choose([self.checkpoint], options.dtype, options.weights, budget)
             weights.check(chosen, budget)
             set_limits(budget)
-            return Loading(self.checkpoint, options.dtype, unpack=chosen[0].unpack)
+            return Loading(self.checkpoint, options.dtype, chosen[0].unpack)
         return None
 
     def load(self, requests: "Sequence[Request]" = ()) -> "tuple[Qwen3, Qwen3 | None]":
@@ -66,6 +66,7 @@ class Opened:
         """
         from ..engine import weights
         from ..engine.memory import budget_bytes, set_limits
+        from ..files.adapters import check_beside
         from ..model.load import Loading, load_model
 
         options, budget = self.options, budget_bytes(self.options.memory)
@@ -76,11 +77,12 @@ class Opened:
         for note in dict.fromkeys(one.note for one in chosen if one.note):
             say(f"note: {note}")
         set_limits(budget)
+        check_beside(self.checkpoint.folder, self._adapters)
         loading, self._loading = self._loading, None
         if loading is None or loading.unpack != chosen[0].unpack:
             loading = None  # frees its memory first
-            loading = Loading(self.checkpoint, options.dtype, self._adapters, chosen[0].unpack)
-        model = loading.finish()
+            loading = Loading(self.checkpoint, options.dtype, chosen[0].unpack)
+        model = loading.finish(self._adapters)
         draft = load_model(self._draft, options.dtype, unpack=chosen[1].unpack) if self._draft else None
         _advise(model, draft)
         return model, draft

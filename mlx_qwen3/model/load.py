@@ -34,16 +34,8 @@ class Loading:
     As a context it stops at the end of the block, if it has not finished.
     """
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        dtype: str | mx.Dtype | None = None,
-        adapters: Sequence[Adapter] = (),
-        unpack: bool = False,
-    ):
+    def __init__(self, checkpoint: Checkpoint, dtype: str | mx.Dtype | None = None, unpack: bool = False):
         """As `load_model`, and with the same errors."""
-        merged = checkpoint.adapters if isinstance(checkpoint, AdaptedCheckpoint) else adapters
-        check_beside(checkpoint.folder, merged)
         config, parts = checkpoint.config, checkpoint.parts
         checkpoint.check_repeated_head()
         compute = compute_dtype(checkpoint, dtype)
@@ -51,19 +43,19 @@ class Loading:
         if self.unpack:
             parts = unpacked_parts(parts, compute)
         modules = native_modules(parts, config, compute)
-        self._model, self._adapters = Qwen3(config), adapters
+        self._model = Qwen3(config)
         places = _shape_modules(self._model, modules, config)
         self._parameters, fillings = _parameters(modules, places, compute)
         self._fill = Fill(fillings)
         self._model.fingerprint, self._model.unpacked = fingerprint(checkpoint, compute, self.unpack), self.unpack
 
-    def finish(self) -> Qwen3:
-        """The model, with its weights evaluated. Raises CheckpointError if a file has become shorter."""
+    def finish(self, adapters: Sequence[Adapter] = ()) -> Qwen3:
+        """The model with these adapters, all evaluated. Raises CheckpointError if a file has become shorter."""
         self._fill.finish()
         # Here, even the shapes: another thread could not do it.
         mx.eval([array for _, array in self._parameters])
         self._model.load_weights(self._parameters, strict=True)
-        return adapted(self._model, self._adapters)
+        return adapted(self._model, adapters)
 
     def __enter__(self) -> Self:
         return self
@@ -89,7 +81,8 @@ def load_model(
     """
     checkpoint = Checkpoint.of(checkpoint)
     opened = [open_adapter(adapter, checkpoint.config) for adapter in adapters]
-    return Loading(checkpoint, dtype, opened, unpack).finish()
+    check_beside(checkpoint.folder, checkpoint.adapters if isinstance(checkpoint, AdaptedCheckpoint) else opened)
+    return Loading(checkpoint, dtype, unpack).finish(opened)
 
 
 def compute_dtype(checkpoint: Checkpoint, dtype: str | mx.Dtype | None = None) -> mx.Dtype:
