@@ -29,7 +29,7 @@ class Derivation:
     """How a tensor is computed. `made` and `note` are for the certificate of a conversion.
 
     fill: as `rows`, but it writes the values to memory that it is given, and several threads may call it at once.
-    ranges: what those rows are made of, and `packed`: how, as `Filling` has them.
+    ranges: what the rows from the first on are made of, and `packed`: how, as `Filling` has them.
     """
 
     rows: Rows  # gives values of the tensor's dtype
@@ -38,7 +38,7 @@ class Derivation:
     made: str
     note: str = ""
     fill: Fill | None = None
-    ranges: Callable[[int, int], Sequence[Range]] | None = None
+    ranges: Callable[[int], Sequence[Range]] | None = None
     packed: Packed = PLAIN
 
 
@@ -101,7 +101,7 @@ class DerivedTensor(StoredTensor):
             jobs = self.jobs(target)
             return Filling(target, lambda: jobs)
         rows, width = self.shape[0], self.nbytes // self.shape[0]
-        ranges = self.derivation.ranges(self.start // width, rows)
+        ranges = self.derivation.ranges(self.start // width)
         return Filling(target, partial(self.jobs, target), rows, ranges, self.derivation.packed)
 
 

@@ -52,9 +52,13 @@ def _fill(leaves: Mapping[str, StoredTensor], packing: Quantization, first: int,
     read_rows(leaves, packing, first, count, np.frombuffer(out, np.float32).reshape(count, -1))
 
 
-def _ranges(leaves: Mapping[str, StoredTensor], first: int, count: int) -> list[Range]:
-    rows = ((leaf.rows(first, count), leaf.nbytes // leaf.shape[0]) for leaf in leaves.values())
-    return [Range(leaf.start, width, leaf.file.descriptor, KINDS.get(leaf.dtype, BYTES)) for leaf, width in rows]
+def _ranges(leaves: Mapping[str, StoredTensor], first: int) -> list[Range]:
+    """Where the rows from `first` on lie."""
+    widths = ((leaf, leaf.nbytes // leaf.shape[0]) for leaf in leaves.values())
+    return [
+        Range(leaf.start + first * width, width, leaf.file.descriptor, KINDS.get(leaf.dtype, BYTES))
+        for leaf, width in widths
+    ]
 
 
 def _packed(packing: Quantization) -> Packed:
