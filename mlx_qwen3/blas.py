@@ -28,6 +28,10 @@ NOTICED = 100_000_000
 
 LATE = "mlx.core was imported before mlx_qwen3, which is too late for a fast BLAS; import mlx_qwen3 first"
 
+# Milliseconds for which the threads of MKL's OpenMP keep their cores after a product. By default it is 200, in which
+# they take the cores from other products: one pass may be computed by another thread than the next (model/native.py).
+WAITING = ("KMP_BLOCKTIME", "3")
+
 # The functions that read and set how many threads a product takes, of MKL and OpenBLAS
 THREADS = (("MKL_Get_Max_Threads", "MKL_Set_Num_Threads"), ("openblas_get_num_threads", "openblas_set_num_threads"))
 
@@ -50,6 +54,7 @@ def preload() -> None:
         late = in_use is None
         _refused = f"{VARIABLE} is {chosen!r}, but {LATE}" if chosen and late else None
         return
+    os.environ.setdefault(*WAITING)
     for library in [chosen] if chosen else _candidates():
         try:
             _library = ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)

@@ -120,7 +120,7 @@ class Costs:
         config = self._config
         heads = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
         # MLX's CPU frees results some 50 operations late, and those that are computed at once by then.
-        at_once = kernels.computes_at_once(rows, tokens, self._dtype)
+        at_once = kernels.computes_at_once(config, rows, tokens, self._dtype)
         mlp = 4 * max(config.active_widths)
         if config.moe:  # scores of all experts, and the input and output of the chosen, sorted and not
             mlp += 4 * config.moe.num_experts + 4 * config.moe.num_experts_per_tok * config.hidden_size
@@ -128,8 +128,7 @@ class Costs:
         # A fused attention keeps no scores. Prompts of several rows have a mask, and so no blocks of queries.
         group = config.num_attention_heads // config.num_key_value_heads
         queries = min(tokens, cpu.block_size(group, keys)) if rows == 1 else tokens
-        fused = kernels.on_gpu() or (at_once and rows == 1)
-        scores = 0 if fused else cpu.score_bytes(config.num_attention_heads, queries, keys)
+        scores = 0 if kernels.on_gpu() or at_once else cpu.score_bytes(config.num_attention_heads, queries, keys)
         # For many queries, the packed keys and values of a layer are unpacked.
         read = keys if tokens > kernels.FEW_QUERIES else 0
         layer = 2 * config.num_key_value_heads * config.head_dim * (read + 2 * tokens) * self._dtype.size * self._packed

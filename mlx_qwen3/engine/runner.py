@@ -40,6 +40,8 @@ def prefill(model: Qwen3, ids: mx.array, cache: KVCache, chunk: int | None = Non
 class DecodeStep:
     """One new token per row: what `model(tokens[:, None], cache)` computes, as a graph that is replayed.
 
+    A step that a CPU computes at once has no graph.
+
     Position and cache are arguments of the graph, so that one trace serves all tokens until the cache grows; the
     weights are its constants.
     """
@@ -52,6 +54,10 @@ class DecodeStep:
 
     def __call__(self, tokens: mx.array, cache: KVCache, watch: Listener | None = None) -> mx.array:
         """Logits (B, V) of the tokens (B,) that follow the prompt in the cache. A watched step is built anew."""
+        model = self._model()
+        assert model is not None, "the caller holds the model"
+        if watch is None and model.computes_at_once(len(tokens), 1):
+            return model.logits(model.ends(tokens[:, None], cache, 1)[:, 0])
         arrays = cache.arrays()
         if watch is None:
             if (step := self._steps.get(cache.kv_format)) is None:

@@ -28,7 +28,7 @@ NGRAMS = (4, 3, 2)  # lengths that lookup compares, the longest and surest first
 # drafts change the last bits of the logits, so in bf16 the reply of a seed would depend on the clock. Measurements:
 # dev/LOG.md.
 ROW_BY_ROW = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
-COST_CPU = (1.0, 1.14, 1.2, 1.73, 1.81, 1.88, 2.28, 2.32)  # Qwen3-0.6B, float32, MKL
+COST_CPU = (1.0, 1.12, 1.17, 1.19, 1.2, 1.22, 1.24, 1.28)  # Qwen3-0.6B, float32, MKL
 COST_GPU = (1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0)  # bf16 on an M3 Ultra: ml-explore/mlx#4265
 COST_GPU_PACKED = (1.0, 1.11, 1.31, 1.45, 1.7, 1.98, 2.2, 2.45)  # 4 bits on an M4 Pro: ml-explore/mlx#3839
 COST_GPU_PACKED_OLD = (1.0, 1.83, 2.5, 3.26, 3.9, 4.6, 5.28, 6.12)  # before the M3, and its kernels: mlx#4265, #3764

@@ -12,18 +12,17 @@ import mlx.core as mx
 
 from .. import blas, compiler
 from ..errors import warn
+from ..files.config import Qwen3Config
 from . import cpu, native
 from .rope import rotate
 
 Mask = mx.array | str | None  # which keys a query sees, see `attend`
 # Up to so many queries, attention multiplies by packed keys; for more it unpacks them once.
 FEW_QUERIES = 8
-# How MKL multiplies a few rows by a large matrix, see `product`.
-FEW_ROWS, SOME_ROWS, MORE_ROWS = 3, 10, 32
 PROMPT = 16  # tokens of a pass from which attention goes block by block on a CPU
-AT_ONCE = 64  # tokens of a pass from which a CPU computes in C++; g++ compiles it, so short prompts do without
-BLOCK = 128  # rows of the matrix
-LARGE = 1 << 20  # numbers; a smaller matrix is near enough to the cores as it is
+# A pass is computed at once in C++ if it is a prompt of LONG tokens. With fewer, a small model does not wait for g++.
+# If the matrices are LARGE, two tokens are enough: MKL reads a weight twice for four.
+LONG, LARGE = 64, 1 << 20
 KERNEL_BYTES = 4_000_000  # that must be free to compile; a step's kernels take 0.3 MB, g++ more while it runs
 REASON = 200  # characters of an error that a warning quotes
 
@@ -131,31 +130,14 @@ def _metal_kernel() -> Any:
 
 def product(x: mx.array, weight: mx.array, columns: mx.array) -> mx.array:
     """x (..., inputs) @ columns (inputs, outputs), which are the transpose of `weight`."""
-    # MKL reads the weight once for up to 3 rows, and about twice for more. A block of it that stays in the cache of a
-    # core is read from memory once all the same. From 11 rows on MKL is faster with the weight as the left matrix, and
-    # from 33 on as it is. dev/LOG.md has the times.
-    if not _few_rows(x, weight):
-        return native.product(x, weight) if native.computes(x, weight) else x @ columns
-    T, (outputs, inputs) = len(x), weight.shape
-    if T > SOME_ROWS or outputs % BLOCK:
-        return (weight @ x.T).T
-    blocks = x @ mx.swapaxes(weight.reshape(-1, BLOCK, inputs), 1, 2)
-    return mx.swapaxes(blocks, 0, 1).reshape(T, outputs)
+    return native.product(x, weight) if native.computes(x, weight) else x @ columns
 
 
 def add_product(residual: mx.array, x: mx.array, weight: mx.array, columns: mx.array) -> mx.array:
-    """residual + product(x, weight, columns), in one call if the product is one."""
-    if _few_rows(x, weight):
-        return residual + product(x, weight, columns)
+    """residual + product(x, weight, columns), in one call."""
     if native.computes(residual, x, weight):
         return native.product(x, weight, residual)
     return mx.addmm(residual, x, columns)
-
-
-def _few_rows(x: mx.array, weight: mx.array) -> bool:
-    """Whether MKL multiplies so few rows by so large a matrix that `product` has another form."""
-    few = FEW_ROWS < len(x) <= MORE_ROWS and x.ndim == 2 and weight.size >= LARGE
-    return few and x.dtype == mx.float32 and not on_gpu() and "mkl" in (blas.in_use or "")
 
 
 def attend(q: mx.array, kv: mx.array, scale: float, mask: Mask) -> mx.array:
@@ -164,8 +146,8 @@ def attend(q: mx.array, kv: mx.array, scale: float, mask: Mask) -> mx.array:
     mask: (B, 1, L, S) bool, "causal", or None if every query sees every key.
     """
     L = q.shape[2]
-    if native.computes(q, kv) and not isinstance(mask, mx.array):
-        return native.attend(q, kv, scale, mask == "causal")
+    if native.computes(q, kv):
+        return native.attend(q, kv, scale, mask)
     if not on_gpu() and L == 1:
         return cpu.attend_one(q, kv, scale, mask if isinstance(mask, mx.array) else None)
     if not on_gpu() and L >= PROMPT and not isinstance(mask, mx.array):
@@ -222,10 +204,11 @@ def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
 _fused_swiglu = mx.compile(_swiglu, shapeless=True)
 
 
-def computes_at_once(rows: int, tokens: int, dtype: mx.Dtype) -> bool:
+def computes_at_once(config: Qwen3Config, rows: int, tokens: int, dtype: mx.Dtype) -> bool:
     """Whether a pass over so many tokens of each row computes its operations by native.py."""
-    long = tokens >= PROMPT and rows * tokens >= AT_ONCE
-    return long and dtype == mx.float32 and not on_gpu() and blas.gemm() is not None and can_compile()
+    large = config.hidden_size * config.num_attention_heads * config.head_dim >= LARGE
+    enough = rows * tokens > 1 if large else tokens >= PROMPT and rows * tokens >= LONG
+    return enough and dtype == mx.float32 and not on_gpu() and blas.gemm() is not None and can_compile()
 
 
 @cache

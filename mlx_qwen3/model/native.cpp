@@ -1,4 +1,4 @@
-// A prompt's operations on a CPU, each on all cores; native.py has their shapes. All numbers are float32.
+// The operations of a pass on a CPU, each on all cores; native.py has their shapes. All numbers are float32.
 //
 // B batch, L new tokens, T = B * L, H query heads, K key/value heads, D head_dim, S keys
 
@@ -17,6 +17,14 @@ constexpr long QUERIES = 64, KEYS = 512;
 // Smaller powers are 0. They change no sum that has a 1, and products with them could be too small for float32's normal
 // numbers, which a processor multiplies a hundred times slower.
 constexpr float LEAST = -63, MOST = 128;
+
+// A product of few rows: so many rows and columns of the weight at a time have their sums in registers.
+#if defined(__AVX512F__)
+constexpr long LANES = 16, ROWS = 8, COLUMNS = 3;
+#else
+constexpr long LANES = 8, ROWS = 4, COLUMNS = 2;
+#endif
+constexpr long FEW_ROWS = 16;  // with more, a BLAS is faster
 
 using Gemm = void (*)(int, int, int, int, int, int, float, const float*, int, const float*, int, float, float*, int);
 
@@ -72,17 +80,22 @@ struct Tile {
         std::fill(total.begin(), total.end(), 0);
     }
 
-    // The queries i of `rows` see the first seen + i of these keys.
+    // The queries i of `rows` see the first seen + i of these keys; with a mask, of them only those that it shows.
     void add(const float* q, long q_stride, const float* k, const float* v, long kv_stride, long rows, long keys,
-             long seen, float scale) {
+             long seen, float scale, const bool* mask, long mask_stride) {
         gemm(ROW_MAJOR, AS_IT_IS, TRANSPOSED, rows, keys, D, scale * LOG2_E, q, q_stride, k, kv_stride, 0,
              scores.data(), KEYS);
         for (long i = 0; i < rows; i++) {
             float* row = scores.data() + i * KEYS;
-            const long n = std::clamp(seen + i, 0l, keys);
+            long n = std::clamp(seen + i, 0l, keys);
+            for (long s = 0; mask && s < n; s++)
+                if (!mask[i * mask_stride + s]) row[s] = -INFINITY;
+            const float before = most[i], now = largest(row, n, before);
+            if (now == -INFINITY) n = 0;  // no key is seen yet
             if (n) {
-                const float before = most[i], rescale = power_of_2(before - (most[i] = largest(row, n, before)));
-                total[i] = total[i] * rescale + powers(row, n, most[i]);
+                const float rescale = power_of_2(before - now);
+                most[i] = now;
+                total[i] = total[i] * rescale + powers(row, n, now);
                 for (long d = 0; d < D; d++) out[i * D + d] *= rescale;
             }
             std::fill(row + n, row + keys, 0);
@@ -90,6 +103,43 @@ struct Tile {
         gemm(ROW_MAJOR, AS_IT_IS, AS_IT_IS, rows, D, keys, 1, scores.data(), KEYS, v, kv_stride, 1, out.data(), D);
     }
 };
+
+typedef float Lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
+
+// y (R, C) += x (R, n) @ w (C, n).T. The rows of w come from memory, those of x from a core's cache. A page of memory
+// ends with many a row, and the processor fetches none ahead, so the next rows are asked for here.
+template <long R, long C>
+inline void add_dots(const float* x, const float* w, long n, float* y, long y_stride) {
+    Lanes sums[R][C] = {};
+    long i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        Lanes columns[C];
+        for (long c = 0; c < C; c++) {
+            columns[c] = *reinterpret_cast<const Lanes*>(w + c * n + i);
+            __builtin_prefetch(w + (c + C) * n + i, 0, 2);
+        }
+        for (long r = 0; r < R; r++) {
+            const Lanes row = *reinterpret_cast<const Lanes*>(x + r * n + i);
+            for (long c = 0; c < C; c++) sums[r][c] += row * columns[c];
+        }
+    }
+    for (long r = 0; r < R; r++)
+        for (long c = 0; c < C; c++) {
+            float parts[LANES], sum = 0;
+            std::memcpy(parts, &sums[r][c], sizeof parts);
+#pragma omp simd reduction(+ : sum)
+            for (long lane = 0; lane < LANES; lane++) sum += parts[lane];
+            for (long j = i; j < n; j++) sum += x[r * n + j] * w[c * n + j];
+            y[r * y_stride + c] += sum;
+        }
+}
+
+// The same for any number of rows.
+template <long C, long R = ROWS>
+inline void add_columns(const float* x, const float* w, long n, float* y, long y_stride, long rows) {
+    for (; rows >= R; rows -= R, x += R * n, y += R * y_stride) add_dots<R, C>(x, w, n, y, y_stride);
+    if constexpr (R > 1) add_columns<C, R - 1>(x, w, n, y, y_stride, rows);
+}
 
 }  // namespace
 
@@ -129,10 +179,11 @@ void norm_rope(long threads, const float* qkv, const float* weight, const float*
     }
 }
 
-// Strides are in numbers, for the axes before D. Blocks of queries are computed by the cores as they become free, the
-// largest first.
+// Strides are in numbers, for the axes before D; of the mask (B, L, S) for those before S. Blocks of queries are computed
+// by the cores as they become free, the largest first.
 void attend(long threads, Gemm gemm, const float* q, const long* q_strides, const float* kv, const long* kv_strides,
-            float* out, long B, long H, long K, long L, long S, long D, float scale, long causal) {
+            const bool* mask, const long* mask_strides, float* out, const long* out_strides, long B, long H, long K,
+            long L, long S, long D, float scale, long causal) {
     const long blocks = (L + QUERIES - 1) / QUERIES;
 #pragma omp parallel num_threads(threads)
     {
@@ -143,16 +194,19 @@ void attend(long threads, Gemm gemm, const float* q, const long* q_strides, cons
             const long rows = std::min(QUERIES, L - first), seen = causal ? S - L + first + 1 : S;
             const float* queries = q + b * q_strides[0] + h * q_strides[1] + first * q_strides[2];
             const float* keys = kv + b * kv_strides[1] + h / (H / K) * kv_strides[2];
+            const bool* visible = mask ? mask + b * mask_strides[0] + first * mask_strides[1] : nullptr;
+            float* results = out + b * out_strides[0] + h * out_strides[1] + first * out_strides[2];
             const long end = causal ? seen + rows - 1 : S;
             tile.begin();
             for (long s = 0; s < end; s += KEYS) {
                 const float* from = keys + s * kv_strides[3];
                 tile.add(queries, q_strides[2], from, from + kv_strides[0], kv_strides[3], rows,
-                         std::min(KEYS, end - s), seen - s, scale);
+                         std::min(KEYS, end - s), seen - s, scale, mask ? visible + s : nullptr,
+                         mask ? mask_strides[1] : 0);
             }
             for (long i = 0; i < rows; i++)
                 for (long d = 0; d < D; d++)
-                    out[((b * L + first + i) * H + h) * D + d] = tile.out[i * D + d] / tile.total[i];
+                    results[i * out_strides[2] + d] = tile.out[i * D + d] / tile.total[i];
         }
     }
 }
@@ -169,11 +223,26 @@ void swiglu(long threads, const float* gate_up, float* y, long T, long n) {
 
 void product(long threads, Gemm gemm, const float* x, const float* weight, const float* residual, float* y, long T,
              long inputs, long outputs) {
-    if (residual) {
+    const bool few = T <= FEW_ROWS;
+    if (few || residual) {
 #pragma omp parallel for num_threads(threads)
-        for (long t = 0; t < T; t++) std::memcpy(y + t * outputs, residual + t * outputs, outputs * sizeof *y);
+        for (long t = 0; t < T; t++)
+            if (residual)
+                std::memcpy(y + t * outputs, residual + t * outputs, outputs * sizeof *y);
+            else
+                std::fill_n(y + t * outputs, outputs, 0);
     }
-    gemm(ROW_MAJOR, AS_IT_IS, TRANSPOSED, T, outputs, inputs, 1, x, inputs, weight, inputs, residual ? 1 : 0, y,
-         outputs);
+    if (!few) {
+        gemm(ROW_MAJOR, AS_IT_IS, TRANSPOSED, T, outputs, inputs, 1, x, inputs, weight, inputs, residual ? 1 : 0, y,
+             outputs);
+        return;
+    }
+#pragma omp parallel for num_threads(threads)
+    for (long o = 0; o < outputs; o += COLUMNS)
+        if (o + COLUMNS <= outputs)
+            add_columns<COLUMNS>(x, weight + o * inputs, inputs, y + o, outputs, T);
+        else
+            for (long last = o; last < outputs; last++)
+                add_columns<1>(x, weight + last * inputs, inputs, y + last, outputs, T);
 }
 }

@@ -29,7 +29,7 @@ P, N, F = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 ARGUMENTS = {
     "norm": (P, P, P, N, N, F),
     "norm_rope": (P, P, P, P, P, P, N, N, N, N, N, F),
-    "attend": (P, P, P, P, P, P, N, N, N, N, N, N, F, N),
+    "attend": (P, P, P, P, P, P, P, P, P, N, N, N, N, N, N, F, N),
     "swiglu": (P, P, N, N),
     "product": (P, P, P, P, P, N, N, N),
 }
@@ -87,17 +87,19 @@ def norm_rope(qkv: mx.array, weight: mx.array, cos: mx.array, sin: mx.array, eps
     return q, kv
 
 
-def attend(q: mx.array, kv: mx.array, scale: float, causal: bool) -> mx.array:
-    """Attention of q (B, H, L, D) over keys and values (2, B, K, S, D), (B, H, L, D).
-
-    causal: the last query sees all keys, each before it one key less.
-    """
+def attend(q: mx.array, kv: mx.array, scale: float, mask: mx.array | str | None) -> mx.array:
+    """As `kernels.attend`."""
     (B, H, L, D), (K, S) = q.shape, kv.shape[2:4]
-    out = _new(B, L, H, D)
-    mx.eval(q, kv)
-    (queries, q_strides), (stored, kv_strides) = _rows(q), _rows(kv)
+    causal, out = mask == "causal" if isinstance(mask, str) else False, _new(B, L, H, D)
+    queries, stored, results = _numbers(q), _numbers(kv), _numbers(out).transpose(0, 2, 1, 3)
+    visible = np.broadcast_to(_numbers(mask), (B, 1, L, S))[:, 0] if isinstance(mask, mx.array) else None
+    if L == 1:  # the queries of a key head are rows of one product
+        queries, results = (array.reshape(B, K, H // K, D) for array in (queries, results))
+        if visible is not None:
+            visible = np.broadcast_to(visible, (B, H // K, S))
+    strided = (part for array in (queries, stored, visible, results) for part in (array, _strides(array)))
     with blas.threads_for(_threads()):  # each has products of its own
-        _call("attend", blas.gemm(), queries, q_strides, stored, kv_strides, out, B, H, K, L, S, D, scale, causal)
+        _call("attend", blas.gemm(), *strided, B, queries.shape[1], K, queries.shape[2], S, D, scale, causal and L > 1)
     return out.transpose(0, 2, 1, 3)
 
 
@@ -110,9 +112,10 @@ def swiglu(gate_up: mx.array) -> mx.array:
 
 
 def product(x: mx.array, weight: mx.array, residual: mx.array | None = None) -> mx.array:
-    """x (T, inputs) @ weight.T, plus the residual (T, outputs)."""
-    y = _new(len(x), len(weight))
-    _call("product", blas.gemm(), x, weight, residual, y, len(x), *weight.shape[::-1])
+    """x (..., inputs) @ weight.T, plus the residual (..., outputs)."""
+    (outputs, inputs), T = weight.shape, x.size // x.shape[-1]
+    y = _new(*x.shape[:-1], outputs)
+    _call("product", blas.gemm(), x, weight, residual, y, T, inputs, outputs)
     return y
 
 
@@ -123,14 +126,17 @@ def _new(*shape: int) -> mx.array:
     return blank(*shape, kind="<f4")
 
 
-def _rows(array: mx.array) -> tuple[np.ndarray, Any]:
-    """The numbers of an array in rows, of which each is dense, and the strides of all axes but the last."""
+def _numbers(array: mx.array) -> np.ndarray:
+    """The numbers of an array in rows, as BLAS takes them: each is dense, and none lies in another."""
     numbers = np.array(array, copy=False)
     *_, row, number = numbers.strides
-    if number != numbers.itemsize or row < numbers.shape[-1] * number:  # as BLAS does not take it
-        numbers = numbers.copy()
-    strides = [stride // numbers.itemsize for stride in numbers.strides[:-1]]
-    return numbers, (N * len(strides))(*strides)
+    return numbers if number == numbers.itemsize and row >= numbers.shape[-1] * number else numbers.copy()
+
+
+def _strides(array: np.ndarray | None) -> Any:
+    """Those of all axes but the last, counted in numbers."""
+    strides = [] if array is None else [stride // array.itemsize for stride in array.strides[:-1]]
+    return (N * len(strides))(*strides)
 
 
 def _call(name: str, *arguments: Any) -> None:

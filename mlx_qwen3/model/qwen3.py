@@ -214,11 +214,15 @@ class Qwen3(nn.Module):
 
     def states(self, ids: mx.array, view: View, keep: int | None = None) -> mx.array:
         """The same without the axis of rows: (T, hidden) of token ids (T,), or (B * keep, hidden) as in `ends`."""
-        with native.at_once(kernels.computes_at_once(*view.shape, self.norm.weight.dtype)):
+        with native.at_once(not view.traced and self.computes_at_once(*view.shape)):
             [x] = deque(self._residuals(ids, view, keep), maxlen=1)
             x = self.norm(x)
         view.show("final_norm", x)
         return x
+
+    def computes_at_once(self, rows: int, tokens: int) -> bool:
+        """Whether a pass over so many tokens of each row computes each operation when it is called."""
+        return kernels.computes_at_once(self.config, rows, tokens, self.norm.weight.dtype)
 
     def residuals(self, ids: Ids, view: View | None = None) -> Iterator[mx.array]:
         """The residual stream (B, L, hidden) after the embedding and after each layer: layers + 1 arrays."""
@@ -241,7 +245,9 @@ class Qwen3(nn.Module):
 
     def logits(self, hidden: mx.array, watch: Listener | None = None) -> mx.array:
         """(B, L, hidden) -> (B, L, V). This is the largest product of the model: pass only the positions you need."""
-        logits = self.head(hidden)
+        rows, tokens, *_ = *hidden.shape[:-1], 1
+        with native.at_once(self.computes_at_once(rows, tokens)):
+            logits = self.head(hidden)
         if watch is not None:
             watch("logits", logits)
         return logits

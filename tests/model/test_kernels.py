@@ -2,18 +2,15 @@
 
 import ctypes
 import os
-import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_qwen3 import blas
 from mlx_qwen3.errors import Qwen3Warning
 from mlx_qwen3.model import cpu, kernels
 
@@ -142,46 +139,6 @@ def test_the_plain_form_is_norm_and_rope_of_mlx():
     q, k = (mx.fast.rope(mx.fast.rms_norm(x, w, EPS), D, **options) for x, w in zip((q, k), norms, strict=True))
     weight = mx.stack([norms[0]] * H + [norms[1]] * K)[:, None]
     assert worst(kernels.plain_norm_rope(qkv, weight, *turn, EPS), [q, mx.stack([k, v])]) < 1e-5
-
-
-@pytest.mark.parametrize("outputs", [1024, 1026], ids=["blocks", "no whole blocks"])
-def test_a_product_of_any_number_of_rows(outputs, monkeypatch):
-    """Its form hangs on the number of rows; the numbers do not, but for their last bits."""
-    monkeypatch.setattr(blas, "in_use", "libmkl_rt.so.2")
-    weight = mx.random.normal((outputs, 1024), key=mx.random.key(5))
-    assert weight.size >= kernels.LARGE
-    forms = set()
-    for rows in (1, kernels.FEW_ROWS, 4, kernels.SOME_ROWS, 11, kernels.MORE_ROWS, 33):
-        x, residual = (mx.random.normal((rows, n), key=mx.random.key(rows + n)) for n in (1024, outputs))
-        product = kernels.product(x, weight, weight.T)
-        expected = np.array(x, np.float64) @ np.array(weight, np.float64).T
-        np.testing.assert_allclose(product, expected, atol=2e-4)
-        np.testing.assert_allclose(kernels.add_product(residual, x, weight, weight.T), residual + product, atol=2e-4)
-        forms.add(operations(kernels.product(x, weight, weight.T)))
-    assert len(forms) == (3 if outputs == 1024 else 2)
-
-
-@pytest.mark.parametrize(
-    ("library", "dtype", "outputs"),
-    [
-        (None, mx.float32, 1024),
-        ("libopenblas.so.0", mx.float32, 1024),
-        ("libmkl_rt.so.2", mx.bfloat16, 1024),
-        ("libmkl_rt.so.2", mx.float32, 128),
-    ],
-    ids=["no BLAS", "another BLAS", "another dtype", "a small matrix"],
-)
-def test_what_was_not_measured_is_multiplied_as_it_is(library, dtype, outputs, monkeypatch):
-    monkeypatch.setattr(blas, "in_use", library)
-    weight, x = (mx.random.normal((n, 1024), key=mx.random.key(n)).astype(dtype) for n in (outputs, 8))
-    assert operations(kernels.product(x, weight, weight.T)) == operations(x @ weight.T)
-
-
-def operations(array) -> str:
-    """The operations of its graph, in order."""
-    with tempfile.NamedTemporaryFile(suffix=".dot") as file:
-        mx.export_to_dot(file.name, array)
-        return " ".join(re.findall(r'label ?= ?"(\w+)", shape=rectangle', Path(file.name).read_text()))
 
 
 def test_exponentials_on_a_cpu():

@@ -74,6 +74,17 @@ def test_attention(at_once, shape, causal):
     assert relative(found, attention_over(as_numpy(q), as_numpy(kv), 0.7, causal)) < 1e-6
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_attention_with_a_mask(at_once, shape):
+    """Of padded rows: the first tile of keys may be hidden, and each query sees one key at least."""
+    B, H, K, L, S, D = shape
+    q, kv = normal(B, H, L, D), normal(2, B, K, S, D, seed=1)
+    mask = mx.random.uniform(shape=(B, 1, L, S), key=mx.random.key(2)) < 0.5
+    mask = mask & (mx.arange(S) >= mx.array([S - 20, 2][:B])[:, None, None, None]) | (mx.arange(S) == S - 1)
+    expected = mx.fast.scaled_dot_product_attention(q, kv[0], kv[1], scale=0.7, mask=mask)
+    assert relative(kernels.attend(q, kv, 0.7, mask), as_numpy(expected)) < 1e-6
+
+
 def test_attention_to_few_keys_among_many(at_once):
     """Scores far apart: the largest of a later tile takes all the weight, or an earlier one keeps it."""
     q, kv = normal(1, 2, 64, 8), normal(2, 1, 2, 1100, 8, seed=1)
@@ -100,10 +111,18 @@ def test_swiglu(at_once):
 
 
 @pytest.mark.parametrize("residual", [True, False])
-def test_product(at_once, residual):
-    x, weight, rest = normal(70, 40), normal(30, 40, seed=1), normal(70, 30, seed=2)
-    found = kernels.add_product(rest, x, weight, weight.T) if residual else kernels.product(x, weight, weight.T)
-    assert relative(found, wide(x) @ wide(weight).T + residual * wide(rest)) < 1e-6
+@pytest.mark.parametrize("tokens", [1, 2, 7, 8, 13, 16, 17, 70])
+def test_product(at_once, tokens, residual):
+    """Few rows have products of our own: with whole groups of rows, outputs and inputs, and parts of one."""
+    for outputs, inputs in ((30, 64), (31, 70), (2, 5)):
+        x, weight, rest = normal(tokens, inputs), normal(outputs, inputs, seed=1), normal(tokens, outputs, seed=2)
+        found = kernels.add_product(rest, x, weight, weight.T) if residual else kernels.product(x, weight, weight.T)
+        assert relative(found, wide(x) @ wide(weight).T + residual * wide(rest)) < 1e-6
+
+
+def test_a_product_of_rows_of_tokens(at_once):
+    x, weight = normal(3, 5, 20), normal(7, 20, seed=1)
+    assert relative(kernels.product(x, weight, weight.T), wide(x) @ wide(weight).T) < 1e-6
 
 
 def test_a_large_result(at_once):
@@ -142,20 +161,23 @@ def test_only_in_the_block_of_this_thread_and_of_float32():
     assert (seen, native.computes(x)) == ([False], False)
 
 
-def test_only_long_prompts_of_float32(monkeypatch):
-    def of(rows=1, tokens=64, dtype=mx.float32):
-        return kernels.computes_at_once(rows, tokens, dtype)
-
-    assert of()
-    assert of(rows=4, tokens=16)
-    assert not of(tokens=63)
-    assert not of(rows=100, tokens=1)  # a decode step, whose graph is compiled
-    assert not of(dtype=mx.bfloat16)
+@pytest.mark.parametrize(
+    ("large", "passes"),
+    [
+        (False, {(1, 64): True, (1, 63): False, (4, 16): True, (100, 1): False}),  # rows and tokens; a step is compiled
+        (True, {(1, 2): True, (1, 1): False, (2, 1): True}),
+    ],
+)
+def test_only_passes_that_gain(folder, large, passes, monkeypatch):
+    monkeypatch.setattr(kernels, "LARGE", 1 << 10 if large else 1 << 20)
+    config = load_model(folder, "fp32").config
+    assert {of: kernels.computes_at_once(config, *of, mx.float32) for of in passes} == passes
+    assert not kernels.computes_at_once(config, 1, 64, mx.bfloat16)
     monkeypatch.setattr(kernels, "can_compile", lambda: False)
-    assert not of()
+    assert not kernels.computes_at_once(config, 1, 64, mx.float32)
     monkeypatch.setattr(kernels, "can_compile", lambda: True)
     monkeypatch.setattr(blas, "gemm", lambda: None)
-    assert not of()
+    assert not kernels.computes_at_once(config, 1, 64, mx.float32)
 
 
 def test_no_fast_blas_is_a_reason(monkeypatch):
@@ -171,7 +193,7 @@ def logits(model, ids, compiled, monkeypatch, bits=None, padding=None, watch=Non
     """Of a prompt in two passes, and of the token after it, by native.py or not; and the operations called."""
     with monkeypatch.context() as patch:
         called, call = set(), native._call
-        patch.setattr(kernels, "AT_ONCE", 1)
+        patch.setattr(kernels, "LARGE", 1)
         patch.setattr(kernels, "can_compile", lambda: compiled)
         patch.setattr(native, "_call", lambda name, *arrays: called.add(name) or call(name, *arrays))
         cache = model.make_cache(len(ids), padding, bits)
@@ -193,7 +215,7 @@ ALL = set(native.ARGUMENTS)
     [
         ({}, ALL),
         ({"bits": 8}, ALL),
-        ({"padding": [0, 5]}, ALL - {"attend"}),  # which has a mask
+        ({"padding": [0, 5]}, ALL),
         ({"watch": lambda *_: None}, ALL),
     ],
     ids=["plain", "8 bits", "padded", "watched"],
