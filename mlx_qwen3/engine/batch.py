@@ -180,7 +180,7 @@ class Batch:
 
     def _goes_on(self) -> bool:
         """Whether to build the next step before the tokens of the running one are known."""
-        if self._next.waits() or (self._drafter and self._drafter.expects()):
+        if self._step.is_at_once(self._cache) or self._next.waits() or (self._drafter and self._drafter.expects()):
             return False
         return any(row.left > 1 for row in self.rows)
 

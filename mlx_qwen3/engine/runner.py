@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from ..model import kernels
+from ..model import kernels, native
 from ..model.cache import KVCache
 from ..model.kv_format import KVFormat
 from ..model.qwen3 import Qwen3
@@ -54,10 +54,10 @@ class DecodeStep:
 
     def __call__(self, tokens: mx.array, cache: KVCache, watch: Listener | None = None) -> mx.array:
         """Logits (B, V) of the tokens (B,) that follow the prompt in the cache. A watched step is built anew."""
-        model = self._model()
-        assert model is not None, "the caller holds the model"
-        if watch is None and model.computes_at_once(len(tokens), 1):
-            return model.logits(model.ends(tokens[:, None], cache, 1)[:, 0])
+        if watch is None and self.is_at_once(cache):
+            model = _alive(self._model)
+            with native.at_once(True):
+                return model.logits(model.ends(tokens[:, None], cache, 1)[:, 0])
         arrays = cache.arrays()
         if watch is None:
             if (step := self._steps.get(cache.kv_format)) is None:
@@ -67,6 +67,10 @@ class DecodeStep:
             logits, *buffers = _step(self._model, cache.kv_format, tokens, *arrays, watch=watch)
         cache.commit(buffers, 1)
         return logits
+
+    def is_at_once(self, cache: KVCache) -> bool:
+        """Whether the call for this cache computes the step, and does not only build it."""
+        return _alive(self._model).computes_at_once(cache.batch, 1, cache.end)
 
     def fits(self, model: Qwen3) -> bool:
         """Whether this step has the model's present weights. A trace keeps the weights that it was made with."""
@@ -83,13 +87,18 @@ def _step(
     watch: Listener | None = None,
 ) -> list[mx.array]:
     """Logits (B, V) and the cache's new buffers, as a function of arrays alone."""
-    alive = model()
-    assert alive is not None, "the caller holds the model"
+    alive = _alive(model)
     view = ReplayView(*arrays, watch=watch, kv_format=kv_format)
     logits = alive.logits(alive.states(tokens, view))
     if watch is not None:
         watch("logits", logits[:, None])
     return [logits, *view.buffers]
+
+
+def _alive(model: weakref.ref[Qwen3]) -> Qwen3:
+    alive = model()
+    assert alive is not None, "the caller holds the model"
+    return alive
 
 
 def decode_step(model: Qwen3) -> DecodeStep:

@@ -22,7 +22,8 @@ FEW_QUERIES = 8
 PROMPT = 16  # tokens of a pass from which attention goes block by block on a CPU
 # A pass is computed at once in C++ if it is a prompt of LONG tokens. With fewer, a small model does not wait for g++.
 # If the matrices are LARGE, two tokens are enough: MKL reads a weight twice for four.
-LONG, LARGE = 64, 1 << 20
+# Over MANY_KEYS even one token gains.
+LONG, LARGE, MANY_KEYS = 64, 1 << 20, 8192
 KERNEL_BYTES = 4_000_000  # that must be free to compile; a step's kernels take 0.3 MB, g++ more while it runs
 REASON = 200  # characters of an error that a warning quotes
 
@@ -204,11 +205,17 @@ def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
 _fused_swiglu = mx.compile(_swiglu, shapeless=True)
 
 
-def computes_at_once(config: Qwen3Config, rows: int, tokens: int, dtype: mx.Dtype) -> bool:
-    """Whether a pass over so many tokens of each row computes its operations by native.py."""
+def computes_at_once(config: Qwen3Config, rows: int, tokens: int, dtype: mx.Dtype, keys: int = 0) -> bool:
+    """Whether a pass over so many tokens of each row, after so many keys, computes its operations by native.py."""
     large = config.hidden_size * config.num_attention_heads * config.head_dim >= LARGE
     enough = rows * tokens > 1 if large else tokens >= PROMPT and rows * tokens >= LONG
-    return enough and dtype == mx.float32 and not on_gpu() and blas.gemm() is not None and can_compile()
+    return (
+        (enough or keys >= MANY_KEYS)
+        and dtype == mx.float32
+        and not on_gpu()
+        and blas.gemm() is not None
+        and can_compile()
+    )
 
 
 @cache

@@ -38,9 +38,9 @@ _state = threading.local()
 
 @contextmanager
 def at_once(whether: bool) -> Iterator[None]:
-    """In the block, operations of this thread that this module has are computed at once."""
+    """In the block, operations of this thread that this module has are computed at once, if `whether`."""
     before = _threads()
-    _state.threads = blas.threads() if whether else 0
+    _state.threads = blas.threads() if whether else before
     try:
         yield
     finally:

@@ -220,9 +220,9 @@ class Qwen3(nn.Module):
         view.show("final_norm", x)
         return x
 
-    def computes_at_once(self, rows: int, tokens: int) -> bool:
-        """Whether a pass over so many tokens of each row computes each operation when it is called."""
-        return kernels.computes_at_once(self.config, rows, tokens, self.norm.weight.dtype)
+    def computes_at_once(self, rows: int, tokens: int, keys: int = 0) -> bool:
+        """Whether a pass over so many tokens of each row, after so many, computes each operation when it is called."""
+        return kernels.computes_at_once(self.config, rows, tokens, self.norm.weight.dtype, keys)
 
     def residuals(self, ids: Ids, view: View | None = None) -> Iterator[mx.array]:
         """The residual stream (B, L, hidden) after the embedding and after each layer: layers + 1 arrays."""

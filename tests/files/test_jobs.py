@@ -35,6 +35,7 @@ def test_an_error_is_raised_and_no_job_begins_after_it():
     def work() -> None:
         begun.append(1)
         assert failed.wait(60)
+        sum(range(10_000))  # all of them would take seconds, in which the other thread raises
 
     with pytest.raises(ValueError, match="no such block"):
         run([fail, *[work] * 100_000])
