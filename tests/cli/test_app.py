@@ -136,7 +136,7 @@ def test_bad_options_are_refused_before_a_download(arguments, message):
 def test_a_bug_is_one_line_too_unless_asked_otherwise(chat, tmp_path):
     program = (
         "import sys, mlx_qwen3.model.load as w; from mlx_qwen3.cli.app import cli; "
-        "w.load_model = None; cli(sys.argv[1:])"
+        "w.Loading.finish = None; cli(sys.argv[1:])"
     )
     command = [sys.executable, "-c", program, "generate", "--prompt", "x", "--model", chat]
     result = run(*command, cwd=ROOT)
