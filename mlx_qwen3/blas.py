@@ -28,14 +28,16 @@ NOTICED = 100_000_000
 
 LATE = "mlx.core was imported before mlx_qwen3, which is too late for a fast BLAS; import mlx_qwen3 first"
 
-# Milliseconds for which the threads of MKL's OpenMP keep their cores after a product. By default it is 200, in which
-# they take the cores from other products: one pass may be computed by another thread than the next (model/native.py).
-WAITING = ("KMP_BLOCKTIME", "3")
+# How long OpenMP's threads keep their cores after their work, at the cost of products by other threads: one pass may be
+# computed by another thread than the next (model/native.py). MKL's wait for 200 ms by default, now for 3. OpenBLAS has
+# threads of its own, for which GNU's make room at once.
+WAITING = {"mkl": ("KMP_BLOCKTIME", "3"), "openblas": ("GOMP_SPINCOUNT", "0")}
 
 # The functions that read and set how many threads a product takes, of MKL and OpenBLAS
 THREADS = (("MKL_Get_Max_Threads", "MKL_Set_Num_Threads"), ("openblas_get_num_threads", "openblas_set_num_threads"))
 
 in_use: str | None = None  # the library that was loaded
+added: set[str] = set()  # to the environment
 late = False  # whether MLX was imported before this package, with its own BLAS
 _library: ctypes.CDLL | None = None
 _sharing = threading.Lock()
@@ -54,7 +56,6 @@ def preload() -> None:
         late = in_use is None
         _refused = f"{VARIABLE} is {chosen!r}, but {LATE}" if chosen and late else None
         return
-    os.environ.setdefault(*WAITING)
     for library in [chosen] if chosen else _candidates():
         try:
             _library = ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
@@ -64,6 +65,10 @@ def preload() -> None:
                 _refused = f"{VARIABLE} is {chosen!r}, which {reason}"
         else:
             in_use = library
+            for name, (variable, value) in WAITING.items():
+                if name in library and variable not in os.environ:
+                    os.environ[variable] = value
+                    added.add(variable)
             return
 
 

@@ -56,6 +56,17 @@ def test_a_library_that_packages_install_is_found(library):
         (place / "libopenblas.so.0").unlink()
 
 
+@pytest.mark.parametrize(("users", "seen"), [(None, "0"), ("7", "7")])
+def test_openmp_makes_room_for_the_library_unless_the_user_decided(library, users, seen):
+    """The peers of `bench` get the user's environment."""
+    program = (
+        "import os, mlx_qwen3; from mlx_qwen3.bench.process import environment; "
+        "print(os.environ['GOMP_SPINCOUNT'], environment().get('GOMP_SPINCOUNT'))"
+    )
+    own = {"GOMP_SPINCOUNT": users} if users else {}
+    assert run(program, MLX_QWEN3_BLAS=str(library), **own).stdout == f"{seen} {users}\n"
+
+
 @pytest.mark.parametrize("arguments", [["generate", "--prompt", "x"], ["convert", "a", "b"]])
 def test_a_library_that_cannot_be_loaded_is_named(arguments):
     program = f"from mlx_qwen3.cli.app import cli; cli({arguments!r})"

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from .. import interrupt
+from .. import blas, interrupt
 from ..errors import BenchError
 from .options import Contestant
 
@@ -34,11 +34,11 @@ module.main(*sys.argv[3:])
 
 
 def environment() -> dict[str, str]:
-    """The environment of this process, in which children import this same package, even if it is not installed."""
-    root = str(PACKAGE.parent)
+    """The environment of the user, in which children import this same package, even if it is not installed."""
+    root, users = str(PACKAGE.parent), {name: value for name, value in os.environ.items() if name not in blas.added}
     if "site-packages" in root:
-        return dict(os.environ)
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+        return users
+    return {**users, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
 
 
 class Child:

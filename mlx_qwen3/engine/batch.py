@@ -16,7 +16,7 @@ from ..model.cache import KVCache
 from ..model.qwen3 import Qwen3
 from .next_tokens import Coming, News, NextTokens
 from .rows import Row
-from .runner import decode_step
+from .runner import decode_step, steps_at_once
 
 # In a batch, every row attends to as many slots as the longest row. A batch of its own saves a row this padding, but
 # then a step reads all weights once more. A row joins if the padding of all rows has at most this share of the weights'
@@ -180,7 +180,9 @@ class Batch:
 
     def _goes_on(self) -> bool:
         """Whether to build the next step before the tokens of the running one are known."""
-        if self._step.is_at_once(self._cache) or self._next.waits() or (self._drafter and self._drafter.expects()):
+        if self._next.waits() or (self._drafter and self._drafter.expects()):
+            return False
+        if steps_at_once(self._model, self._cache):  # the tokens would come one step late
             return False
         return any(row.left > 1 for row in self.rows)
 

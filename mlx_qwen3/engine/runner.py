@@ -54,8 +54,9 @@ class DecodeStep:
 
     def __call__(self, tokens: mx.array, cache: KVCache, watch: Listener | None = None) -> mx.array:
         """Logits (B, V) of the tokens (B,) that follow the prompt in the cache. A watched step is built anew."""
-        if watch is None and self.is_at_once(cache):
-            model = _alive(self._model)
+        model = self._model()
+        assert model is not None, "the caller holds the model"
+        if watch is None and steps_at_once(model, cache):
             with native.at_once(True):
                 return model.logits(model.ends(tokens[:, None], cache, 1)[:, 0])
         arrays = cache.arrays()
@@ -67,10 +68,6 @@ class DecodeStep:
             logits, *buffers = _step(self._model, cache.kv_format, tokens, *arrays, watch=watch)
         cache.commit(buffers, 1)
         return logits
-
-    def is_at_once(self, cache: KVCache) -> bool:
-        """Whether the call for this cache computes the step, and does not only build it."""
-        return _alive(self._model).computes_at_once(cache.batch, 1, cache.end)
 
     def fits(self, model: Qwen3) -> bool:
         """Whether this step has the model's present weights. A trace keeps the weights that it was made with."""
@@ -87,7 +84,8 @@ def _step(
     watch: Listener | None = None,
 ) -> list[mx.array]:
     """Logits (B, V) and the cache's new buffers, as a function of arrays alone."""
-    alive = _alive(model)
+    alive = model()
+    assert alive is not None, "the caller holds the model"
     view = ReplayView(*arrays, watch=watch, kv_format=kv_format)
     logits = alive.logits(alive.states(tokens, view))
     if watch is not None:
@@ -95,10 +93,10 @@ def _step(
     return [logits, *view.buffers]
 
 
-def _alive(model: weakref.ref[Qwen3]) -> Qwen3:
-    alive = model()
-    assert alive is not None, "the caller holds the model"
-    return alive
+def steps_at_once(model: Qwen3, cache: KVCache) -> bool:
+    """Whether a call of the decode step computes it, and does not only build it."""
+    # A CPU would copy the filled part of a packed buffer.
+    return cache.kv_format.reads_parts() and model.computes_at_once(cache.batch, 1, cache.end)
 
 
 def decode_step(model: Qwen3) -> DecodeStep:
