@@ -87,7 +87,7 @@ def _step(
     alive = model()
     assert alive is not None, "the caller holds the model"
     view = ReplayView(*arrays, watch=watch, kv_format=kv_format)
-    logits = alive.logits(alive.states(tokens, view))
+    logits = alive.head(alive.states(tokens, view))  # not `logits`, which may compute them at once
     if watch is not None:
         watch("logits", logits[:, None])
     return [logits, *view.buffers]

@@ -139,6 +139,19 @@ def test_the_comparison_sees_mistakes(wrong, tiny, ids, monkeypatch):
     assert difference(load_model(tiny, "fp32"), ids[:, :25], [0, 12], ids[:, 25:]) > 100 * TOLERANCE
 
 
+def test_rows_of_a_large_model_over_packed_keys(ids, tmp_path, monkeypatch):
+    """Their step is replayed, and no part of it is computed while its graph is built."""
+    monkeypatch.setattr(kernels, "replay_after", lambda: 0)
+    monkeypatch.setattr(kernels, "LARGE", 1)
+    model = load_model(write_checkpoint(tmp_path, head_dim=32), "fp32")
+    caches = [model.make_cache(len(ids), kv_bits=8) for _ in range(2)]
+    for cache in caches:
+        mx.eval(prefill(model, mx.array(ids), cache))
+    token = mx.array(ids[:, 0])
+    stepped, plain = decode_step(model)(token, caches[0]), model(token[:, None], caches[1])[:, 0]
+    assert np.abs(as_numpy(stepped) - as_numpy(plain)).max() < 1e-3
+
+
 def test_one_step_serves_all_replies_until_weights_are_replaced(tiny, ids, replay):
     model = load_model(tiny, "fp32")
     step = decode_step(model)
