@@ -49,7 +49,7 @@ def norm_rope(qkv: mx.array, weight: mx.array, cos: mx.array, sin: mx.array, eps
     """
     # MLX has no call for the two together: on Metal one kernel takes the place of five, and of the copies that
     # rms_norm makes of the slices of queries and keys.
-    if native.computes(qkv):
+    if native.computes(qkv, weight):
         return native.norm_rope(qkv, weight, cos, sin, eps)
     return metal_norm_rope(qkv, weight, cos, sin, eps) if on_metal() else plain_norm_rope(qkv, weight, cos, sin, eps)
 
@@ -224,23 +224,23 @@ def can_compile() -> bool:
     if on_gpu():
         return True
     # On a CPU g++ runs in a folder in TMPDIR, where its results are kept. The folder may be another user's, missing,
-    # full, or forbid programs. The trial is what prompts need, or else a kernel of MLX's.
+    # full, or forbid programs. MLX's kernels and native.py have a folder each.
     reason = ""
     folder = compiler.temporary()
     try:
         free = os.statvfs(folder)
         if free.f_bavail * free.f_frsize < KERNEL_BYTES:
             reason = f"no space left in {folder}"
-        elif blas.gemm() is not None:
-            native.functions()
         else:
             mx.eval(_fused_swiglu(mx.zeros((2,)), mx.zeros((2,))))
+            if blas.gemm() is not None:
+                native.functions()
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:REASON]
     if reason:
         warn(
-            f"kernels cannot be compiled ({reason}), so long prompts and replies are slower; set TMPDIR to a "
-            "folder that can be written and has room"
+            f"kernels cannot be compiled ({reason}), so long prompts and replies are slower; install g++, or set "
+            "TMPDIR to a folder that can be written and has room"
         )
     return not reason
 

@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_qwen3 import blas
 from mlx_qwen3.errors import Qwen3Warning
 from mlx_qwen3.model import cpu, kernels
 
@@ -209,8 +210,8 @@ print(mlx_qwen3.generate(*mlx_qwen3.load("demo"), "Hello", **options).tokens)
 """
 
 
-def reply(folder):
-    environment = {**os.environ, "TMPDIR": str(folder), "MLX_QWEN3_BLAS": "none"}
+def reply(folder, library="none"):
+    environment = {**os.environ, "TMPDIR": str(folder), "MLX_QWEN3_BLAS": library}
     root = Path(__file__).parents[2]
     return subprocess.run([sys.executable, "-c", REPLY], capture_output=True, env=environment, cwd=root, text=True)
 
@@ -230,6 +231,15 @@ def test_a_reply_needs_no_place_to_compile(tmp_path):
         assert result.stderr.count("Qwen3Warning") == 1
         assert "set TMPDIR to a folder" in result.stderr
         assert reason in result.stderr
+
+
+@ON_A_CPU
+@pytest.mark.skipif(blas.in_use is None, reason="needs a fast BLAS")
+def test_the_folder_of_mlx_alone_may_be_of_no_use(tmp_path):
+    """With a fast BLAS, kernels of our own are compiled beside it."""
+    (tmp_path / "mlx").touch()
+    result = reply(tmp_path, blas.in_use)
+    assert (result.returncode, result.stderr.count("Qwen3Warning")) == (0, 1), result.stderr
 
 
 @ON_A_CPU
