@@ -8,9 +8,7 @@ import ctypes
 import hashlib
 import os
 import stat
-import subprocess
 import sys
-import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -40,6 +38,9 @@ def library(source: Path) -> ctypes.CDLL:
 
 
 def _compile(source: Path, place: Path) -> None:
+    import subprocess  # seldom needed, and a start would wait for them
+    import tempfile
+
     with tempfile.TemporaryDirectory(dir=place.parent) as folder:
         made = Path(folder) / place.name
         run = subprocess.run(["g++", *FLAGS, str(source), "-o", str(made)], capture_output=True, text=True, check=False)
