@@ -1,4 +1,4 @@
-"""A prompt's operations on a CPU: each is computed when it is called, by native.cpp on all cores.
+"""The operations of a pass on a CPU: each is computed when it is called, by native.cpp on all cores.
 
 MLX's CPU back end computes everything but products on one core, without the processor's wide vectors, and makes a pass
 over the scores of attention for each step of its softmax. BENCHMARKS.md has the times. Products are the BLAS's here as
@@ -90,7 +90,7 @@ def norm_rope(qkv: mx.array, weight: mx.array, cos: mx.array, sin: mx.array, eps
 def attend(q: mx.array, kv: mx.array, scale: float, mask: mx.array | str | None) -> mx.array:
     """As `kernels.attend`."""
     (B, H, L, D), (K, S) = q.shape, kv.shape[2:4]
-    causal, out = mask == "causal" if isinstance(mask, str) else False, _new(B, L, H, D)
+    causal, out = isinstance(mask, str) and L > 1, _new(B, L, H, D)
     queries, stored, results = _numbers(q), _numbers(kv), _numbers(out).transpose(0, 2, 1, 3)
     visible = np.broadcast_to(_numbers(mask), (B, 1, L, S))[:, 0] if isinstance(mask, mx.array) else None
     if L == 1:  # the queries of a key head are rows of one product
@@ -99,7 +99,7 @@ def attend(q: mx.array, kv: mx.array, scale: float, mask: mx.array | str | None)
             visible = np.broadcast_to(visible, (B, H // K, S))
     strided = (part for array in (queries, stored, visible, results) for part in (array, _strides(array)))
     with blas.threads_for(_threads()):  # each has products of its own
-        _call("attend", blas.gemm(), *strided, B, queries.shape[1], K, queries.shape[2], S, D, scale, causal and L > 1)
+        _call("attend", blas.gemm(), *strided, B, queries.shape[1], K, queries.shape[2], S, D, scale, causal)
     return out.transpose(0, 2, 1, 3)
 
 

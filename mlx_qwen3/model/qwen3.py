@@ -124,29 +124,19 @@ class Block(nn.Module):
 
         keep: return only the last `keep` tokens of each row, (B * keep, hidden).
         """
-        q, kv = self.project(x, turn, view)
+        attention = self["self_attn"]
+        view.show("input", x)
+        y = self["input_layernorm"](x)
+        view.show("input_norm", y)
+        q, kv = attention.project(y, turn, view)
         if keep is not None:
             (B, L), hidden = view.shape, x.shape[1]
             x = x.reshape(B, L, hidden)[:, L - keep :].reshape(B * keep, hidden)
             q = q[:, :, L - keep :]
-        out = self.attend(q, kv, view)
-        return x if keep == 0 else self.finish(x, out, view)  # for 0 only the cache was wanted
-
-    def project(self, x: mx.array, turn: Turn, view: View) -> tuple[mx.array, mx.array]:
-        """The layer up to attention: `Attention.project` of the normalised x (T, hidden)."""
-        view.show("input", x)
-        y = self["input_layernorm"](x)
-        view.show("input_norm", y)
-        return self["self_attn"].project(y, turn, view)
-
-    def attend(self, q: mx.array, kv: mx.array, view: View) -> mx.array:
-        """Attention (B, H, L, D) of these queries, keys and values, which the cache takes up."""
-        attention = self["self_attn"]
-        return view.attend(attention.layer, q, kv, attention.scale)
-
-    def finish(self, x: mx.array, out: mx.array, view: View) -> mx.array:
-        """The layer after attention: the residual stream (T, hidden), from the one before the layer."""
-        x = self["self_attn"].merge(x, out, view)
+        out = view.attend(attention.layer, q, kv, attention.scale)
+        if keep == 0:  # only the cache was wanted
+            return x
+        x = attention.merge(x, out, view)
         view.show("residual", x)
         y = self["post_attention_layernorm"](x)
         view.show("post_norm", y)
@@ -222,7 +212,7 @@ class Qwen3(nn.Module):
 
     def computes_at_once(self, rows: int, tokens: int, keys: int = 0) -> bool:
         """Whether a pass over so many tokens of each row, after so many, computes each operation when it is called."""
-        return kernels.computes_at_once(self.config, rows, tokens, self.norm.weight.dtype, keys)
+        return kernels.computes_at_once(self.config, rows, tokens, self["norm"]["weight"].dtype, keys)
 
     def residuals(self, ids: Ids, view: View | None = None) -> Iterator[mx.array]:
         """The residual stream (B, L, hidden) after the embedding and after each layer: layers + 1 arrays."""

@@ -173,7 +173,8 @@ def no_activation(model, patch):
 
 def post_norm(model, patch):
     def block(m, x, turn, view, keep=None):
-        out = m.attend(*m.self_attn.project(x, turn, view), view)
+        q, kv = m.self_attn.project(x, turn, view)
+        out = view.attend(m.self_attn.layer, q, kv, m.self_attn.scale)
         x = m.input_layernorm(m.self_attn.merge(x, out, view))
         return m.mlp(m.post_attention_layernorm(x), x, view)
 
